@@ -1,0 +1,397 @@
+"""The `archive` command. Options in, one call, a table or JSON out.
+
+Heavy modules are imported inside the commands: `archive --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from archive_pipeline import __version__
+
+if TYPE_CHECKING:
+    from archive_pipeline.ingest import Outcome
+    from archive_pipeline.ingest import Report as IngestReport
+
+PARTLY_FAILED = 3
+SHOWN_WARNINGS = 20
+
+
+@contextmanager
+def _errors(verbose: int) -> Iterator[None]:
+    """Turn any error into one line and exit code 1; -v shows where it came from."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        if verbose:
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
+        # the project's own errors say all there is to say; others need their type's name
+        if not type(error).__module__.startswith("archive_pipeline") and not isinstance(
+            error, ValueError
+        ):
+            line = f"{type(error).__name__}: {line}"
+        click.echo(f"Error: {line}", err=True)
+        sys.exit(1)
+
+
+def common(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command."""
+
+    @click.option(
+        "--archive",
+        "archive_url",
+        default="./archive.zarr",
+        envvar="ARCHIVE_STORE",
+        show_default=True,
+        show_envvar=True,
+        help="Path or URL (s3://, memory://, ...) of the archive.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Only errors and results.")
+    @click.option("-v", "--verbose", count=True, help="More detail; tracebacks of errors.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, verbose: int, **kwargs: Any) -> None:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # worker processes' too
+        with _errors(verbose):
+            function(*args, verbose=verbose, **kwargs)
+
+    return wrapped
+
+
+def parallel(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of commands that work on many images."""
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Local worker processes; 0 works in this process. By default one a core.",
+        ),
+        click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask scheduler to use."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where the codec runs.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+class _Progress:
+    """A progress bar on stderr where that is a terminal, else nothing."""
+
+    def __init__(self, label: str, quiet: bool) -> None:
+        self.label = label
+        self.shown = not quiet and sys.stderr.isatty()
+        self.bar: Any = None
+
+    def step(self, total: int) -> None:
+        if not self.shown:
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=self.label, unit="image", file=sys.stderr)
+        self.bar.update()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="archive")
+def main() -> None:
+    """Keep drone imagery small: archive flights, restore any area as georeferenced pixels."""
+
+
+@main.command()
+@click.argument(
+    "flights", nargs=-1, required=True, metavar="FLIGHT_DIR...", type=click.Path(path_type=Path)
+)
+@click.option("--flight", "name", help="Flight id; by default the directory's name.")
+@click.option("--ratio", type=float, help="Raw bytes over archive bytes.  [default: 100]")
+@click.option("--bpp", type=float, help="Archive bits a pixel.")
+@click.option("--source-ratio", type=float, help="Source file bytes over archive bytes.")
+@click.option("--model", help="Shipped model's name or a model folder.")
+@click.option("--overwrite", is_flag=True, help="Encode images again that the archive has.")
+@click.option(
+    "--ground-elevation",
+    type=float,
+    metavar="METRES",
+    help="Height of the ground, for frames without altitude above take-off.",
+)
+@parallel
+@common
+def ingest(
+    archive_url: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    flights: tuple[Path, ...],
+    name: str | None,
+    ratio: float | None,
+    bpp: float | None,
+    source_ratio: float | None,
+    model: str | None,
+    overwrite: bool,
+    ground_elevation: float | None,
+    device: str,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Archive every image of the flight directories.
+
+    Each image takes at most its budget, everything stored for it counted. Photographs (8-bit RGB)
+    go through the learned codec, everything else is kept losslessly. Ingesting again skips what
+    the archive has. Exit code 3: some images failed, each is named.
+    """
+    budgets = [value for value in (ratio, bpp, source_ratio) if value is not None]
+    if len(budgets) > 1:
+        raise click.UsageError("--ratio, --bpp and --source-ratio exclude each other")
+    if any(not 0 < value < float("inf") for value in budgets):
+        raise click.UsageError("--ratio, --bpp and --source-ratio must be positive")
+    if name is not None and len(flights) > 1:
+        raise click.UsageError("--flight names a single FLIGHT_DIR")
+    named = [(name or directory.resolve().name or "flight", directory) for directory in flights]
+    if len({flight for flight, _ in named}) < len(named):
+        raise click.UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
+
+    from archive_pipeline.ingest import Budget, Options
+    from archive_pipeline.ingest import ingest as run
+    from archive_pipeline.models import DEFAULT_MODEL
+
+    options = Options(
+        Budget(ratio, bpp, source_ratio) if budgets else Budget(ratio=100),
+        model or DEFAULT_MODEL,
+        device,
+        overwrite,
+        ground_elevation,
+    )
+    bar = _Progress("ingest", quiet)
+    warned = 0
+
+    def progress(outcome: Outcome, total: int) -> None:
+        nonlocal warned
+        bar.step(total)
+        for warning in outcome.warnings if not quiet else ():
+            warned += 1
+            if warned <= SHOWN_WARNINGS or verbose:
+                click.echo(f"Warning: {outcome.path}: {warning}", err=True)
+        if outcome.error:
+            click.echo(f"Failed: {outcome.path}: {outcome.error}", err=True)
+
+    report = run(archive_url, named, options, scheduler=scheduler, workers=workers, progress=progress)
+    bar.close()
+    if warned > SHOWN_WARNINGS and not verbose:
+        click.echo(f"... and {warned - SHOWN_WARNINGS} more warnings (-v shows all)", err=True)
+    result = report.to_json()
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        _print_ingest(report, result, archive_url)
+    if result["failed"]:
+        sys.exit(PARTLY_FAILED)
+
+
+def _print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:
+    click.echo(
+        f"{archive_url}: {result['ingested']} ingested, {result['skipped']} skipped, "
+        f"{len(result['failed'])} failed in {result['seconds']:.1f} s"
+    )
+    if not result["ingested"]:
+        return
+    stored = result["archive_bytes"]
+    pixels = sum(o.pixels for o in report.outcomes if o.status == "ingested")
+    click.echo(
+        f"  {_size(result['source_bytes'])} of files, {_size(result['raw_bytes'])} of pixels "
+        f"-> {_size(stored)}"
+    )
+    click.echo(
+        f"  ratio to pixels {result['raw_bytes'] / stored:.1f}, "
+        f"to files {result['source_bytes'] / stored:.1f}, {8 * stored / pixels:.3f} bits a pixel"
+    )
+    lossless = sum(o.codec == "lossless" for o in report.outcomes)
+    if lossless:
+        click.echo(f"  {lossless} of the images stored losslessly")
+    click.echo(f"  model, once an archive: {_size(result['model_bytes'])}")
+    click.echo(f"  {result['megapixels_per_second']:.2f} megapixels a second")
+
+
+@main.command()
+@click.option(
+    "--bbox",
+    type=float,
+    nargs=4,
+    metavar="W S E N",
+    help="Only this area: west south east north.",
+)
+@click.option(
+    "--bbox-crs", default="EPSG:4326", show_default=True, metavar="CRS", help="CRS of --bbox."
+)
+@click.option("--flight", metavar="ID", help="Only this flight.")
+@click.option(
+    "--image", "images", multiple=True, metavar="NAME", help="Only this image; may be repeated."
+)
+@click.option(
+    "-o",
+    "--output",
+    default="restored",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory to write to.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["gtiff", "jpeg", "png"]),
+    default="gtiff",
+    show_default=True,
+    help="Cloud Optimized GeoTIFF, JPEG with the original EXIF and XMP, or PNG.",
+)
+@click.option("--mosaic", is_flag=True, help="One north-up GeoTIFF of all images.")
+@click.option(
+    "--steps",
+    type=click.IntRange(0, 0),
+    default=0,
+    show_default=True,
+    help="Denoising steps; 0 is the deterministic decoder, the only one of this release.",
+)
+@parallel
+@common
+def restore(
+    archive_url: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    bbox: tuple[float, float, float, float] | None,
+    bbox_crs: str,
+    flight: str | None,
+    images: tuple[str, ...],
+    output: Path,
+    file_format: str,
+    mosaic: bool,
+    steps: int,
+    device: str,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Write images, or the part of them inside a bounding box, as georeferenced files.
+
+    A window keeps the image's own pixel grid: a frame flown askew keeps its rotated transform.
+    --mosaic resamples all of them to one north-up raster. Exit code 3: some images failed.
+    """
+    if mosaic and file_format != "gtiff":
+        raise click.UsageError("--mosaic writes a GeoTIFF")
+
+    from archive_pipeline.restore import Selection
+    from archive_pipeline.restore import restore as run
+
+    bar = _Progress("restore", quiet)
+    report = run(
+        archive_url,
+        Selection(bbox, bbox_crs, flight, images),
+        output,
+        format=file_format,
+        mosaic=mosaic,
+        device=device,
+        scheduler=scheduler,
+        workers=workers,
+        progress=bar.step,
+    )
+    bar.close()
+    for failure in report.failed:
+        click.echo(f"Failed: {failure['error']}", err=True)
+    for image, reason in report.skipped if not quiet else ():
+        click.echo(f"Warning: {image}: {reason}", err=True)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        for file in report.files:
+            click.echo(file["path"])
+        if not report.files and not report.failed:
+            click.echo("Nothing in the archive matches.", err=True)
+        elif not quiet:
+            click.echo(f"{len(report.files)} files in {report.seconds:.1f} s", err=True)
+    if report.failed:
+        sys.exit(PARTLY_FAILED if report.files else 1)
+
+
+@main.command()
+@common
+def info(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
+    """List flights and images: sizes, positions, ratios."""
+    from archive_pipeline.info import describe
+
+    result = describe(archive_url)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for flight in result["flights"]:
+        click.echo(f"{flight['id']}: {len(flight['images'])} images")
+        for image in flight["images"] if not quiet else ():
+            ring = image["footprint"]
+            where = "no position"
+            if ring:
+                lon = sum(p[0] for p in ring[:-1]) / (len(ring) - 1)
+                lat = sum(p[1] for p in ring[:-1]) / (len(ring) - 1)
+                where = f"{lon:.6f} {lat:.6f}  {image['crs']}"
+            click.echo(
+                f"  {image['id']:<28} {image['width']}x{image['height']}  {image['codec']:<8} "
+                f"{_size(image['source_bytes']):>9} -> {_size(image['archive_bytes']):>9}  {where}"
+            )
+    totals = result["totals"]
+    click.echo(
+        f"{totals['images']} images, {_size(totals['source_bytes'])} of files -> "
+        f"{_size(totals['archive_bytes'])}, models {_size(totals['model_bytes'])}"
+    )
+
+
+@main.command()
+@common
+def check(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
+    """Verify every checksum, decode every tile, compare the index with the contents.
+
+    Exit code 1 when anything is broken, each thing named.
+    """
+    from archive_pipeline.check import check as run
+
+    bar = _Progress("check", quiet)
+    report = run(archive_url, progress=bar.step)
+    bar.close()
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        for problem in report.problems:
+            click.echo(f"Broken: {problem}", err=True)
+        if not report.problems:
+            click.echo(f"{archive_url}: {report.images} images are whole")
+    if report.problems:
+        sys.exit(1)
+
+
+def _size(count: float) -> str:
+    """A number of bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+if __name__ == "__main__":
+    main()

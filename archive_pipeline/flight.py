@@ -1,0 +1,496 @@
+"""What a flight directory holds: frames and rasters, their pixels, masks and metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from archive_pipeline.camera import CameraPose, locate, read_pose
+from archive_pipeline.embedded import Block, png_blocks, tiff_blocks
+from archive_pipeline.georef import Georef, Window, raster_georef
+from archive_pipeline.jpeg_segments import MAX_TRAILER, TRAILER, walk
+
+# What GDAL's wheel opens and drones, cameras and photogrammetry write.  Raw files are left out:
+# GDAL opens only the preview inside them.
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".bmp",
+        ".gif",
+        ".gtif",
+        ".gtiff",
+        ".img",
+        ".j2k",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".ntf",
+        ".nitf",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
+# Rows decoded at a time when a frame is checked; any frame is then a few tens of megabytes.
+CHECK_ROWS = 512
+# Tag namespaces that GDAL derives from the file and that are kept in a better place.
+DERIVED_NAMESPACES = frozenset(("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC"))
+# Copies of what `SourceImage.metadata` holds byte for byte, for the formats it reads.
+EMBEDDED_NAMESPACES = frozenset(("EXIF", "xml:XMP", "COLOR_PROFILE"))
+EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
+EXIF_PREFIX = b"Exif\0\0"
+XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+class FlightError(Exception):
+    """A flight directory that cannot be used; the message is one line."""
+
+
+class SourceError(Exception):
+    """A source image that cannot be read.
+
+    Attributes:
+        path: the file.
+        reason: one line that says what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One source file: everything about it but its pixels.
+
+    Attributes:
+        path: the file.
+        id: its name in the flight, see `find_images`.
+        sha256: hex digest of the file's bytes.
+        size_bytes: length of the file.
+        driver: GDAL's short name of the format, e.g. ``"JPEG"``, ``"GTiff"``, ``"PNG"``.
+        width, height: pixels, as stored (EXIF orientation is not applied).
+        bands: number of bands, without the alpha band where ``mask == "alpha"``.
+        dtype: numpy name of the widest band's type.
+        mask: ``"none"``, ``"alpha"``, ``"mask"`` (per-dataset, internal or ``.msk``) or
+            ``"nodata"``.
+        nodata: nodata value, may be NaN.
+        colorinterp: rasterio's name of each band's colour interpretation, alpha included.
+        layout: ``photometric`` and ``compression`` (strings or ``None``), ``block_shape``
+            ``[rows, cols]``, ``tiled`` (bool), ``overviews`` (list of factors) and
+            ``image_structure``, GDAL's items of that name (``INTERLEAVE``, ``NBITS``, ...).
+        descriptions, units, scales, offsets: one entry a band, without alpha.
+        colormap: band 1's palette, 256 or 65536 RGBA entries at most; ``None`` without one.
+        tags: dataset tags by namespace (``""`` is the default one), derived ones left out.
+        band_tags: the same for each band.
+        georef: where the pixels lie.
+        camera: the camera's pose; ``None`` where the file says nothing of a camera.
+        captured: ISO 8601 time of capture, with an offset where the source gives one.
+        metadata: byte-for-byte originals ``(name, payload)`` in file order.
+        warnings: one sentence for each thing that is odd but did not stop the reading.
+    """
+
+    path: Path
+    id: str
+    sha256: str
+    size_bytes: int
+    driver: str
+    width: int
+    height: int
+    bands: int
+    dtype: str
+    mask: str = "none"
+    nodata: float | int | None = None
+    colorinterp: tuple[str, ...] = ()
+    layout: dict[str, Any] = field(default_factory=dict)
+    descriptions: tuple[str | None, ...] = ()
+    units: tuple[str | None, ...] = ()
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+    colormap: tuple[tuple[int, int, int, int], ...] | None = None
+    tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    band_tags: tuple[dict[str, dict[str, str]], ...] = ()
+    georef: Georef = field(default_factory=Georef)
+    camera: CameraPose | None = None
+    captured: str | None = None
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the pixels are photographic: 8-bit RGB once alpha is set aside."""
+        rgb = self.colorinterp[:3] == ("red", "green", "blue")
+        return self.dtype == "uint8" and self.bands == 3 and rgb
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types with everything but `metadata`."""
+        return {
+            **{f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "metadata"},
+            "path": self.path.as_posix(),
+            "georef": self.georef.to_json(),
+            "camera": None if self.camera is None else self.camera.to_json(),
+        }
+
+    @classmethod
+    def from_json(
+        cls, data: dict[str, Any], metadata: tuple[tuple[str, bytes], ...] = ()
+    ) -> SourceImage:
+        """Rebuild a source record from `to_json`'s dict and the separately kept `metadata`."""
+        camera, nodata, palette = data["camera"], data["nodata"], data["colormap"]
+        tuples = ("colorinterp", "descriptions", "units", "band_tags", "warnings")
+        numbers = ("scales", "offsets")
+        return cls(
+            **{
+                **data,
+                **{name: tuple(data[name]) for name in tuples},
+                **{name: tuple(_number(v) for v in data[name]) for name in numbers},
+                "path": Path(data["path"]),
+                "nodata": None if nodata is None else _number(nodata),
+                "colormap": None if palette is None else tuple(tuple(c) for c in palette),
+                "georef": Georef.from_json(data["georef"]),
+                "camera": None if camera is None else CameraPose.from_json(camera),
+                "metadata": tuple((name, bytes(payload)) for name, payload in metadata),
+            }
+        )
+
+
+def find_images(directory: Path) -> list[tuple[str, Path]]:
+    """List the images of a flight directory and of the folders in it.
+
+    Hidden files and folders, and every file without an image's extension (sidecars, logs, video),
+    are passed over.  Links to files are followed, links to folders are not: they may lead in
+    circles or out of the flight.
+
+    Args:
+        directory: the flight.
+
+    Returns:
+        ``(id, path)`` sorted by path.  The id is the file's name, or its path below ``directory``
+        with forward slashes where names repeat (letter case aside).
+
+    Raises:
+        FlightError: the directory does not exist, cannot be listed, or holds no image.
+    """
+    directory = Path(directory)
+    if not directory.exists():
+        raise FlightError(f"{directory}: no such directory")
+    if not directory.is_dir():
+        raise FlightError(f"{directory}: not a directory")
+
+    def refuse(error: OSError) -> None:
+        raise FlightError(f"{error.filename}: {error.strerror}")
+
+    found = []
+    for folder, subfolders, names in os.walk(directory, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                found.append(path)
+    if not found:
+        raise FlightError(f"{directory}: no images")
+    found.sort(key=lambda path: path.relative_to(directory).parts)
+    repeats = Counter(path.name.casefold() for path in found)
+    return [
+        (
+            path.name
+            if repeats[path.name.casefold()] == 1
+            else path.relative_to(directory).as_posix(),
+            path,
+        )
+        for path in found
+    ]
+
+
+def read_source(path: Path, id: str, ground_elevation: float | None = None) -> SourceImage:
+    """Read everything about an image but its pixels.
+
+    JPEG frames are decoded once and PNG checksums verified, so that a damaged file fails here and
+    not half-way through a batch; other formats are checked as `read_pixels` reads them.
+
+    Args:
+        path: the file.
+        id: its id in the flight, see `find_images`.
+        ground_elevation: height of the ground, metres, in the datum of the cameras' GPS altitude,
+            for frames that carry no height above take-off.
+
+    Raises:
+        SourceError: the file cannot be read, is damaged, or is no image; one clear line.
+    """
+    path = Path(path)
+    sha256, size = _digest(path)
+    with _reading(path), rasterio.open(path) as dataset:
+        if dataset.count == 0:
+            raise SourceError(path, "holds no raster of its own, only subdatasets")
+        metadata, notes = _embedded(path, dataset.driver)
+        if dataset.driver == "JPEG":
+            _check_jpeg(path, dataset.width, dataset.height)
+        return _describe(dataset, path, id, sha256, size, metadata, notes, ground_elevation)
+
+
+def read_pixels(
+    source: SourceImage, window: Window | None = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+    """Read an image's pixels and mask, whole or in a window.
+
+    Args:
+        source: what `read_source` returned.
+        window: ``(col, row, width, height)`` inside the image; the whole image without one.
+
+    Returns:
+        Pixels of ``source.dtype``, shape (height, width, bands), alpha left out where
+        ``source.mask == "alpha"``, and the mask: ``None`` where there is none, else uint8
+        (height, width): alpha as it is (0 to 255), or 255 where a dataset mask or the nodata value
+        says valid and 0 elsewhere.
+
+    Raises:
+        SourceError: the file is gone or damaged.
+        ValueError: the window is empty or leaves the image.
+    """
+    col, row, width, height = window or (0, 0, source.width, source.height)
+    if min(col, row) < 0 or min(width, height) < 1:
+        raise ValueError(f"window {window} is not inside the image")
+    if col + width > source.width or row + height > source.height:
+        raise ValueError(f"window {window} leaves the {source.width} x {source.height} image")
+    area = RasterWindow(col, row, width, height)
+    with _reading(source.path), rasterio.open(source.path) as dataset:
+        if (dataset.width, dataset.height) != (source.width, source.height):
+            raise SourceError(source.path, "has changed since it was listed")
+        bands, alpha = _bands(dataset)
+        pixels = dataset.read(bands, window=area, out_dtype=source.dtype)
+        mask = None
+        if source.mask == "alpha":
+            mask = dataset.read(alpha, window=area)
+        elif source.mask != "none":
+            mask = dataset.dataset_mask(window=area)
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), mask
+
+
+def _describe(
+    dataset: rasterio.DatasetReader,
+    path: Path,
+    id: str,
+    sha256: str,
+    size: int,
+    metadata: list[Block],
+    notes: list[str],
+    ground_elevation: float | None,
+) -> SourceImage:
+    bands, alpha = _bands(dataset)
+    flags = dataset.mask_flag_enums[0]
+    if alpha is not None:
+        mask = "alpha"
+    elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        mask = "mask"
+    else:
+        mask = "nodata" if MaskFlags.nodata in flags else "none"
+    # Not the values themselves: NaN differs from NaN.
+    if len({repr(value) for value in dataset.nodatavals}) > 1:
+        notes.append("bands have different nodata values; the first band's is kept")
+
+    georef = raster_georef(dataset)
+    camera, captured = read_pose(*_camera_blocks(dataset.driver, metadata))
+    if georef.footprint is None:
+        if camera is not None:
+            located, assumptions = locate(camera, dataset.width, dataset.height, ground_elevation)
+            georef = located if located.footprint is not None else georef
+            notes += [*camera.warnings, *assumptions]
+        elif georef.method == "none":
+            notes.append("no position: neither a georeference nor a camera's tags")
+
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    rows, cols = dataset.block_shapes[0]
+    colormap = None
+    if dataset.colorinterp[0] == ColorInterp.palette:
+        palette = dataset.colormap(1)
+        colormap = tuple(tuple(palette[index]) for index in sorted(palette))
+    return SourceImage(
+        path=path,
+        id=id,
+        sha256=sha256,
+        size_bytes=size,
+        driver=dataset.driver,
+        width=dataset.width,
+        height=dataset.height,
+        bands=len(bands),
+        dtype=_widest([dataset.dtypes[band - 1] for band in bands]),
+        mask=mask,
+        nodata=dataset.nodata,
+        colorinterp=tuple(interp.name for interp in dataset.colorinterp),
+        layout={
+            "photometric": structure.get("SOURCE_COLOR_SPACE"),
+            "compression": structure.get("COMPRESSION"),
+            "block_shape": [rows, cols],
+            "tiled": cols != dataset.width,
+            # A JPEG's are only what its decoder can scale to.
+            "overviews": [] if dataset.driver == "JPEG" else dataset.overviews(1),
+            "image_structure": structure,
+        },
+        descriptions=tuple(dataset.descriptions[band - 1] for band in bands),
+        units=tuple(dataset.units[band - 1] for band in bands),
+        scales=tuple(dataset.scales[band - 1] for band in bands),
+        offsets=tuple(dataset.offsets[band - 1] for band in bands),
+        colormap=colormap,
+        tags=_tags(dataset, 0),
+        band_tags=tuple(_tags(dataset, band) for band in bands),
+        georef=georef,
+        camera=camera,
+        captured=captured,
+        metadata=tuple(metadata),
+        warnings=tuple(notes),
+    )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever GDAL and the system say about ``path`` into one `SourceError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            # Of broken EXIF, which counts as absent.
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    except (OSError, RasterioError, CPLE_BaseError) as error:
+        raise SourceError(path, _reason(path, error)) from error
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    """Find the most telling message: GDAL's own is at the end of the chain of causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    if "not recognized as being in a supported" in text:
+        return "not an image in any format GDAL knows"
+    for name in (str(path), path.name):
+        text = text.replace(f"'{name}'", "the file").removeprefix(f"{name}:").strip()
+    return text or type(error).__name__
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    try:
+        if not path.is_file():
+            raise SourceError(path, "not a file" if path.exists() else "no such file")
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except OSError as error:
+        raise SourceError(path, error.strerror or str(error)) from error
+    if size == 0:
+        raise SourceError(path, "the file is empty")
+    return digest, size
+
+
+def _embedded(path: Path, driver: str) -> tuple[list[Block], list[str]]:
+    """Read the original metadata blocks; one sentence for each thing that is left out."""
+    if driver == "JPEG":
+        data = path.read_bytes()
+        try:
+            layout = walk(data)
+        except ValueError as error:
+            raise SourceError(path, str(error)) from error
+        if layout.end is None:
+            raise SourceError(path, "truncated: the JPEG ends inside its image data")
+        trailing = len(data) - layout.end
+        if trailing > MAX_TRAILER:
+            note = f"{trailing} bytes behind the image (preview frames) are not archived"
+            return layout.segments, [note]
+        trailer = [(TRAILER, data[layout.end :])] if trailing else []
+        return [*layout.segments, *trailer], []
+    if driver == "PNG":
+        try:
+            return png_blocks(path), []
+        except ValueError as error:
+            raise SourceError(path, str(error)) from error
+    return (tiff_blocks(path) if driver in ("GTiff", "COG") else []), []
+
+
+def _check_jpeg(path: Path, width: int, height: int) -> None:
+    """Decode a whole JPEG with libjpeg's warnings as errors; it would fill gaps with grey."""
+    try:
+        with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="YES"), rasterio.open(path) as dataset:
+            for row in range(0, height, CHECK_ROWS):
+                dataset.read(window=RasterWindow(0, row, width, min(CHECK_ROWS, height - row)))
+    except (RasterioError, CPLE_BaseError) as error:
+        raise SourceError(path, f"damaged JPEG: {_reason(path, error)}") from error
+
+
+def _camera_blocks(driver: str, metadata: list[Block]) -> tuple[bytes, bytes]:
+    """Pick the EXIF and the XMP block out of a format's metadata; empty where there is none."""
+    exif = xmp = b""
+    for name, payload in metadata:
+        if driver == "JPEG" and name == "APP1":
+            if payload.startswith(EXIF_PREFIX):
+                exif = exif or payload
+            elif payload.startswith(XMP_PREFIX):
+                xmp = xmp or payload.removeprefix(XMP_PREFIX)
+        elif name in ("EXIF", "eXIf"):
+            exif = payload
+        elif name == "XMP" or (name == "iTXt" and payload.startswith(b"XML:com.adobe.xmp\0")):
+            xmp = payload
+    return exif, xmp
+
+
+def _bands(dataset: rasterio.DatasetReader) -> tuple[list[int], int | None]:
+    """Return the 1-based numbers of the bands that hold pixels, and that of the alpha band.
+
+    Only a single 8-bit alpha beside other bands is set aside; any other kind stays a band, exact.
+    """
+    bands = list(dataset.indexes)
+    alphas = [band for band in bands if dataset.colorinterp[band - 1] == ColorInterp.alpha]
+    if len(alphas) != 1 or len(bands) == 1 or dataset.dtypes[alphas[0] - 1] != "uint8":
+        return bands, None
+    return [band for band in bands if band != alphas[0]], alphas[0]
+
+
+def _widest(dtypes: list[str]) -> str:
+    # GDAL's complex integers have no numpy type; complex64 holds the 16-bit ones exactly.
+    known = [{"complex_int16": "complex64"}.get(dtype, dtype) for dtype in dtypes]
+    return np.result_type(*(np.dtype(dtype) for dtype in known)).name
+
+
+def _tags(dataset: rasterio.DatasetReader, band: int) -> dict[str, dict[str, str]]:
+    """Read all tags of the dataset (band 0) or of a band by namespace, derived ones left out."""
+    embedded = dataset.driver in EMBEDDED_DRIVERS
+    found = {}
+    for namespace in ("", *dataset.tag_namespaces(band)):
+        if namespace in DERIVED_NAMESPACES or (embedded and namespace in EMBEDDED_NAMESPACES):
+            continue
+        items = dataset.tags(band, ns=namespace or None)
+        if dataset.driver == "JPEG" and namespace == "":
+            items = {key: value for key, value in items.items() if not key.startswith("EXIF_")}
+        if items:
+            found[namespace] = dict(items)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Make lists of tuples and strings of the floats that JSON has no numbers for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _number(value: float | int | str) -> float | int:
+    return float(value) if isinstance(value, str) else value

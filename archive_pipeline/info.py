@@ -1,0 +1,50 @@
+"""`archive info`: what is in an archive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from archive_pipeline.store import Archive
+
+
+def describe(archive_url: str) -> dict[str, Any]:
+    """Return flights, their images and totals, as `archive info --json` prints them.
+
+    Footprints are [[lon, lat], ...] rings in EPSG:4326, transforms six numbers in rasterio's
+    order, both None where unknown; sizes are bytes.
+
+    Raises:
+        ArchiveError: the archive cannot be used.
+    """
+    archive = Archive.open(archive_url)
+    flights = []
+    for flight in archive.flights():
+        images = []
+        for entry in archive.images(flight):
+            record = entry.record
+            georef = record["georef"]
+            images.append(
+                {
+                    "id": entry.id,
+                    "width": record["width"],
+                    "height": record["height"],
+                    "codec": record["codec"],
+                    "crs": georef["crs"],
+                    "transform": georef["transform"],
+                    "footprint": georef["footprint"],
+                    "captured": record["captured"],
+                    "source_bytes": record["source_bytes"],
+                    "archive_bytes": record["archive_bytes"],
+                }
+            )
+        if images:
+            flights.append({"id": flight, "images": images})
+    every = [image for flight in flights for image in flight["images"]]
+    totals = {
+        "flights": len(flights),
+        "images": len(every),
+        "source_bytes": sum(i["source_bytes"] for i in every),
+        "archive_bytes": sum(i["archive_bytes"] for i in every),
+        "model_bytes": archive.size_of("models") if archive.list_names("models") else 0,
+    }
+    return {"flights": flights, "totals": totals}

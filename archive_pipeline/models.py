@@ -1,0 +1,114 @@
+"""Where models are found: folders shipped with the package, given by a user, or in an archive."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cache
+from pathlib import Path
+
+from archive_pipeline.pcdc.bitstream import UnknownModel
+from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.model import CONFIG, FILES, Model, ModelError, digest
+
+DEFAULT_MODEL = "pcdc-drone-small"
+SEARCH_PATH = "ARCHIVE_MODEL_PATH"
+
+_lock = threading.RLock()
+_files: dict[str, dict[str, bytes]] = {}
+_codecs: dict[tuple[str, str], Codec] = {}
+_device = "cpu"
+
+
+def use_device(device: str) -> None:
+    """Run codecs on this torch device from now on: "cpu", "cuda", or "auto" for what is there.
+
+    Raises:
+        ValueError: CUDA is asked for and there is none.
+    """
+    import torch
+
+    global _device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device is available")
+    _device = device
+
+
+def shipped() -> Path:
+    """The folder of models shipped with the package, or of the checkout it runs from."""
+    here = Path(__file__).resolve().parent
+    installed = here / "_models"
+    return installed if installed.is_dir() else here.parent / "models"
+
+
+def _folders() -> list[Path]:
+    """Model folders in search order: $ARCHIVE_MODEL_PATH entries and their children, shipped."""
+    roots = [Path(p) for p in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if p]
+    found = []
+    for root in [*roots, shipped()]:
+        children = sorted(root.iterdir()) if root.is_dir() else []
+        found += [f for f in [root, *children] if (f / CONFIG).is_file()]
+    return found
+
+
+@cache
+def _folder_digest(folder: Path) -> str:
+    return digest({name: (folder / name).read_bytes() for name in FILES})
+
+
+def register(files: dict[str, bytes]) -> str:
+    """Make a model known by its files' contents; returns its SHA-256."""
+    sha256 = digest(files)
+    with _lock:
+        _files.setdefault(sha256, files)
+    return sha256
+
+
+def load_named(name: str) -> Model:
+    """Load a model by shipped name or folder path.
+
+    Raises:
+        ModelError: there is none of that name, or it is damaged.
+    """
+    for folder in (Path(name), shipped() / name):
+        if (folder / CONFIG).is_file():
+            model = Model.from_folder(folder)
+            register(model.files)
+            return model
+    known = ", ".join(f.name for f in _folders()) or "none"
+    raise ModelError(f"{name}: no such model (shipped: {known})")
+
+
+def codec_for(sha256: str) -> Codec:
+    """Return the process-wide codec of a model.
+
+    Raises:
+        UnknownModel: the model is neither registered nor in a search folder.
+        ModelError: its files are damaged.
+    """
+    with _lock:
+        key = (sha256, _device)
+        if key not in _codecs:
+            if sha256 not in _files:
+                for folder in _folders():
+                    try:
+                        if _folder_digest(folder) == sha256:
+                            register({name: (folder / name).read_bytes() for name in FILES})
+                            break
+                    except OSError:
+                        continue
+                else:
+                    raise UnknownModel(
+                        f"model {sha256[:12]} is not at hand: open the archive with "
+                        f"archive_pipeline.store, or set {SEARCH_PATH} to its models folder"
+                    )
+            _codecs[key] = Codec(Model(_files[sha256], _device))
+        return _codecs[key]
+
+
+def is_known(sha256: str) -> bool:
+    """Whether a model's files were registered in this process."""
+    with _lock:
+        return sha256 in _files

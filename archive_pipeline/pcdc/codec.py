@@ -1,0 +1,432 @@
+"""Encoding and decoding of tiles: networks, quantisation, allocation and entropy coder together.
+
+Everything before the entropy coder is float32 and may differ in the last bits between devices;
+everything that the entropy *decoder* depends on is integer arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from archive_pipeline.pcdc import entropy
+from archive_pipeline.pcdc.allocation import BASE_LEVEL, Allocator, BlockCosts, TilePlan
+from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, HEADER_BYTES, MODEL_BYTES, Header, UnknownModel, parse
+from archive_pipeline.pcdc.entropy import CorruptStream
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.transforms import (
+    BLOCK,
+    FIRST_CODED_SCALE,
+    HYPER_LIMIT,
+    HYPER_STRIDE,
+    LEVEL_OFFSETS,
+    SCALE_COUNT,
+    STRIDE,
+    expand_blocks,
+    pad_to,
+    step_size,
+)
+
+SYMBOL_LIMIT = 1 << 15
+# rANS spends a little more than the tables' entropy: rounding of a state, words, escapes
+CODER_OVERHEAD = 1.0005
+
+
+def grid(pixels: int, unit: int) -> int:
+    """Number of units that cover so many pixels."""
+    return -(-pixels // unit)
+
+
+@dataclass
+class Symbols:
+    """What a stream says: header fields and integers, the same on every machine.
+
+    Attributes:
+        levels: uint8 (B_h, B_w) in 1..5.
+        z: int64 (Z, ceil(h/64), ceil(w/64)).
+        q: int64 (M, ceil(h/16), ceil(w/16)).
+    """
+
+    height: int
+    width: int
+    image_step: int
+    levels: NDArray[np.uint8]
+    z: NDArray[np.int64]
+    q: NDArray[np.int64]
+
+
+@dataclass
+class _Quantised:
+    """A tile at one image step: hyper-latents, and what latents are coded against."""
+
+    z: NDArray[np.int64]
+    z_index: NDArray[np.int64]
+    index: NDArray[np.int64]
+    v: NDArray[np.float32]
+    z_bits: float
+
+
+class Codec:
+    """Codes tiles of one model. Not thread-safe on one device; make one a worker.
+
+    Tiles are uint8 (height, width, 3) RGB with sides of 0..4096 pixels.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.prefix = bytes.fromhex(model.sha256)[:MODEL_BYTES]
+        self.dtype = next(model.networks.parameters()).dtype
+
+    # ---------------------------------------------------------------- encoding
+
+    def encode(self, tiles: list[NDArray[np.uint8]], budget: int) -> list[bytes]:
+        """Encode an image's tiles into at most `budget` bytes in all.
+
+        Raises:
+            BudgetTooSmall: even the coarsest coding takes more.
+        """
+        job = _Encoding(self, tiles)
+        allowed = float(budget)
+        while True:
+            plans = job.allocator.plan(allowed)
+            streams = self.encode_planned(job, plans)
+            excess = sum(map(len, streams)) - budget
+            if excess <= 0:
+                return streams
+            # the estimate fell short by a few bytes: ask for as much less
+            allowed -= excess + len(tiles)
+
+    def encode_planned(self, job: _Encoding, plans: list[TilePlan]) -> list[bytes]:
+        """Encode tiles as planned."""
+        streams: dict[int, bytes] = {}
+        groups: dict[int, list[tuple[int, Header, list, bytes]]] = {}
+        for t, plan in enumerate(plans):
+            height, width = job.tiles[t].shape[:2]
+            if not height or not width:
+                streams[t] = Header(self.prefix, 0, 0).pack()
+                continue
+            phases, level_table, escapes = job.symbols(t, plan)
+            lanes = entropy.lanes_log2(len(phases[1][0]) + len(phases[2][0]))
+            header = Header(self.prefix, height, width, plan.image_step, lanes, level_table)
+            groups.setdefault(lanes, []).append((t, header, phases, escapes))
+        for lanes, members in groups.items():
+            phases = [[m[2][p] for m in members] for p in range(3)]
+            payloads = entropy.encode(self.model.tables, phases, 1 << lanes)
+            for (t, header, _, escapes), payload in zip(members, payloads, strict=True):
+                streams[t] = header.pack() + payload + escapes
+        return [streams[t] for t in range(len(plans))]
+
+    # ---------------------------------------------------------------- decoding
+
+    def decode_symbols(
+        self, streams: list[bytes], max_height: int, max_width: int
+    ) -> list[Symbols | CorruptStream]:
+        """Entropy-decode streams, exactly; None-like tiles have zero height and width.
+
+        A stream that cannot be decoded yields its error in place of symbols, so that one bad
+        tile does not hide others.
+
+        Raises:
+            UnknownModel: a stream was made by another model.
+        """
+        results: list[Symbols | CorruptStream | None] = [None] * len(streams)
+        groups: dict[int, list[tuple[int, Header, bytes]]] = {}
+        for t, stream in enumerate(streams):
+            try:
+                header, payload = parse(stream, max_height, max_width)
+            except CorruptStream as error:
+                results[t] = error
+                continue
+            if header.model != self.prefix:
+                raise UnknownModel(f"stream was made by model {header.model.hex()}...")
+            if header.empty:
+                nothing = np.zeros((0, 0, 0), np.int64)
+                results[t] = Symbols(0, 0, 0, np.zeros((0, 0), np.uint8), nothing, nothing)
+            elif header.level_table >= self.model.level_tables:
+                results[t] = CorruptStream("level table out of range")
+            else:
+                groups.setdefault(header.lanes_log2, []).append((t, header, payload))
+        for lanes, members in groups.items():
+            try:
+                decoded: list = self._decode_group(members, 1 << lanes)
+            except CorruptStream:
+                # find out which: decode the group's tiles one by one
+                decoded = []
+                for member in members:
+                    try:
+                        decoded += self._decode_group([member], 1 << lanes)
+                    except CorruptStream as error:
+                        decoded.append(error)
+            for (t, _, _), symbols in zip(members, decoded, strict=True):
+                results[t] = symbols
+        return results  # type: ignore[return-value]  # every place is filled by now
+
+    def _decode_group(
+        self, members: list[tuple[int, Header, bytes]], lanes: int
+    ) -> list[Symbols]:
+        tables = self.model.tables
+        config = self.model.networks.config
+        headers = [h for _, h, _ in members]
+        decoder = entropy.Decoder(tables, [p for _, _, p in members], lanes)
+
+        shapes = [(grid(h.height, STRIDE), grid(h.width, STRIDE)) for h in headers]
+        blocks = [(grid(a, BLOCK), grid(b, BLOCK)) for a, b in shapes]
+        residuals = decoder.decode(
+            [np.full(a * b, SCALE_COUNT + h.level_table) for h, (a, b) in zip(headers, blocks, strict=True)]
+        )
+        levels = [
+            levels_from_residuals(r.reshape(b)) for r, b in zip(residuals, blocks, strict=True)
+        ]
+
+        z_index = [
+            self._z_index(h.image_step, grid(a, HYPER_STRIDE), grid(b, HYPER_STRIDE))
+            for h, (a, b) in zip(headers, shapes, strict=True)
+        ]
+        z_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in z_index])
+        q_index, z_scattered = [], []
+        for h, (a, b), index, coded, level in zip(
+            headers, shapes, z_index, z_coded, levels, strict=True
+        ):
+            z = np.zeros(index.shape, np.int64)
+            z[index >= FIRST_CODED_SCALE] = coded
+            z_scattered.append(z)
+            # escapes are not known yet; hyper-latents have none, they are clamped at encoding
+            q_index.append(self._q_index(z, h.image_step, level)[:, :a, :b])
+        q_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in q_index])
+        used = decoder.finish()
+
+        out = []
+        for (_, h, payload), n, z, index, coded, level in zip(
+            members, used, z_scattered, q_index, q_coded, levels, strict=True
+        ):
+            escaped = np.abs(coded) == tables.limit(index[index >= FIRST_CODED_SCALE])
+            beyond = entropy.unpack_escapes(payload[n:], int(escaped.sum()))
+            coded[escaped] += np.sign(coded[escaped]) * beyond
+            q = np.zeros((config.latents, *index.shape[1:]), np.int64)
+            q[index >= FIRST_CODED_SCALE] = coded
+            out.append(Symbols(h.height, h.width, h.image_step, level, z, q))
+        return out
+
+    @torch.no_grad()
+    def synthesise(self, symbols: Symbols) -> NDArray[np.uint8]:
+        """Return the pixels of a tile, uint8 (height, width, 3).
+
+        Tiles are run one at a time: what a tile looks like does not depend on its company.
+        """
+        if not symbols.height or not symbols.width:
+            return np.zeros((symbols.height, symbols.width, 3), np.uint8)
+        networks, device = self.model.networks, self.model.device
+        h, w = symbols.q.shape[1:]
+        z = torch.from_numpy(symbols.z)[None].to(device, self.dtype)
+        step = torch.tensor([symbols.image_step], device=device)
+        mean = networks.h_mean(z, step)[:, :, :h, :w]
+        exponent = torch.from_numpy(self._exponent(symbols.image_step, symbols.levels, h, w))
+        exponent = exponent.to(device)[None]
+        q = torch.from_numpy(symbols.q)[None].to(device, self.dtype)
+        y_hat = mean + step_size(exponent).to(self.dtype) * q
+        x = networks.g_s(y_hat, exponent)[0, :, : symbols.height, : symbols.width]
+        pixels = (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # + 127.5, and halves round up
+        return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+
+    def decode(
+        self, streams: list[bytes], max_height: int, max_width: int
+    ) -> list[NDArray[np.uint8]]:
+        """Decode streams to uint8 (height, width, 3) tiles.
+
+        Raises:
+            CorruptStream: naming the first bad stream by its position.
+            UnknownModel: a stream was made by another model.
+        """
+        out = []
+        for t, symbols in enumerate(self.decode_symbols(streams, max_height, max_width)):
+            if isinstance(symbols, CorruptStream):
+                raise CorruptStream(f"tile {t} of {len(streams)}: {symbols}")
+            out.append(self.synthesise(symbols))
+        return out
+
+    # ------------------------------------------------- what both sides compute
+
+    def _z_index(self, image_step: int, height: int, width: int) -> NDArray[np.int64]:
+        with torch.no_grad():
+            index = self.model.networks.prior(torch.tensor([image_step], device=self.model.device))
+        column = index[0].cpu().numpy().astype(np.int64)
+        return np.broadcast_to(column[:, None, None], (len(column), height, width))
+
+    def _q_index(
+        self, z: NDArray[np.int64], image_step: int, levels: NDArray[np.uint8] | None
+    ) -> NDArray[np.int64]:
+        """Scale indices (M, 4 z_h, 4 z_w) int64; shifted by the levels where these are given."""
+        device = self.model.device
+        index = self.model.networks.h_scale.indices(
+            torch.from_numpy(np.ascontiguousarray(z))[None].to(device),
+            torch.tensor([image_step], device=device),
+        )
+        base = index[0].cpu().numpy().astype(np.int64)
+        if levels is None:
+            return base
+        offsets = self._exponent(0, levels, *base.shape[1:])
+        h, w = offsets.shape[1:]
+        base[:, :h, :w] = np.clip(base[:, :h, :w] - offsets, 0, SCALE_COUNT - 1)
+        return base
+
+    @staticmethod
+    def _exponent(
+        image_step: int, levels: NDArray[np.uint8], height: int, width: int
+    ) -> NDArray[np.int64]:
+        """Step exponents (1, height, width) int64 of a tile's latents."""
+        offsets = np.array(LEVEL_OFFSETS)[levels.astype(np.int64) - 1]
+        spread = expand_blocks(torch.from_numpy(offsets)[None, None], height, width)
+        return image_step + spread[0].numpy()
+
+
+class _Encoding:
+    """An image on its way through the encoder: latents of all tiles, costs on demand."""
+
+    def __init__(self, codec: Codec, tiles: list[NDArray[np.uint8]]) -> None:
+        self.codec = codec
+        self.tiles = tiles
+        self.latents = [self._analyse(tile) for tile in tiles]
+        self._quantised: dict[tuple[int, int], _Quantised] = {}
+        grids = [
+            (grid(tile.shape[0], STRIDE * BLOCK), grid(tile.shape[1], STRIDE * BLOCK))
+            if tile.size
+            else (0, 0)
+            for tile in tiles
+        ]
+        self.allocator = Allocator(grids, self._tile_bytes, self._block_costs)
+
+    @torch.no_grad()
+    def _analyse(self, tile: NDArray[np.uint8]) -> Tensor | None:
+        if not tile.size:
+            return None
+        codec = self.codec
+        x = torch.from_numpy(np.ascontiguousarray(tile)).to(codec.model.device)
+        x = x.permute(2, 0, 1)[None].to(codec.dtype) / 127.5 - 1
+        return codec.model.networks.g_a(pad_to(x, STRIDE))
+
+    @torch.no_grad()
+    def _quantise(self, t: int, image_step: int) -> _Quantised:
+        """Hyper-latents of a tile and v = (y - mean) / step(g), (M, h, w)."""
+        y = self.latents[t]
+        assert y is not None
+        codec, networks = self.codec, self.codec.model.networks
+        step = torch.tensor([image_step], device=y.device)
+        h, w = y.shape[-2:]
+        z = torch.round(networks.h_a(pad_to(y, HYPER_STRIDE), step))[0].cpu().numpy()
+        z_index = codec._z_index(image_step, *z.shape[1:])
+        tables = codec.model.tables
+        # hyper-latents never escape: they stay one inside their table's ends
+        bound = np.minimum(tables.limit(z_index) - 1, HYPER_LIMIT)
+        bound = np.where(z_index < FIRST_CODED_SCALE, 0, bound)
+        z = np.clip(z.astype(np.int64), -bound, bound)
+        mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
+        v = ((y - mean[..., :h, :w]) / step_size(step)).float()[0].cpu().numpy()
+        index = codec._q_index(z, image_step, None)[:, :h, :w]
+        z_bits = _bits(tables, z_index, z)
+        return _Quantised(z, z_index, index, v, float(z_bits.sum()))
+
+    def _round(
+        self, v: NDArray[np.float32], index: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        q = np.clip(np.rint(v), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64)
+        q[index < FIRST_CODED_SCALE] = 0
+        return q
+
+    def _level(
+        self, quantised: _Quantised, level: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
+        """Scale indices, symbols and the step (relative to the image's) with all at one level."""
+        offset = LEVEL_OFFSETS[level - 1]
+        relative = 2 ** (offset / 8)
+        index = np.clip(quantised.index - offset, 0, SCALE_COUNT - 1)
+        return index, self._round(quantised.v / np.float32(relative), index), relative
+
+    def _tile_bytes(self, t: int, image_step: int, level: int) -> float:
+        if self.latents[t] is None:
+            return float(EMPTY_BYTES)
+        quantised = self._quantise(t, image_step)
+        index, q, _ = self._level(quantised, level)
+        bits = _bits(self.codec.model.tables, index, q)
+        lanes = 1 << entropy.lanes_log2(int((index >= FIRST_CODED_SCALE).sum()) + quantised.z.size)
+        fixed = HEADER_BYTES + entropy.STATE_BYTES * lanes + 2
+        return fixed + (float(bits.sum()) + quantised.z_bits) / 8 * CODER_OVERHEAD
+
+    def _block_costs(self, t: int, image_step: int) -> BlockCosts:
+        quantised = self._quantise(t, image_step)
+        bits, error = [], []
+        for level in range(1, len(LEVEL_OFFSETS) + 1):
+            index, q, relative = self._level(quantised, level)
+            bits.append(_sum_blocks(_bits(self.codec.model.tables, index, q)))
+            error.append(_sum_blocks((quantised.v - q * relative) ** 2))
+        return BlockCosts(np.stack(bits), np.stack(error))
+
+    def symbols(
+        self, t: int, plan: TilePlan
+    ) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
+        """Return the coder's phases, the level table and the escapes of a tile."""
+        tables = self.codec.model.tables
+        quantised = self._quantise(t, plan.image_step)
+        offsets = self.codec._exponent(0, plan.levels, *quantised.index.shape[1:])
+        index = np.clip(quantised.index - offsets, 0, SCALE_COUNT - 1)
+        q = self._round(quantised.v / (2.0 ** (offsets / 8)).astype(np.float32), index)
+        coded = index >= FIRST_CODED_SCALE
+        limit = tables.limit(index[coded])
+        values = np.clip(q[coded], -limit, limit)
+        beyond = (np.abs(q[coded]) - limit)[np.abs(values) == limit]
+
+        residuals = residuals_from_levels(plan.levels).reshape(-1)
+        level_tables = SCALE_COUNT + np.arange(self.codec.model.level_tables)
+        costs = [tables.bits[tables.start[i] + residuals].sum() for i in level_tables]
+        level_table = int(np.argmin(costs))
+        z_coded = quantised.z_index >= FIRST_CODED_SCALE
+        phases = [
+            (np.full(residuals.shape, SCALE_COUNT + level_table), residuals),
+            (quantised.z_index[z_coded], quantised.z[z_coded]),
+            (index[coded], values),
+        ]
+        return phases, level_table, entropy.pack_escapes(beyond)
+
+
+def _bits(
+    tables: entropy.Tables, index: NDArray[np.int64], symbols: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Bits of every symbol under its table, escapes included."""
+    limit = tables.limit(index)
+    size = np.abs(symbols)
+    bits = tables.bits[tables.start[index] + limit + np.clip(symbols, -limit, limit)]
+    bits[index < FIRST_CODED_SCALE] = 0
+    escaped = size >= np.maximum(limit, 1)
+    escaped &= index >= FIRST_CODED_SCALE
+    if escaped.any():
+        beyond = size[escaped] - limit[escaped]
+        bits[escaped] += 8 * (1 + (beyond > 127) + (beyond > 16383))
+    return bits
+
+
+def _sum_blocks(values: NDArray) -> NDArray[np.float64]:
+    """Sum (M, h, w) over channels and blocks to (B_h, B_w)."""
+    plane = values.sum(0, dtype=np.float64)
+    h, w = plane.shape
+    plane = np.pad(plane, ((0, h % BLOCK), (0, w % BLOCK)))
+    return plane.reshape(grid(h, BLOCK), BLOCK, grid(w, BLOCK), BLOCK).sum((1, 3))
+
+
+def residuals_from_levels(levels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Level map (B_h, B_w) in 1..5 to residuals mod 5 against the left (or upper) neighbour."""
+    value = levels.astype(np.int64) - 1
+    before = np.empty_like(value)
+    before[:, 1:] = value[:, :-1]
+    before[1:, 0] = value[:-1, 0]
+    before[0, 0] = BASE_LEVEL - 1
+    return (value - before) % len(LEVEL_OFFSETS)
+
+
+def levels_from_residuals(residuals: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Reverse `residuals_from_levels`."""
+    steps = residuals.copy()
+    steps[:, 0] = np.cumsum(residuals[:, 0]) + BASE_LEVEL - 1
+    return (np.cumsum(steps, 1) % len(LEVEL_OFFSETS) + 1).astype(np.uint8)

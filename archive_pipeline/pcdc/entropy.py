@@ -1,0 +1,265 @@
+"""Entropy coding: integer frequency tables and an interleaved rANS coder over many tiles.
+
+Everything here is integer arithmetic, so a stream decodes to the same symbols on any machine.
+The coder follows Duda's range ANS (arXiv:1311.2540) with Giesen's interleaving
+(arXiv:1402.3392): each tile has a power of two of lanes that share one word sequence. NumPy
+steps all lanes of all tiles at once, which makes Python's overhead a cost per step, not per
+symbol.
+
+Parameters, part of the bitstream format: frequencies sum to 2^14, states lie in [2^24, 2^40),
+words are 16 bits, a lane's symbols are every L-th of the tile's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRECISION = 14
+TOTAL = 1 << PRECISION
+LOW = 1 << 24  # lower end of the state interval, also every encoder's first state
+WORD_BITS = 16
+STATE_BYTES = 5
+STEPS_PER_LANE = 8192  # lanes are doubled until no lane has more symbols than this
+MAX_LANES_LOG2 = 7
+
+
+class CorruptStream(ValueError):
+    """A tile's bytes are not a valid PCDC stream."""
+
+
+def gaussian_frequencies(scale: float) -> NDArray[np.int64]:
+    """Return frequencies of symbols -Q..Q of a Gaussian of `scale` steps, summing to 2^14.
+
+    Q = max(1, ceil(6 scale)); the outermost symbols hold the tails and announce an escape.
+    Every frequency is at least 1. Called when a model is made; readers use the stored tables.
+    """
+    limit = max(1, math.ceil(6 * scale))
+    edges = [-math.inf, *(k + 0.5 for k in range(-limit, limit)), math.inf]
+    cdf = np.array([0.5 * math.erfc(-edge / scale / math.sqrt(2)) for edge in edges])
+    frequencies = 1 + np.floor(np.diff(cdf) * (TOTAL - len(cdf) + 1)).astype(np.int64)
+    frequencies[limit] += TOTAL - frequencies.sum()
+    return frequencies
+
+
+def level_frequencies(stay: float, levels: int) -> NDArray[np.int64]:
+    """Return frequencies of level residuals (mod `levels`), `stay` being that of residual 0."""
+    others = max(1, round((1 - stay) * TOTAL / (levels - 1)))
+    return np.array([TOTAL - (levels - 1) * others] + [others] * (levels - 1), np.int64)
+
+
+class Tables:
+    """Frequency tables, looked up by table index and symbol.
+
+    Args:
+        frequencies: all tables end to end, integers >= 1.
+        sizes: number of symbols of each table; each table sums to 2^14.
+        zero: position of symbol 0 in each table.
+
+    Raises:
+        ValueError: the tables are inconsistent.
+    """
+
+    def __init__(
+        self, frequencies: NDArray[np.int64], sizes: NDArray[np.int64], zero: NDArray[np.int64]
+    ) -> None:
+        frequencies, sizes, zero = (np.asarray(a, np.int64) for a in (frequencies, sizes, zero))
+        start = np.concatenate([[0], np.cumsum(sizes)])
+        if (
+            sizes.ndim != 1
+            or sizes.shape != zero.shape
+            or len(sizes) > 1 << 12
+            or (sizes < 1).any()
+            or start[-1] != len(frequencies)
+            or len(frequencies) >= 1 << 16
+            or (frequencies < 1).any()
+            or (zero < 0).any()
+            or (zero >= sizes).any()
+            or (np.add.reduceat(frequencies, start[:-1]) != TOTAL).any()
+        ):
+            raise ValueError("inconsistent frequency tables")
+        # one more table with a single certain symbol: coding it leaves the state as it is
+        self.null = len(sizes)
+        self.sizes = np.append(sizes, 1)
+        self.zero = np.append(zero, 0)
+        self.start = start
+        self.frequency = np.append(frequencies, TOTAL).astype(np.uint64)
+        before = np.concatenate([np.cumsum(frequencies) - frequencies, [0]])
+        before[:-1] -= np.repeat(before[start[:-1]], sizes)
+        self.cumulative = before.astype(np.uint64)
+        self.entry = np.repeat(
+            np.arange(len(self.frequency), dtype=np.uint16), self.frequency.astype(np.int64)
+        )
+        self.bits = PRECISION - np.log2(self.frequency.astype(np.float64))
+
+    def limit(self, index: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Largest symbol magnitude of symmetric tables, the escape."""
+        return self.zero[index]
+
+
+def lanes_log2(symbols: int) -> int:
+    """Logarithm of the number of lanes for so many symbols in a tile."""
+    lanes = 0
+    while symbols > STEPS_PER_LANE << lanes and lanes < MAX_LANES_LOG2:
+        lanes += 1
+    return lanes
+
+
+def _interleave(rows: list[NDArray], lanes: int, fill: int, dtype: type) -> NDArray:
+    """Lay one sequence a tile out as (steps, tiles, lanes), filled up with `fill`."""
+    steps = max((-(-len(r) // lanes) for r in rows), default=0)
+    out = np.full((len(rows), steps * lanes), fill, dtype)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return np.ascontiguousarray(out.reshape(len(rows), steps, lanes).transpose(1, 0, 2))
+
+
+def encode(
+    tables: Tables, phases: list[list[tuple[NDArray, NDArray]]], lanes: int
+) -> list[bytes]:
+    """Encode tiles that share a lane count.
+
+    Args:
+        phases: in decoding order; each lists, a tile, (table indices, symbols), both (n,)
+            integers, symbols within their tables.
+        lanes: lanes of every tile.
+
+    Returns:
+        a tile's states (5 bytes a lane) and words, little endian.
+    """
+    count = len(phases[0])
+    state = np.full((count, lanes), LOW, np.uint64)
+    words_of = [sum(-(-len(phase[t][0]) // lanes) * lanes for phase in phases) for t in range(count)]
+    words = np.zeros((count, max(words_of, default=0)), np.uint16)
+    position = np.full(count, words.shape[1], np.int64)
+    rows = np.arange(count)[:, None]
+    null = int(tables.start[tables.null])
+    for phase in reversed(phases):
+        entries = [tables.start[i] + tables.zero[i] + s for i, s in phase]
+        grid = _interleave(entries, lanes, null, np.int64)
+        for entry in grid[::-1]:
+            frequency = tables.frequency[entry]
+            full = state >= frequency << np.uint64(24 - PRECISION + WORD_BITS)
+            if full.any():
+                order = full.cumsum(1)
+                position -= order[:, -1]
+                at = (position[:, None] + order - 1)[full]
+                words[np.broadcast_to(rows, full.shape)[full], at] = state[full].astype(np.uint16)
+                state = np.where(full, state >> np.uint64(WORD_BITS), state)
+            quotient, remainder = np.divmod(state, frequency)
+            state = (quotient << np.uint64(PRECISION)) + remainder + tables.cumulative[entry]
+    out = []
+    for t in range(count):
+        head = state[t].astype("<u8").view(np.uint8).reshape(lanes, 8)[:, :STATE_BYTES]
+        out.append(head.tobytes() + words[t, position[t] :].astype("<u2").tobytes())
+    return out
+
+
+class Decoder:
+    """Decodes tiles that share a lane count, phase by phase.
+
+    Args:
+        payloads: a tile's bytes as `encode` made them, followed by anything.
+        lanes: lanes of every tile.
+
+    Raises:
+        CorruptStream: a payload is shorter than its states, or a state is out of range.
+    """
+
+    def __init__(self, tables: Tables, payloads: list[bytes], lanes: int) -> None:
+        self.tables = tables
+        self.lanes = lanes
+        head = lanes * STATE_BYTES
+        if any(len(p) < head for p in payloads):
+            raise CorruptStream("stream ends inside the coder's states")
+        raw = np.zeros((len(payloads), lanes, 8), np.uint8)
+        for t, payload in enumerate(payloads):
+            part = np.frombuffer(payload, np.uint8, head)
+            raw[t, :, :STATE_BYTES] = part.reshape(lanes, STATE_BYTES)
+        self.state = raw.view("<u8")[..., 0].astype(np.uint64)
+        if (self.state < LOW).any():
+            raise CorruptStream("coder state out of range")
+        self.available = np.array([(len(p) - head) // 2 for p in payloads], np.int64)
+        # one word of padding: reads past the end stay inside and are reported afterwards
+        self.words = np.zeros((len(payloads), int(self.available.max(initial=0)) + 1), np.uint64)
+        for t, payload in enumerate(payloads):
+            n = int(self.available[t])
+            self.words[t, :n] = np.frombuffer(payload, "<u2", n, head)
+        self.position = np.zeros(len(payloads), np.int64)
+
+    def decode(self, indices: list[NDArray]) -> list[NDArray[np.int64]]:
+        """Decode a phase: a tile's table indices (n,) to its symbols (n,) int64.
+
+        Raises:
+            CorruptStream: a stream ended early.
+        """
+        tables, lanes = self.tables, self.lanes
+        grid = _interleave(indices, lanes, tables.null, np.uint32)
+        base = grid.astype(np.uint64) << np.uint64(PRECISION)
+        entries = np.empty(grid.shape, np.uint16)
+        mask, shift, word = np.uint64(TOTAL - 1), np.uint64(PRECISION), np.uint64(WORD_BITS)
+        state, position, last = self.state, self.position, self.words.shape[1] - 1
+        rows = np.arange(len(indices))[:, None]
+        frequency, cumulative, lookup = tables.frequency, tables.cumulative, tables.entry
+        low = np.uint64(LOW)
+        for t in range(len(grid)):
+            slot = state & mask
+            entry = lookup[base[t] | slot]
+            entries[t] = entry
+            state = frequency[entry] * (state >> shift) + slot - cumulative[entry]
+            short = state < low
+            if short.any():
+                order = short.cumsum(1)
+                at = np.minimum(position[:, None] + order - 1, last)
+                state = np.where(short, (state << word) | self.words[rows, at], state)
+                position = position + order[:, -1]
+        self.state, self.position = state, position
+        if (position > self.available).any():
+            raise CorruptStream("stream ends early")
+        flat = entries.transpose(1, 0, 2).reshape(len(indices), -1)
+        return [
+            flat[t, : len(i)].astype(np.int64) - tables.start[i] - tables.zero[i]
+            for t, i in enumerate(indices)
+        ]
+
+    def finish(self) -> list[int]:
+        """Return the bytes used of each payload.
+
+        Raises:
+            CorruptStream: the states are not where every encoder starts.
+        """
+        if (self.state != LOW).any():
+            raise CorruptStream("checksum of the coder's state fails")
+        return [self.lanes * STATE_BYTES + 2 * int(p) for p in self.position]
+
+
+def pack_escapes(magnitudes: NDArray[np.int64]) -> bytes:
+    """Pack how far escaped symbols lie beyond their tables, as LEB128."""
+    out = bytearray()
+    for value in magnitudes.tolist():
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        out.append(value)
+    return bytes(out)
+
+
+def unpack_escapes(data: bytes, count: int) -> NDArray[np.int64]:
+    """Reverse `pack_escapes`; the data must hold `count` values and nothing else.
+
+    Raises:
+        CorruptStream: it does not.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(raw < 128)
+    if len(ends) != count or (count and ends[-1] != len(raw) - 1) or (not count and len(raw)):
+        raise CorruptStream("escape values do not match the symbols")
+    if not count:
+        return np.zeros(0, np.int64)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts > 2).any():
+        raise CorruptStream("escape value out of range")
+    shift = 7 * (np.arange(len(raw)) - np.repeat(starts, ends - starts + 1))
+    return np.add.reduceat((raw & 127).astype(np.int64) << shift, starts)

@@ -1,0 +1,104 @@
+"""Building blocks of the transforms: float blocks for pixels, exact integer ones for scales."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DepthConvBlock(nn.Module):
+    """Residual depthwise 3x3 and feed-forward pair, cheap on CPUs at 1/8 and 1/16 resolution.
+
+    Maps (N, C, H, W) float to the same shape. The layout follows DCVC-RT's depthwise
+    convolution block (Jia et al., CVPR 2025).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.spatial = nn.Sequential(
+            nn.Conv2d(channels, channels, 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+            nn.Conv2d(channels, channels, 1),
+        )
+        self.mix = nn.Sequential(
+            nn.Conv2d(channels, 2 * channels, 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(2 * channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.spatial(x)
+        return x + self.mix(x)
+
+
+def blocks(channels: int, count: int) -> list[nn.Module]:
+    """Return `count` `DepthConvBlock`s of one width."""
+    return [DepthConvBlock(channels) for _ in range(count)]
+
+
+def round_half_up(x: Tensor) -> Tensor:
+    """Round to nearest, halves upwards, with the gradient of the identity."""
+    return x + (torch.floor(x.detach() + 0.5) - x.detach())
+
+
+class IntegerConv2d(nn.Module):
+    """A convolution whose arithmetic is exact integer arithmetic on every device.
+
+    Weights are multiples of 2^-8 with at most 11 bits, activations multiples of 2^-4 with 12
+    bits, so every partial sum is an integer far below 2^53 and the float64 matrix products of
+    `integer_forward` are exact whatever order a device adds them in. `forward` is the same map
+    with straight-through gradients in float32, for training.
+
+    Args:
+        cin, cout: channels.
+        kernel: odd kernel size; the border is zero-padded.
+        shift: right shift that brings the sum back to the activation's scale. 8 keeps the scale
+            2^-4; 12 makes the output plain integers.
+        ceiling: outputs are clamped to the integers 0..ceiling.
+    """
+
+    WEIGHT_BITS = 8
+    ACTIVATION_BITS = 4
+    WEIGHT_LIMIT = 1023
+
+    def __init__(
+        self, cin: int, cout: int, kernel: int = 1, *, shift: int = 8, ceiling: int = 4095
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(cout))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        self.shift = shift
+        self.ceiling = ceiling
+
+    def _integers(self) -> tuple[Tensor, Tensor]:
+        weight = round_half_up(self.weight * 2**self.WEIGHT_BITS)
+        bias = round_half_up(self.bias * 2 ** (self.WEIGHT_BITS + self.ACTIVATION_BITS))
+        return weight.clamp(-self.WEIGHT_LIMIT, self.WEIGHT_LIMIT), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Training path: (N, cin, H, W) integers in float32 to (N, cout, H, W) likewise."""
+        weight, bias = self._integers()
+        pad = self.weight.shape[-1] // 2
+        total = F.conv2d(x, weight / 2**self.shift, bias / 2**self.shift, padding=pad)
+        return round_half_up(total).clamp(0, self.ceiling)
+
+    def integer_forward(self, x: Tensor) -> Tensor:
+        """Coding path: (N, cin, H, W) float64 holding integers, to (N, cout, H, W) likewise.
+
+        A kernel is summed as shifted matrix products: no convolution algorithm (Winograd, FFT)
+        that leaves the integers can be chosen behind our back.
+        """
+        weight, bias = (t.detach().to(x.device, torch.float64) for t in self._integers())
+        n, cin, height, width = x.shape
+        k = weight.shape[-1]
+        padded = F.pad(x, [k // 2] * 4)
+        total = bias.view(-1, 1).expand(n, -1, height * width)
+        for i in range(k):
+            for j in range(k):
+                window = padded[:, :, i : i + height, j : j + width].reshape(n, cin, -1)
+                total = total + weight[:, :, i, j] @ window
+        total = torch.floor((total + 2 ** (self.shift - 1)) / 2**self.shift)
+        return total.clamp(0, self.ceiling).view(n, -1, height, width)

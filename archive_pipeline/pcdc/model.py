@@ -1,0 +1,146 @@
+"""A released model: networks and frequency tables in one folder, named by its SHA-256.
+
+A folder holds `config.json`, `model.safetensors` and a model card. The hash covers the first
+two, so a card may be edited; archives carry these two files and decode with them for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from archive_pipeline.pcdc.entropy import Tables, gaussian_frequencies, level_frequencies
+from archive_pipeline.pcdc.layers import IntegerConv2d
+from archive_pipeline.pcdc.transforms import (
+    LEVEL_OFFSETS,
+    SCALE_COUNT,
+    TransformCodec,
+    TransformConfig,
+    scale_of,
+)
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+FORMAT = "pcdc-transform-1"
+MAX_FILE_BYTES = 256 << 20
+MAX_WIDTH = 1024
+MAX_DEPTH = 32
+
+# shares of blocks whose level repeats its neighbour's, one frequency table each
+LEVEL_STAY = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.999)
+
+
+class ModelError(ValueError):
+    """A model folder is damaged or of a kind this version does not know."""
+
+
+def digest(files: dict[str, bytes]) -> str:
+    """SHA-256 of a model: over the names and SHA-256 of its files, in name order."""
+    total = hashlib.sha256()
+    for name in sorted(FILES):
+        total.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+class Model:
+    """Networks and tables ready for coding.
+
+    Attributes:
+        networks: the `TransformCodec`, in evaluation mode.
+        tables: scale tables 0..79, then one table a level-map statistic.
+        files: the files that define the model, by name.
+        sha256: its identity.
+    """
+
+    def __init__(self, files: dict[str, bytes], device: str | torch.device = "cpu") -> None:
+        """Build a model from its files' contents.
+
+        Raises:
+            ModelError: they are damaged or of an unknown kind.
+        """
+        self.files = files
+        self.sha256 = digest(files)
+        try:
+            config = json.loads(files[CONFIG])
+            if config.pop("format") != FORMAT:
+                raise ModelError(f"model {self.sha256[:12]} is of an unknown format")
+            widths = TransformConfig(**config)
+            for name, value in config.items():
+                limit = MAX_DEPTH if name.startswith("depth") else MAX_WIDTH
+                if type(value) is not int or not 1 <= value <= limit:
+                    raise ModelError(f"model {self.sha256[:12]}: {name}={value!r} is out of range")
+            tensors = load_tensors(files[WEIGHTS])
+            tables = [tensors.pop(f"tables.{n}").numpy() for n in ("frequency", "size", "zero")]
+            with torch.device("meta"):
+                networks = TransformCodec(widths)
+            networks.load_state_dict(tensors, assign=True)
+            if any(not t.isfinite().all() for t in tensors.values()):
+                raise ModelError(f"model {self.sha256[:12]} holds values that are not finite")
+            self.tables = Tables(*tables)
+        except ModelError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"model {self.sha256[:12]} cannot be read: {error}") from error
+        if len(self.tables.sizes) <= SCALE_COUNT + 1 or len(self.tables.sizes) > SCALE_COUNT + 17:
+            raise ModelError(f"model {self.sha256[:12]} has the wrong number of tables")
+        self.networks = networks.eval().requires_grad_(False).to(device)
+        self.device = torch.device(device)
+        self.level_tables = len(self.tables.sizes) - 1 - SCALE_COUNT
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: str | torch.device = "cpu") -> Model:
+        """Load a model folder.
+
+        Raises:
+            ModelError: a file is missing, too large or damaged.
+        """
+        files = {}
+        for name in FILES:
+            path = folder / name
+            try:
+                if path.stat().st_size > MAX_FILE_BYTES:
+                    raise ModelError(f"{path}: larger than a model may be")
+                files[name] = path.read_bytes()
+            except OSError as error:
+                raise ModelError(f"{path}: {error.strerror}") from error
+        return cls(files, device)
+
+
+def build_files(networks: TransformCodec) -> dict[str, bytes]:
+    """Return the files of a released model made of trained networks.
+
+    What the entropy decoder depends on is snapped to the grid that `forward` rounds it to, so
+    that reading it back involves no rounding at all.
+    """
+    tensors: dict[str, Tensor] = {
+        k: v.detach().cpu().float().contiguous().clone() for k, v in networks.state_dict().items()
+    }
+    for name, module in networks.named_modules():
+        if isinstance(module, IntegerConv2d):
+            weight, bias = module._integers()
+            weight_unit = 2.0**-IntegerConv2d.WEIGHT_BITS
+            bias_unit = weight_unit * 2.0**-IntegerConv2d.ACTIVATION_BITS
+            tensors[f"{name}.weight"] = (weight * weight_unit).detach().cpu().float()
+            tensors[f"{name}.bias"] = (bias * bias_unit).detach().cpu().float()
+    tensors["prior.knots"] = torch.round(tensors["prior.knots"] * 64) / 64
+    scales = [float(scale_of(torch.tensor(float(i)))) for i in range(SCALE_COUNT)]
+    rows = [gaussian_frequencies(s) for s in scales]
+    zero = [len(r) // 2 for r in rows] + [0] * len(LEVEL_STAY)
+    rows += [level_frequencies(p, len(LEVEL_OFFSETS)) for p in LEVEL_STAY]
+    tensors["tables.frequency"] = torch.from_numpy(np.concatenate(rows)).int()
+    tensors["tables.size"] = torch.tensor([len(r) for r in rows]).int()
+    tensors["tables.zero"] = torch.tensor(zero).int()
+    config = {"format": FORMAT, **networks.config.to_json()}
+    return {
+        CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
+        WEIGHTS: save_tensors(tensors),
+    }

@@ -1,0 +1,238 @@
+"""The transform codec: analysis, synthesis and hyperprior networks.
+
+Data flow (names as in Ballé et al. 2018; shapes for an image of height H and width W)::
+
+    x (3,H,W) --g_a--> y (M,H/16,W/16) --------------- quantise with step --> q --+
+                       |                                     ^   ^                |
+                      h_a <-- image step g              mean |   | scale index    |
+                       |                                     |   |                |
+                       z (Z,H/64,W/64) --round--> z_hat --h_mean, h_scale         |
+                                                   ^ image step g                 |
+    x_bar (3,H,W) <--g_s-- y_hat = mean + step * q, log2(step) <------------------+
+
+`h_scale` is an integer network: what the entropy decoder depends on is computed exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archive_pipeline.pcdc.layers import IntegerConv2d, blocks, round_half_up
+
+STRIDE = 16  # pixels per latent
+HYPER_STRIDE = 4  # latents per hyper-latent
+BLOCK = 2  # latents per side of an allocation block (32 px, DESIGN of the paper's 16x16 a tile)
+
+STEPS_PER_OCTAVE = 8  # steps and scales share this spacing, so a step shifts a scale index
+FINEST_STEP = 4.0  # step of exponent 0, in units of an orthonormal transform of 0..255 pixels
+MAX_EXPONENT = 63  # step exponents are 0..63: steps 4 .. 939
+LEVEL_OFFSETS = (8, 4, 0, -4, -8)  # delta(beta) for beta = 1..5: level 5 preserves most
+MIN_IMAGE_STEP = -min(LEVEL_OFFSETS)
+MAX_IMAGE_STEP = MAX_EXPONENT - max(LEVEL_OFFSETS)
+
+SCALE_COUNT = 80  # scale indices 0..79
+SCALE_ZERO = 32  # scale index of standard deviation 1 (in steps)
+FIRST_CODED_SCALE = 10  # below it a symbol is zero by definition and is not coded
+LATENT_GAIN = 128.0  # networks work on y / LATENT_GAIN, of order one
+
+HYPER_LIMIT = 127  # hyper-latents are integers in -127..127
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """Widths and depths of the transform codec."""
+
+    latents: int = 192
+    hyper_latents: int = 64
+    width_8: int = 128
+    width_16: int = 192
+    depth_8: int = 3
+    depth_16: int = 4
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def step_size(exponent: Tensor) -> Tensor:
+    """Quantisation step of integer step exponents 0..63 (same shape, float32)."""
+    return FINEST_STEP * torch.exp2(exponent.float() / STEPS_PER_OCTAVE)
+
+
+def scale_of(index: Tensor) -> Tensor:
+    """Standard deviation, in quantisation steps, of (possibly fractional) scale indices."""
+    return torch.exp2((index - SCALE_ZERO) / STEPS_PER_OCTAVE)
+
+
+def pad_to(x: Tensor, multiple: int) -> Tensor:
+    """Replicate the lower and right border of (N, C, H, W) up to a multiple of `multiple`."""
+    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+
+def _with_plane(x: Tensor, value: Tensor) -> Tensor:
+    """Append one constant plane a sample: (N, C, H, W) and (N,) to (N, C+1, H, W)."""
+    plane = value.to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[-2:])
+    return torch.cat([x, plane], 1)
+
+
+class Analysis(nn.Module):
+    """g_a: pixels (N, 3, H, W) in -1..1, H and W multiples of 16, to y (N, M, H/16, W/16)."""
+
+    def __init__(self, c: TransformConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.PixelUnshuffle(8),
+            nn.Conv2d(192, c.width_8, 1),
+            *blocks(c.width_8, c.depth_8),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * c.width_8, c.width_16, 1),
+            *blocks(c.width_16, c.depth_16),
+            nn.Conv2d(c.width_16, c.latents, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * LATENT_GAIN
+
+
+class Synthesis(nn.Module):
+    """g_s: y_hat (N, M, h, w) and step exponents (N, 1, h, w) to pixels (N, 3, 16h, 16w)."""
+
+    def __init__(self, c: TransformConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(c.latents + 1, c.width_16, 1),
+            *blocks(c.width_16, c.depth_16),
+            nn.Conv2d(c.width_16, 4 * c.width_8, 1),
+            nn.PixelShuffle(2),
+            *blocks(c.width_8, c.depth_8),
+            nn.Conv2d(c.width_8, 192, 1),
+            nn.PixelShuffle(8),
+        )
+
+    def forward(self, y_hat: Tensor, exponent: Tensor) -> Tensor:
+        plane = exponent.to(y_hat.dtype) / MAX_EXPONENT
+        return self.net(torch.cat([y_hat / LATENT_GAIN, plane], 1))
+
+
+class HyperAnalysis(nn.Module):
+    """h_a: y (N, M, h, w), h and w multiples of 4, and image steps (N,) to z (N, Z, h/4, w/4)."""
+
+    def __init__(self, c: TransformConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(c.latents + 1, c.width_8, 1),
+            *blocks(c.width_8, 1),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * c.width_8, c.width_8, 1),
+            *blocks(c.width_8, 1),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * c.width_8, c.hyper_latents, 1),
+        )
+
+    def forward(self, y: Tensor, image_step: Tensor) -> Tensor:
+        return self.net(_with_plane(y / LATENT_GAIN, image_step / MAX_EXPONENT)) * 4
+
+
+class HyperMean(nn.Module):
+    """h_mean: z_hat (N, Z, h/4, w/4) and image steps (N,) to means (N, M, h, w)."""
+
+    def __init__(self, c: TransformConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(c.hyper_latents + 1, c.width_8, 1),
+            nn.Conv2d(c.width_8, 4 * c.width_8, 1),
+            nn.PixelShuffle(2),
+            *blocks(c.width_8, 1),
+            nn.Conv2d(c.width_8, 4 * c.width_8, 1),
+            nn.PixelShuffle(2),
+            *blocks(c.width_8, 1),
+            nn.Conv2d(c.width_8, c.latents, 1),
+        )
+
+    def forward(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
+        return self.net(_with_plane(z_hat / 4, image_step / MAX_EXPONENT)) * LATENT_GAIN
+
+
+class HyperScale(nn.Module):
+    """h_scale: z_hat and image step to scale indices, in exact integer arithmetic.
+
+    Output (N, M, h, w) integers 0..79: `scale_of(index)` is the standard deviation of
+    (y - mean) / step(g), g being the image step. A block at level offset delta is coded
+    with index - delta.
+    """
+
+    def __init__(self, c: TransformConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                IntegerConv2d(c.hyper_latents + 1, 192, 3),
+                IntegerConv2d(192, 256),
+                IntegerConv2d(64, 128, 3),
+                IntegerConv2d(128, 256),
+                IntegerConv2d(64, 128, 3),
+                IntegerConv2d(128, c.latents, shift=12, ceiling=SCALE_COUNT - 1),
+            ]
+        )
+        last = self.layers[-1]
+        assert isinstance(last, IntegerConv2d)
+        nn.init.constant_(last.bias, 24.0)  # start where symbols are neither free nor clipped
+
+    def _run(self, z_hat: Tensor, image_step: Tensor, method: str) -> Tensor:
+        # hyper-latents at the activations' scale 2^-4; the image step counted in octaves
+        x = _with_plane(z_hat * 16, image_step * (16 // STEPS_PER_OCTAVE))
+        for i, layer in enumerate(self.layers):
+            x = getattr(layer, method)(x)
+            if i in (1, 3):
+                x = F.pixel_shuffle(x, 2)
+        return x
+
+    def forward(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
+        """Training path, float32 with straight-through gradients."""
+        return self._run(z_hat, image_step.float(), "forward")
+
+    @torch.no_grad()
+    def indices(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
+        """Coding path: exact; returns uint8 (N, M, h, w)."""
+        out = self._run(z_hat.double(), image_step.double(), "integer_forward")
+        return out.to(torch.uint8)
+
+
+class HyperPrior(nn.Module):
+    """Scale indices of the hyper-latents: a factorised Gaussian a channel and image step."""
+
+    KNOTS = MAX_EXPONENT // STEPS_PER_OCTAVE + 2
+
+    def __init__(self, c: TransformConfig) -> None:
+        super().__init__()
+        self.knots = nn.Parameter(torch.full((c.hyper_latents, self.KNOTS), float(SCALE_ZERO)))
+
+    def forward(self, image_step: Tensor) -> Tensor:
+        """Image steps (N,) integers to scale indices (N, Z) in 0..79, linear between knots."""
+        low = torch.div(image_step, STEPS_PER_OCTAVE, rounding_mode="floor").long()
+        part = (image_step - low * STEPS_PER_OCTAVE).to(self.knots.dtype) / STEPS_PER_OCTAVE
+        index = torch.lerp(self.knots[:, low], self.knots[:, low + 1], part).T
+        return round_half_up(index).clamp(0, SCALE_COUNT - 1)
+
+
+class TransformCodec(nn.Module):
+    """All networks of the transform codec."""
+
+    def __init__(self, config: TransformConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or TransformConfig()
+        self.g_a = Analysis(self.config)
+        self.g_s = Synthesis(self.config)
+        self.h_a = HyperAnalysis(self.config)
+        self.h_mean = HyperMean(self.config)
+        self.h_scale = HyperScale(self.config)
+        self.prior = HyperPrior(self.config)
+
+
+def expand_blocks(levels: Tensor, height: int, width: int) -> Tensor:
+    """Spread a per-block map (N, 1, B_h, B_w) over latents (N, 1, height, width)."""
+    spread = levels.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)
+    return spread[..., :height, :width]

@@ -1,0 +1,216 @@
+"""Archived images back as georeferenced files: whole, by window, or as one mosaic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archive_pipeline import cluster, outputs
+from archive_pipeline.flight import SourceImage
+from archive_pipeline.georef import Georef, Window, bbox_to_window, check_bbox, window_transform
+from archive_pipeline.mosaic import write_mosaic
+from archive_pipeline.outputs import OutputError
+from archive_pipeline.store import Archive, ArchivedImage, ArchiveError, ImageEntry
+
+Bbox = tuple[float, float, float, float]
+SUFFIXES = {"gtiff": ".tif", "jpeg": ".jpg", "png": ".png"}
+WRITERS = {
+    "gtiff": outputs.write_gtiff,
+    "jpeg": outputs.write_jpeg,
+    "png": outputs.write_png,
+}
+MOSAIC_NAME = "mosaic.tif"
+
+
+@dataclass(frozen=True)
+class View:
+    """A window (col, row, width, height) of an archived image, as `outputs.Raster` wants it."""
+
+    image: ArchivedImage
+    window: Window
+
+    @property
+    def source(self) -> SourceImage:
+        return self.image.source
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.image.block
+
+    def read(self, window: Window) -> Any:
+        return self.image.read(window)
+
+    def read_mask(self, window: Window) -> Any:
+        return self.image.read_mask(window)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images to restore, and which part of each.
+
+    Attributes:
+        bbox: west, south, east, north in `bbox_crs`; whole images without one.
+        flight: only this flight.
+        images: ids, or "flight/id"; all where empty.
+    """
+
+    bbox: Bbox | None = None
+    bbox_crs: str = "EPSG:4326"
+    flight: str | None = None
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to write."""
+
+    archive: str
+    entry: ImageEntry
+    window: Window
+    path: Path
+    format: str
+    device: str
+
+
+@dataclass
+class Report:
+    """Files written, and images that could not be (id, reason)."""
+
+    files: list[dict[str, Any]]
+    failed: list[dict[str, str]]
+    skipped: list[tuple[str, str]]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `archive restore --json`."""
+        return {"files": self.files, "failed": self.failed, "seconds": round(self.seconds, 2)}
+
+
+def select(archive: Archive, selection: Selection) -> list[tuple[ImageEntry, Window]]:
+    """Images and windows that a selection means, in the archive's order.
+
+    Raises:
+        ArchiveError: a flight or image is not in the archive.
+        ValueError: the bounding box or its CRS is invalid.
+    """
+    if selection.bbox is not None:
+        check_bbox(selection.bbox, selection.bbox_crs)
+    if selection.flight is not None and selection.flight not in archive.flights():
+        known = ", ".join(archive.flights()) or "none"
+        raise ArchiveError(f"{archive.url}: no flight {selection.flight!r} (there are: {known})")
+    wanted = set(selection.images)
+    found: set[str] = set()
+    chosen = []
+    for entry in archive.images(selection.flight):
+        names = {entry.id, f"{entry.flight}/{entry.id}"}
+        if wanted and not wanted & names:
+            continue
+        found |= names
+        width, height = entry.record["width"], entry.record["height"]
+        window: Window | None = (0, 0, width, height)
+        if selection.bbox is not None:
+            georef = Georef.from_json(entry.record["georef"])
+            window = bbox_to_window(georef, width, height, selection.bbox, selection.bbox_crs)
+        if window is not None:
+            chosen.append((entry, window))
+    missing = sorted(wanted - found)
+    if missing:
+        raise ArchiveError(f"{archive.url}: no image {', '.join(missing)}")
+    return chosen
+
+
+def restore(
+    archive_url: str,
+    selection: Selection,
+    output: Path,
+    *,
+    format: str = "gtiff",
+    mosaic: bool = False,
+    device: str = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda total: None,
+) -> Report:
+    """Write what a selection means below `output`, an image that fails being reported.
+
+    Args:
+        format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF, `output`/mosaic.tif.
+        progress: called after each image with the number of images.
+
+    Raises:
+        ArchiveError: the archive cannot be used, or a name is not in it.
+        ValueError: the bounding box or its CRS is invalid.
+        OutputError: a mosaic cannot be written.
+    """
+    from archive_pipeline.models import use_device
+
+    started = time.monotonic()
+    archive = Archive.open(archive_url)
+    chosen = select(archive, selection)
+    if mosaic:
+        use_device(device)
+        views = (View(archive.image(entry), window) for entry, window in chosen)
+        path = output / MOSAIC_NAME
+        made = write_mosaic(path, _counted(views, progress, len(chosen)), selection.bbox, selection.bbox_crs)
+        file = {
+            "path": str(path),
+            "image": list(made.used),
+            "window": [0, 0, made.width, made.height],
+            "crs": made.crs,
+            "transform": list(made.transform),
+        }
+        return Report([file], [], list(made.skipped), time.monotonic() - started)
+
+    repeated = len({e.flight for e, _ in chosen}) > 1
+    tasks = []
+    for entry, window in chosen:
+        full = window == (0, 0, entry.record["width"], entry.record["height"])
+        name = f"{entry.flight}/{entry.id}" if repeated else entry.id
+        path = outputs.output_path(output, name, window, full, SUFFIXES[format])
+        tasks.append(Task(archive_url, entry, window, path, format, device))
+    files, failed = [], []
+    # a window is decoded sooner than a worker process has started
+    local = 0 if selection.bbox is not None and workers is None else workers
+    with cluster.connect(scheduler, local, len(tasks)) as client:
+        for task, result in cluster.run(client, restore_image, tasks):
+            if isinstance(result, BaseException):
+                name = f"{task.entry.flight}/{task.entry.id}"
+                expected = isinstance(result, (ArchiveError, OutputError))
+                text = str(result) if expected else f"{name}: {type(result).__name__}: {result}"
+                failed.append({"image": name, "error": " ".join(text.split())})
+            else:
+                files.append(result)
+            progress(len(tasks))
+    files.sort(key=lambda f: f["path"])
+    return Report(files, failed, [], time.monotonic() - started)
+
+
+def _counted(views: Iterator[View], progress: Callable[[int], None], total: int) -> Iterator[View]:
+    for view in views:
+        yield view
+        progress(total)
+
+
+def restore_image(task: Task) -> dict[str, Any]:
+    """Write one image (runs on a worker); returns its entry of the report.
+
+    Raises:
+        ArchiveError, OutputError: one line that names the image.
+    """
+    from archive_pipeline.models import use_device
+
+    use_device(task.device)
+    view = View(Archive.open(task.archive).image(task.entry), task.window)
+    WRITERS[task.format](task.path, view)
+    georef = window_transform(Georef.from_json(task.entry.record["georef"]), task.window)
+    return {
+        "path": str(task.path),
+        "image": task.entry.id,
+        "flight": task.entry.flight,
+        "window": list(task.window),
+        "crs": georef.crs,
+        "transform": list(georef.transform) if georef.transform else None,
+    }

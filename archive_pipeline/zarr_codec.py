@@ -1,0 +1,128 @@
+"""The `pcdc` codec of Zarr v3: chunks of uint8 RGB pixels to PCDC streams.
+
+Registered through the `zarr.codecs` entry point, so opening an archive needs no import. Its
+configuration::
+
+    {"name": "pcdc", "configuration": {"model": "<sha256>", "bits_per_pixel": 0.24}}
+
+`model` names the weights (see `archive_pipeline.models`); `bits_per_pixel` is the budget of a
+write: its streams take at most that many bits a coded pixel, margins not counted. Sharding hands a whole image to one call
+when `codec_pipeline.batch_size` allows it, so the budget is then image-wide. Readers ignore it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer
+from zarr.core.common import JSON, parse_named_configuration
+
+from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, MAX_SIDE
+
+NAME = "pcdc"
+
+
+@dataclass(frozen=True)
+class PCDCCodec(ArrayBytesCodec):
+    """Learned lossy codec of uint8 chunks (height, width, 3).
+
+    Lower and right margins that equal the fill value are cut before coding and come back
+    exactly, so the chunks that sharding fills up at an image's edge cost nothing.
+
+    Raises:
+        ValueError: the configuration is malformed, or the array is not uint8 (h, w, 3) with
+            chunks of at most 4096 pixels a side; on decoding, a corrupt stream.
+    """
+
+    is_fixed_size = False
+
+    model: str
+    bits_per_pixel: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not re.fullmatch(r"[0-9a-f]{64}", self.model):
+            raise ValueError(f"pcdc: model must be a SHA-256, got {self.model!r}")
+        if not isinstance(self.bits_per_pixel, (int, float)) or not self.bits_per_pixel > 0:
+            raise ValueError(f"pcdc: bits_per_pixel must be positive, got {self.bits_per_pixel!r}")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        _, configuration = parse_named_configuration(data, NAME)
+        return cls(**configuration)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, JSON]:
+        configuration = {"model": self.model, "bits_per_pixel": self.bits_per_pixel}
+        return {"name": NAME, "configuration": configuration}  # type: ignore[dict-item]
+
+    def validate(self, *, shape: tuple[int, ...], dtype: object, chunk_grid: object) -> None:
+        chunk = getattr(chunk_grid, "chunk_shape", shape)
+        if len(shape) != 3 or shape[2] != 3 or chunk[2] != 3 or max(chunk[:2]) > MAX_SIDE:
+            raise ValueError(f"pcdc codes (height, width, 3) in chunks of up to {MAX_SIDE} pixels")
+        if dtype.to_native_dtype() != np.uint8:  # type: ignore[attr-defined]
+            raise ValueError(f"pcdc codes uint8, not {dtype}")
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        raise NotImplementedError("the size of a pcdc stream is known only after encoding")
+
+    async def encode(
+        self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
+    ) -> Iterable[Buffer | None]:
+        return await asyncio.to_thread(self._encode, list(chunks_and_specs))
+
+    async def decode(
+        self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
+    ) -> Iterable[NDBuffer | None]:
+        return await asyncio.to_thread(self._decode, list(chunks_and_specs))
+
+    def _encode(self, batch: list[tuple[NDBuffer | None, ArraySpec]]) -> list[Buffer | None]:
+        from archive_pipeline.models import codec_for  # torch: only when pixels are touched
+
+        at = [i for i, (chunk, _) in enumerate(batch) if chunk is not None]
+        tiles = []
+        for i in at:
+            chunk, spec = batch[i]
+            assert chunk is not None
+            tiles.append(trim(chunk.as_numpy_array(), int(spec.fill_value or 0)))
+        # what an empty tile takes is not taken from the others
+        pixels = sum(t.shape[0] * t.shape[1] for t in tiles)
+        budget = int(self.bits_per_pixel * pixels / 8) + EMPTY_BYTES * sum(not t.size for t in tiles)
+        streams = codec_for(self.model).encode(tiles, budget)
+        out: list[Buffer | None] = [None] * len(batch)
+        for i, stream in zip(at, streams, strict=True):
+            out[i] = batch[i][1].prototype.buffer.from_bytes(stream)
+        return out
+
+    def _decode(self, batch: list[tuple[Buffer | None, ArraySpec]]) -> list[NDBuffer | None]:
+        from archive_pipeline.models import codec_for
+
+        out: list[NDBuffer | None] = [None] * len(batch)
+        shapes: dict[tuple[int, int], list[int]] = {}
+        for i, (data, spec) in enumerate(batch):
+            if data is not None:
+                shapes.setdefault((spec.shape[0], spec.shape[1]), []).append(i)
+        for (height, width), at in shapes.items():
+            streams = [data.to_bytes() for i in at if (data := batch[i][0]) is not None]
+            tiles = codec_for(self.model).decode(streams, height, width)
+            for i, tile in zip(at, tiles, strict=True):
+                spec = batch[i][1]
+                chunk = np.full(spec.shape, spec.fill_value or 0, np.uint8)
+                chunk[: tile.shape[0], : tile.shape[1]] = tile
+                out[i] = spec.prototype.nd_buffer.from_numpy_array(chunk)
+        return out
+
+
+def trim(chunk: NDArray[np.uint8], fill: int) -> NDArray[np.uint8]:
+    """Cut lower rows and right columns that hold nothing but the fill value."""
+    content = (chunk != fill).any(2)
+    rows, columns = np.flatnonzero(content.any(1)), np.flatnonzero(content.any(0))
+    if not len(rows):
+        return chunk[:0, :0]
+    return chunk[: rows[-1] + 1, : columns[-1] + 1]
