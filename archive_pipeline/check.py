@@ -27,9 +27,7 @@ class Report:
         }
 
 
-def check(
-    archive_url: str, progress: Callable[[int], None] = lambda total: None
-) -> Report:
+def check(archive_url: str, progress: Callable[[int], None] = lambda total: None) -> Report:
     """Check every checksum, decode every tile, compare the index with the contents.
 
     Args:

@@ -195,7 +195,9 @@ def ingest(
         if outcome.error:
             click.echo(f"Failed: {outcome.path}: {outcome.error}", err=True)
 
-    report = run(archive_url, named, options, scheduler=scheduler, workers=workers, progress=progress)
+    report = run(
+        archive_url, named, options, scheduler=scheduler, workers=workers, progress=progress
+    )
     bar.close()
     if warned > SHOWN_WARNINGS and not verbose:
         click.echo(f"... and {warned - SHOWN_WARNINGS} more warnings (-v shows all)", err=True)

@@ -188,9 +188,9 @@ def bbox_to_window(
     if shared.area <= 0.0:
         return None
     points = shapely.get_coordinates(shapely.segmentize(shared, max(shared.length / 200, 1e-12)))
-    to_image = _transformer(bbox_crs, str(georef.crs))
+    to_image = crs_transformer(bbox_crs, str(georef.crs))
     px, py = to_image.transform(points[:, 0], points[:, 1])
-    cols, rows = _mapping(georef, inverse=True)(
+    cols, rows = pixel_mapping(georef, inverse=True)(
         np.asarray(px, dtype=np.float64), np.asarray(py, dtype=np.float64)
     )
     if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
@@ -305,7 +305,7 @@ def _crs(text: str) -> CRS:
 
 
 @lru_cache(maxsize=256)
-def _transformer(source: str, target: str) -> Transformer:
+def crs_transformer(source: str, target: str) -> Transformer:
     try:
         return Transformer.from_crs(_crs(source), _crs(target), always_xy=True)
     except ProjError as error:
@@ -316,14 +316,14 @@ def _outline(georef: Georef, cols: Array, rows: Array, crs: str) -> tuple[Array,
     """Carry pixel coordinates to ``crs``; ``ValueError`` where that gives no finite position."""
     if georef.crs is None:
         raise ValueError("the image has no coordinate reference system")
-    x, y = _mapping(georef, inverse=False)(cols, rows)
-    x, y = _transformer(georef.crs, crs).transform(x, y)
+    x, y = pixel_mapping(georef, inverse=False)(cols, rows)
+    x, y = crs_transformer(georef.crs, crs).transform(x, y)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError(f"the image's position cannot be expressed in {crs}")
     return x, y
 
 
-def _mapping(georef: Georef, inverse: bool) -> Mapping2D:
+def pixel_mapping(georef: Georef, inverse: bool) -> Mapping2D:
     """Return the map (cols, rows) -> (x, y) in the image's CRS, or its inverse."""
     if georef.transform is not None:
         a, b, c, d, e, f = georef.transform

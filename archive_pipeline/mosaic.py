@@ -22,9 +22,9 @@ from archive_pipeline.georef import (
     Window,
     bbox_to_window,
     check_bbox,
+    crs_transformer,
+    pixel_mapping,
 )
-from archive_pipeline.georef import _mapping as pixel_mapping
-from archive_pipeline.georef import _transformer as crs_transformer
 from archive_pipeline.outputs import (
     Mask,
     OutputError,

@@ -154,7 +154,9 @@ def restore(
         use_device(device)
         views = (View(archive.image(entry), window) for entry, window in chosen)
         path = output / MOSAIC_NAME
-        made = write_mosaic(path, _counted(views, progress, len(chosen)), selection.bbox, selection.bbox_crs)
+        made = write_mosaic(
+            path, _counted(views, progress, len(chosen)), selection.bbox, selection.bbox_crs
+        )
         file = {
             "path": str(path),
             "image": list(made.used),

@@ -230,7 +230,7 @@ class Archive:
             record = json.loads(raw).get("attributes", {}).get(ATTRIBUTE)
             if record is None:
                 return None
-            _, flight, image = key.split("/")
+            flight = key.split("/")[1]
             entry = ImageEntry(unquote(flight), record["id"], key, record)
             whole = all(
                 type(record[n]) is int and 0 < record[n] <= MAX_SIDE

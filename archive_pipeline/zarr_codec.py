@@ -6,8 +6,9 @@ configuration::
     {"name": "pcdc", "configuration": {"model": "<sha256>", "bits_per_pixel": 0.24}}
 
 `model` names the weights (see `archive_pipeline.models`); `bits_per_pixel` is the budget of a
-write: its streams take at most that many bits a coded pixel, margins not counted. Sharding hands a whole image to one call
-when `codec_pipeline.batch_size` allows it, so the budget is then image-wide. Readers ignore it.
+write: its streams take at most that many bits a coded pixel, margins not counted. Sharding hands
+a whole image to one call when `codec_pipeline.batch_size` allows it, so the budget is then
+image-wide. Readers ignore it.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class PCDCCodec(ArrayBytesCodec):
             tiles.append(trim(chunk.as_numpy_array(), int(spec.fill_value or 0)))
         # what an empty tile takes is not taken from the others
         pixels = sum(t.shape[0] * t.shape[1] for t in tiles)
-        budget = int(self.bits_per_pixel * pixels / 8) + EMPTY_BYTES * sum(not t.size for t in tiles)
+        budget = int(self.bits_per_pixel * pixels / 8) + EMPTY_BYTES * sum(
+            not t.size for t in tiles
+        )
         streams = codec_for(self.model).encode(tiles, budget)
         out: list[Buffer | None] = [None] * len(batch)
         for i, stream in zip(at, streams, strict=True):

@@ -20,7 +20,12 @@ from PIL import Image
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 def main(out: Path, folders: tuple[Path, ...]) -> None:
-    paths = [p for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif"}]
+    paths = [
+        p
+        for f in folders
+        for p in sorted(f.iterdir())
+        if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif"}
+    ]
     sizes = []
     for path in paths:
         with Image.open(path) as image:

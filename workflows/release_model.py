@@ -21,7 +21,9 @@ from archive_pipeline.pcdc.transforms import TransformCodec
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(checkpoint: Path, folder: Path) -> None:
     networks = TransformCodec()
-    networks.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["average"])
+    networks.load_state_dict(
+        torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+    )
     files = build_files(networks)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

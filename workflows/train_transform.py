@@ -26,13 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archive_pipeline.pcdc.layers import round_half_up
-from archive_pipeline.pcdc.transforms import (
+from archive_pipeline.pcdc.constants import (
     BLOCK,
     HYPER_LIMIT,
     LEVEL_OFFSETS,
     MAX_IMAGE_STEP,
     MIN_IMAGE_STEP,
+    SCALE_COUNT,
+)
+from archive_pipeline.pcdc.layers import round_half_up
+from archive_pipeline.pcdc.transforms import (
     TransformCodec,
     TransformConfig,
     expand_blocks,
@@ -121,7 +124,7 @@ def rate_distortion(
     v = (y - mean) / step
     q = round_half_up(v)
     dither = (lambda t: torch.rand_like(t) - 0.5) if noise else torch.zeros_like
-    y_bits = gaussian_bits(v + dither(v) if noise else q, scale_of(index.clamp(0, 79)))
+    y_bits = gaussian_bits(v + dither(v) if noise else q, scale_of(index.clamp(0, SCALE_COUNT - 1)))
     z_bits = gaussian_bits(z + dither(z) if noise else z_hat, z_scale)
     bits = y_bits.sum((1, 2, 3)) + z_bits.sum((1, 2, 3))
     x_bar = codec.g_s(mean + step * q, exponent)
@@ -165,13 +168,24 @@ def validate(codec: TransformCodec, crops: Tensor, device: str) -> list[tuple[in
 @click.option("--batch", default=8, show_default=True)
 @click.option("--size", default=256, show_default=True, help="Crop side in pixels, times 64.")
 @click.option("--lr", default=1e-3, show_default=True)
-@click.option("--border-weight", default=1.3, show_default=True, help="Error weight of the outer 8 px.")
+@click.option(
+    "--border-weight", default=1.3, show_default=True, help="Error weight of the outer 8 px."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=0, help="CPU threads, 0 = torch's default.")
 @click.option("--resume", is_flag=True, help="Go on from the run's checkpoint.")
 def main(
-    crops: Path, folder: Path, minutes: float, device: str, batch: int, size: int, lr: float,
-    border_weight: float, seed: int, threads: int, resume: bool,
+    crops: Path,
+    folder: Path,
+    minutes: float,
+    device: str,
+    batch: int,
+    size: int,
+    lr: float,
+    border_weight: float,
+    seed: int,
+    threads: int,
+    resume: bool,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
@@ -204,13 +218,24 @@ def main(
     def save() -> None:
         part = checkpoint.with_suffix(".part")
         torch.save(
-            {"codec": codec.state_dict(), "average": average.state_dict(),
-             "optimiser": optimiser.state_dict(), "step": step, "minutes": spent}, part)
+            {
+                "codec": codec.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "minutes": spent,
+            },
+            part,
+        )
         part.replace(checkpoint)
         with (folder / "validation.csv").open("a", newline="") as file:
             rows = validate(average, held_out, device)
-            csv.writer(file).writerows([step, f"{spent:.1f}", g, f"{b:.4f}", f"{p:.3f}"] for g, b, p in rows)
-        click.echo(f"{step} {spent:.1f} min " + " ".join(f"{b:.3f}/{p:.2f}" for _, b, p in rows), err=True)
+            csv.writer(file).writerows(
+                [step, f"{spent:.1f}", g, f"{b:.4f}", f"{p:.3f}"] for g, b, p in rows
+            )
+        click.echo(
+            f"{step} {spent:.1f} min " + " ".join(f"{b:.3f}/{p:.2f}" for _, b, p in rows), err=True
+        )
 
     while spent < minutes:
         progress = spent / minutes
@@ -243,8 +268,17 @@ def main(
         spent = (time.monotonic() - started) / 60
         if step % 50 == 0:
             psnr = 10 * math.log10(255**2 / float(error.mean()))
-            writer.writerow([step, f"{spent:.2f}", f"{rate:.2e}", f"{float(loss):.4f}",
-                             f"{float(bits.mean()) / size**2:.4f}", f"{psnr:.2f}", f"{float(norm):.3f}"])
+            writer.writerow(
+                [
+                    step,
+                    f"{spent:.2f}",
+                    f"{rate:.2e}",
+                    f"{float(loss):.4f}",
+                    f"{float(bits.mean()) / size**2:.4f}",
+                    f"{psnr:.2f}",
+                    f"{float(norm):.3f}",
+                ]
+            )
             log.flush()
         if spent - saved >= 5:
             saved = spent

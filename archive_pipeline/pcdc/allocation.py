@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.pcdc.transforms import LEVEL_OFFSETS, MAX_IMAGE_STEP, MIN_IMAGE_STEP
+from archive_pipeline.pcdc.constants import LEVEL_OFFSETS, MAX_IMAGE_STEP, MIN_IMAGE_STEP
 
 BASE_LEVEL = 3
 LEVELS = len(LEVEL_OFFSETS)
@@ -126,9 +126,7 @@ class Allocator:
                 if extra[t] <= spare:
                     steps[t] -= 1
                     spare -= extra[t]
-        plans = [
-            TilePlan(steps[t], np.full(self.grids[t], level, np.uint8)) for t in tiles
-        ]
+        plans = [TilePlan(steps[t], np.full(self.grids[t], level, np.uint8)) for t in tiles]
         if level < LEVELS:
             candidates = [t for t in tiles if steps[t] == step and self.grids[t][0]]
             if candidates:

@@ -24,8 +24,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
 from archive_pipeline.pcdc.entropy import MAX_LANES_LOG2, CorruptStream
-from archive_pipeline.pcdc.transforms import MAX_IMAGE_STEP, MIN_IMAGE_STEP
 
 VERSION = 1
 MAX_SIDE = 4096

@@ -15,10 +15,15 @@ from torch import Tensor
 
 from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.allocation import BASE_LEVEL, Allocator, BlockCosts, TilePlan
-from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, HEADER_BYTES, MODEL_BYTES, Header, UnknownModel, parse
-from archive_pipeline.pcdc.entropy import CorruptStream
-from archive_pipeline.pcdc.model import Model
-from archive_pipeline.pcdc.transforms import (
+from archive_pipeline.pcdc.bitstream import (
+    EMPTY_BYTES,
+    HEADER_BYTES,
+    MODEL_BYTES,
+    Header,
+    UnknownModel,
+    parse,
+)
+from archive_pipeline.pcdc.constants import (
     BLOCK,
     FIRST_CODED_SCALE,
     HYPER_LIMIT,
@@ -26,10 +31,10 @@ from archive_pipeline.pcdc.transforms import (
     LEVEL_OFFSETS,
     SCALE_COUNT,
     STRIDE,
-    expand_blocks,
-    pad_to,
-    step_size,
 )
+from archive_pipeline.pcdc.entropy import CorruptStream
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.transforms import expand_blocks, pad_to, step_size
 
 SYMBOL_LIMIT = 1 << 15
 # rANS spends a little more than the tables' entropy: rounding of a state, words, escapes
@@ -165,9 +170,7 @@ class Codec:
                 results[t] = symbols
         return results  # type: ignore[return-value]  # every place is filled by now
 
-    def _decode_group(
-        self, members: list[tuple[int, Header, bytes]], lanes: int
-    ) -> list[Symbols]:
+    def _decode_group(self, members: list[tuple[int, Header, bytes]], lanes: int) -> list[Symbols]:
         tables = self.model.tables
         config = self.model.networks.config
         headers = [h for _, h, _ in members]
@@ -176,7 +179,10 @@ class Codec:
         shapes = [(grid(h.height, STRIDE), grid(h.width, STRIDE)) for h in headers]
         blocks = [(grid(a, BLOCK), grid(b, BLOCK)) for a, b in shapes]
         residuals = decoder.decode(
-            [np.full(a * b, SCALE_COUNT + h.level_table) for h, (a, b) in zip(headers, blocks, strict=True)]
+            [
+                np.full(a * b, SCALE_COUNT + h.level_table)
+                for h, (a, b) in zip(headers, blocks, strict=True)
+            ]
         )
         levels = [
             levels_from_residuals(r.reshape(b)) for r, b in zip(residuals, blocks, strict=True)
@@ -329,9 +335,7 @@ class _Encoding:
         z_bits = _bits(tables, z_index, z)
         return _Quantised(z, z_index, index, v, float(z_bits.sum()))
 
-    def _round(
-        self, v: NDArray[np.float32], index: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _round(self, v: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.int64]:
         q = np.clip(np.rint(v), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64)
         q[index < FIRST_CODED_SCALE] = 0
         return q
@@ -364,9 +368,7 @@ class _Encoding:
             error.append(_sum_blocks((quantised.v - q * relative) ** 2))
         return BlockCosts(np.stack(bits), np.stack(error))
 
-    def symbols(
-        self, t: int, plan: TilePlan
-    ) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
+    def symbols(self, t: int, plan: TilePlan) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
         """Return the coder's phases, the level table and the escapes of a tile."""
         tables = self.codec.model.tables
         quantised = self._quantise(t, plan.image_step)

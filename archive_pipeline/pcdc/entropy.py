@@ -116,9 +116,7 @@ def _interleave(rows: list[NDArray], lanes: int, fill: int, dtype: type) -> NDAr
     return np.ascontiguousarray(out.reshape(len(rows), steps, lanes).transpose(1, 0, 2))
 
 
-def encode(
-    tables: Tables, phases: list[list[tuple[NDArray, NDArray]]], lanes: int
-) -> list[bytes]:
+def encode(tables: Tables, phases: list[list[tuple[NDArray, NDArray]]], lanes: int) -> list[bytes]:
     """Encode tiles that share a lane count.
 
     Args:
@@ -131,7 +129,9 @@ def encode(
     """
     count = len(phases[0])
     state = np.full((count, lanes), LOW, np.uint64)
-    words_of = [sum(-(-len(phase[t][0]) // lanes) * lanes for phase in phases) for t in range(count)]
+    words_of = [
+        sum(-(-len(phase[t][0]) // lanes) * lanes for phase in phases) for t in range(count)
+    ]
     words = np.zeros((count, max(words_of, default=0)), np.uint16)
     position = np.full(count, words.shape[1], np.int64)
     rows = np.arange(count)[:, None]

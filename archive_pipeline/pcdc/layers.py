@@ -69,7 +69,8 @@ class IntegerConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(cout))
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        if not self.weight.is_meta:  # a model about to be loaded: drawing would be wasted
+            nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.shift = shift
         self.ceiling = ceiling
 

@@ -17,15 +17,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from archive_pipeline.pcdc.constants import LEVEL_OFFSETS, SCALE_COUNT
 from archive_pipeline.pcdc.entropy import Tables, gaussian_frequencies, level_frequencies
 from archive_pipeline.pcdc.layers import IntegerConv2d
-from archive_pipeline.pcdc.transforms import (
-    LEVEL_OFFSETS,
-    SCALE_COUNT,
-    TransformCodec,
-    TransformConfig,
-    scale_of,
-)
+from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -88,7 +83,14 @@ class Model:
             self.tables = Tables(*tables)
         except ModelError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             raise ModelError(f"model {self.sha256[:12]} cannot be read: {error}") from error
         if len(self.tables.sizes) <= SCALE_COUNT + 1 or len(self.tables.sizes) > SCALE_COUNT + 17:
             raise ModelError(f"model {self.sha256[:12]} has the wrong number of tables")

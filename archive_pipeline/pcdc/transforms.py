@@ -21,25 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archive_pipeline.pcdc.constants import (
+    BLOCK,
+    FINEST_STEP,
+    LATENT_GAIN,
+    MAX_EXPONENT,
+    SCALE_COUNT,
+    SCALE_ZERO,
+    STEPS_PER_OCTAVE,
+)
 from archive_pipeline.pcdc.layers import IntegerConv2d, blocks, round_half_up
-
-STRIDE = 16  # pixels per latent
-HYPER_STRIDE = 4  # latents per hyper-latent
-BLOCK = 2  # latents per side of an allocation block (32 px, DESIGN of the paper's 16x16 a tile)
-
-STEPS_PER_OCTAVE = 8  # steps and scales share this spacing, so a step shifts a scale index
-FINEST_STEP = 4.0  # step of exponent 0, in units of an orthonormal transform of 0..255 pixels
-MAX_EXPONENT = 63  # step exponents are 0..63: steps 4 .. 939
-LEVEL_OFFSETS = (8, 4, 0, -4, -8)  # delta(beta) for beta = 1..5: level 5 preserves most
-MIN_IMAGE_STEP = -min(LEVEL_OFFSETS)
-MAX_IMAGE_STEP = MAX_EXPONENT - max(LEVEL_OFFSETS)
-
-SCALE_COUNT = 80  # scale indices 0..79
-SCALE_ZERO = 32  # scale index of standard deviation 1 (in steps)
-FIRST_CODED_SCALE = 10  # below it a symbol is zero by definition and is not coded
-LATENT_GAIN = 128.0  # networks work on y / LATENT_GAIN, of order one
-
-HYPER_LIMIT = 127  # hyper-latents are integers in -127..127
 
 
 @dataclass(frozen=True)
