@@ -19,7 +19,7 @@ from archive_pipeline.pcdc.constants import LEVEL_OFFSETS, MAX_IMAGE_STEP, MIN_I
 
 BASE_LEVEL = 3
 LEVELS = len(LEVEL_OFFSETS)
-PROBE_EVERY = 6  # the image step is first looked for on every so many tiles
+PROBE_EVERY = 8  # the image step is first looked for on every so many tiles
 
 
 class BudgetTooSmall(ValueError):

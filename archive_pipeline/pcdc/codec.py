@@ -30,6 +30,7 @@ from archive_pipeline.pcdc.constants import (
     HYPER_STRIDE,
     LEVEL_OFFSETS,
     SCALE_COUNT,
+    STEPS_PER_OCTAVE,
     STRIDE,
 )
 from archive_pipeline.pcdc.entropy import CorruptStream
@@ -70,7 +71,7 @@ class _Quantised:
 
     z: NDArray[np.int64]
     z_index: NDArray[np.int64]
-    index: NDArray[np.int64]
+    index: NDArray[np.uint8]
     v: NDArray[np.float32]
     z_bits: float
 
@@ -108,7 +109,7 @@ class Codec:
     def encode_planned(self, job: _Encoding, plans: list[TilePlan]) -> list[bytes]:
         """Encode tiles as planned."""
         streams: dict[int, bytes] = {}
-        groups: dict[int, list[tuple[int, Header, list, bytes]]] = {}
+        groups: dict[int, list[tuple[int, Header, list[tuple[NDArray, NDArray]], bytes]]] = {}
         for t, plan in enumerate(plans):
             height, width = job.tiles[t].shape[:2]
             if not height or not width:
@@ -119,8 +120,8 @@ class Codec:
             header = Header(self.prefix, height, width, plan.image_step, lanes, level_table)
             groups.setdefault(lanes, []).append((t, header, phases, escapes))
         for lanes, members in groups.items():
-            phases = [[m[2][p] for m in members] for p in range(3)]
-            payloads = entropy.encode(self.model.tables, phases, 1 << lanes)
+            by_phase = [[m[2][p] for m in members] for p in range(3)]
+            payloads = entropy.encode(self.model.tables, by_phase, 1 << lanes)
             for (t, header, _, escapes), payload in zip(members, payloads, strict=True):
                 streams[t] = header.pack() + payload + escapes
         return [streams[t] for t in range(len(plans))]
@@ -296,7 +297,8 @@ class _Encoding:
         self.codec = codec
         self.tiles = tiles
         self.latents = [self._analyse(tile) for tile in tiles]
-        self._quantised: dict[tuple[int, int], _Quantised] = {}
+        # the two image steps last looked at: the plan mostly takes one of them
+        self._recent: list[dict[int, _Quantised]] = [{} for _ in tiles]
         grids = [
             (grid(tile.shape[0], STRIDE * BLOCK), grid(tile.shape[1], STRIDE * BLOCK))
             if tile.size
@@ -314,8 +316,16 @@ class _Encoding:
         x = x.permute(2, 0, 1)[None].to(codec.dtype) / 127.5 - 1
         return codec.model.networks.g_a(pad_to(x, STRIDE))
 
-    @torch.no_grad()
     def _quantise(self, t: int, image_step: int) -> _Quantised:
+        recent = self._recent[t]
+        if image_step not in recent:
+            if len(recent) == 2:
+                del recent[next(iter(recent))]
+            recent[image_step] = self._quantise_anew(t, image_step)
+        return recent[image_step]
+
+    @torch.no_grad()
+    def _quantise_anew(self, t: int, image_step: int) -> _Quantised:
         """Hyper-latents of a tile and v = (y - mean) / step(g), (M, h, w)."""
         y = self.latents[t]
         assert y is not None
@@ -331,7 +341,7 @@ class _Encoding:
         z = np.clip(z.astype(np.int64), -bound, bound)
         mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
         v = ((y - mean[..., :h, :w]) / step_size(step)).float()[0].cpu().numpy()
-        index = codec._q_index(z, image_step, None)[:, :h, :w]
+        index = codec._q_index(z, image_step, None)[:, :h, :w].astype(np.uint8)
         z_bits = _bits(tables, z_index, z)
         return _Quantised(z, z_index, index, v, float(z_bits.sum()))
 
@@ -345,8 +355,8 @@ class _Encoding:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
         """Scale indices, symbols and the step (relative to the image's) with all at one level."""
         offset = LEVEL_OFFSETS[level - 1]
-        relative = 2 ** (offset / 8)
-        index = np.clip(quantised.index - offset, 0, SCALE_COUNT - 1)
+        relative = float(2 ** (offset / STEPS_PER_OCTAVE))
+        index = np.clip(quantised.index.astype(np.int64) - offset, 0, SCALE_COUNT - 1)
         return index, self._round(quantised.v / np.float32(relative), index), relative
 
     def _tile_bytes(self, t: int, image_step: int, level: int) -> float:
@@ -373,8 +383,10 @@ class _Encoding:
         tables = self.codec.model.tables
         quantised = self._quantise(t, plan.image_step)
         offsets = self.codec._exponent(0, plan.levels, *quantised.index.shape[1:])
-        index = np.clip(quantised.index - offsets, 0, SCALE_COUNT - 1)
-        q = self._round(quantised.v / (2.0 ** (offsets / 8)).astype(np.float32), index)
+        index = np.clip(quantised.index.astype(np.int64) - offsets, 0, SCALE_COUNT - 1)
+        q = self._round(
+            quantised.v / (2.0 ** (offsets / STEPS_PER_OCTAVE)).astype(np.float32), index
+        )
         coded = index >= FIRST_CODED_SCALE
         limit = tables.limit(index[coded])
         values = np.clip(q[coded], -limit, limit)

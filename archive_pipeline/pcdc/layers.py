@@ -73,6 +73,7 @@ class IntegerConv2d(nn.Module):
             nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.shift = shift
         self.ceiling = ceiling
+        self._exact: tuple[Tensor, Tensor] | None = None
 
     def _integers(self) -> tuple[Tensor, Tensor]:
         weight = round_half_up(self.weight * 2**self.WEIGHT_BITS)
@@ -89,17 +90,21 @@ class IntegerConv2d(nn.Module):
     def integer_forward(self, x: Tensor) -> Tensor:
         """Coding path: (N, cin, H, W) float64 holding integers, to (N, cout, H, W) likewise.
 
-        A kernel is summed as shifted matrix products: no convolution algorithm (Winograd, FFT)
-        that leaves the integers can be chosen behind our back.
+        One matrix product over the shifted inputs of a kernel: no convolution algorithm
+        (Winograd, FFT) that leaves the integers can be chosen behind our back.
         """
-        weight, bias = (t.detach().to(x.device, torch.float64) for t in self._integers())
-        n, cin, height, width = x.shape
-        k = weight.shape[-1]
+        if self._exact is None or self._exact[0].device != x.device:
+            weight, bias = (t.detach().to(x.device, torch.float64) for t in self._integers())
+            self._exact = weight.permute(0, 2, 3, 1).flatten(1).contiguous(), bias.view(-1, 1)
+        weight, bias = self._exact
+        n, _, height, width = x.shape
+        k = self.weight.shape[-1]
         padded = F.pad(x, [k // 2] * 4)
-        total = bias.view(-1, 1).expand(n, -1, height * width)
-        for i in range(k):
-            for j in range(k):
-                window = padded[:, :, i : i + height, j : j + width].reshape(n, cin, -1)
-                total = total + weight[:, :, i, j] @ window
+        shifted = [padded[:, :, i : i + height, j : j + width] for i in range(k) for j in range(k)]
+        total = weight @ torch.cat(shifted, 1).view(n, -1, height * width) + bias
         total = torch.floor((total + 2 ** (self.shift - 1)) / 2**self.shift)
         return total.clamp(0, self.ceiling).view(n, -1, height, width)
+
+    def train(self, mode: bool = True) -> IntegerConv2d:
+        self._exact = None  # weights may be about to change
+        return super().train(mode)

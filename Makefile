@@ -1,0 +1,43 @@
+# Everything happens in .venv; `archive` is then .venv/bin/archive.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: setup demo test test-slow lint clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+# An invented flight over Galveston, Texas: archived, and a street corner of it restored.
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/python examples/make_flight.py $(DEMO)/flight
+	$(BIN)/archive ingest $(DEMO)/flight --archive $(DEMO)/archive.zarr --ratio 48
+	$(BIN)/archive info --archive $(DEMO)/archive.zarr
+	$(BIN)/archive restore --archive $(DEMO)/archive.zarr -o $(DEMO)/restored \
+		--bbox -94.7963 29.2842 -94.7958 29.2846
+	$(BIN)/archive restore --archive $(DEMO)/archive.zarr -o $(DEMO)/restored --mosaic \
+		--bbox -94.7963 29.2842 -94.7958 29.2846
+	$(BIN)/python examples/side_by_side.py $(DEMO)/archive.zarr $(DEMO)/side_by_side.png
+	@echo
+	@echo "Restored windows and mosaic.tif: $(DEMO)/restored"
+	@echo "Original beside restored pixels: $(DEMO)/side_by_side.png"
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(DEMO) .venv
