@@ -143,7 +143,7 @@ def run_peer(name: str, row: dict) -> dict:
 def table(rows: list[dict]) -> str:
     """Means over frames as a Markdown table."""
     lines = [
-        "| ratio | codec | mean PSNR, dB | bytes used of budget | worst seam | encode s | decode s |",
+        "| ratio | codec | mean PSNR dB | bytes of budget | worst seam | encode s | decode s |",
         "|---|---|---|---|---|---|---|",
     ]
     for ratio in sorted({r["ratio"] for r in rows}):

@@ -24,15 +24,20 @@ import click
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from archive_pipeline.pcdc.constants import (
     BLOCK,
+    FINEST_STEP,
     HYPER_LIMIT,
+    LATENT_GAIN,
     LEVEL_OFFSETS,
     MAX_IMAGE_STEP,
     MIN_IMAGE_STEP,
     SCALE_COUNT,
+    SCALE_ZERO,
+    STEPS_PER_OCTAVE,
 )
 from archive_pipeline.pcdc.layers import round_half_up
 from archive_pipeline.pcdc.transforms import (
@@ -46,6 +51,7 @@ from archive_pipeline.pcdc.transforms import (
 VALIDATION_SHARE = 25  # every 25th image is held out
 FIELDS = ["step", "minutes", "lr", "loss", "bpp", "psnr", "grad"]
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
+BORDER_WEIGHTS = (2.1, 1.25)  # the outermost pixels, and the seven next to them
 
 
 class Crops:
@@ -97,6 +103,53 @@ class Crops:
         return torch.from_numpy(np.stack(out).transpose(0, 3, 1, 2).copy())
 
 
+def principal_axes(samples: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (d,), leading axes (d, count) and their standard deviations of samples (n, d)."""
+    mean = samples.mean(0)
+    variance, axes = torch.linalg.eigh(torch.cov(samples.T))
+    order = torch.arange(samples.shape[1] - 1, samples.shape[1] - 1 - count, -1)
+    return mean, axes[:, order], variance[order].clamp_min(0).sqrt()
+
+
+@torch.no_grad()
+def klt_start(codec: TransformCodec, crops: Tensor) -> None:
+    """Set the transforms to the Karhunen-Loeve transform of training patches.
+
+    Residual blocks start as the identity, so analysis and synthesis are then a linear transform
+    coder, and training starts where classical codecs stand instead of far below.
+    """
+    config = codec.config
+    patches = F.pixel_unshuffle(crops.float() / 127.5 - 1, 8)
+    mean, axes, _ = principal_axes(patches.permute(0, 2, 3, 1).flatten(0, 2), config.width_8)
+    fine = F.conv2d(patches, axes.T[..., None, None], -(axes.T @ mean))
+    coarse = F.pixel_unshuffle(fine, 2)
+    width = min(config.width_16, config.latents)
+    shift, joint, deviation = principal_axes(coarse.permute(0, 2, 3, 1).flatten(0, 2), width)
+
+    analysis, synthesis = (
+        [m for m in n if isinstance(m, nn.Conv2d)] for n in (codec.g_a.net, codec.g_s.net)
+    )
+    for conv in (*analysis, *synthesis):
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    analysis[0].weight[:, :, 0, 0] = axes.T
+    analysis[0].bias[:] = -(axes.T @ mean)
+    analysis[1].weight[:width, :, 0, 0] = joint.T
+    analysis[1].bias[:width] = -(joint.T @ shift)
+    analysis[2].weight[:width, :width, 0, 0] = torch.eye(width)
+    synthesis[0].weight[:width, :width, 0, 0] = torch.eye(width)
+    synthesis[1].weight[:, :width, 0, 0] = joint
+    synthesis[1].bias[:] = shift
+    synthesis[2].weight[:, :, 0, 0] = axes
+    synthesis[2].bias[:] = mean
+
+    last = codec.h_scale.layers[-1]
+    last.weight *= 0.05
+    deviation = (LATENT_GAIN * deviation).clamp_min(1e-3)
+    index = SCALE_ZERO + STEPS_PER_OCTAVE * torch.log2(deviation / FINEST_STEP)
+    last.bias[:width] = index / 2**codec.h_scale.GAIN_BITS
+
+
 def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
     """Bits of integer-binned Gaussian symbols: -log2(Phi((v+.5)/s) - Phi((v-.5)/s))."""
     v = v.abs()
@@ -129,6 +182,15 @@ def rate_distortion(
     bits = y_bits.sum((1, 2, 3)) + z_bits.sum((1, 2, 3))
     x_bar = codec.g_s(mean + step * q, exponent)
     return bits, x_bar, step
+
+
+def border_weights(size: int) -> Tensor:
+    """Error weights (1, 1, size, size) that make up for a tile's border having neighbours on one
+    side only: unweighted, its outermost pixels have 1.4 times the error of the others."""
+    weight = torch.full((1, 1, size, size), BORDER_WEIGHTS[0])
+    weight[..., 1:-1, 1:-1] = BORDER_WEIGHTS[1]
+    weight[..., 8:-8, 8:-8] = 1.0
+    return weight
 
 
 def random_offsets(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -168,9 +230,6 @@ def validate(codec: TransformCodec, crops: Tensor, device: str) -> list[tuple[in
 @click.option("--batch", default=8, show_default=True)
 @click.option("--size", default=256, show_default=True, help="Crop side in pixels, times 64.")
 @click.option("--lr", default=1e-3, show_default=True)
-@click.option(
-    "--border-weight", default=1.3, show_default=True, help="Error weight of the outer 8 px."
-)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=0, help="CPU threads, 0 = torch's default.")
 @click.option("--resume", is_flag=True, help="Go on from the run's checkpoint.")
@@ -182,7 +241,6 @@ def main(
     batch: int,
     size: int,
     lr: float,
-    border_weight: float,
     seed: int,
     threads: int,
     resume: bool,
@@ -193,7 +251,6 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     codec = TransformCodec(TransformConfig()).to(device)
     average = TransformCodec(codec.config).to(device)
-    average.load_state_dict(codec.state_dict())
     optimiser = torch.optim.Adam(codec.parameters(), lr=lr)
     step, spent = 0, 0.0
     checkpoint = folder / "checkpoint.pt"
@@ -205,9 +262,11 @@ def main(
         step, spent = state["step"], state["minutes"]
     source = Crops(crops, size, seed + step)
     generator = torch.Generator().manual_seed(seed + step)
+    if not resume:
+        klt_start(codec.cpu(), Crops(crops, size, seed).batch(256))
+        average.load_state_dict(codec.to(device).state_dict())
     held_out = source.validation(32)
-    weight = torch.full((1, 1, size, size), border_weight, device=device)
-    weight[..., 8:-8, 8:-8] = 1.0
+    weight = border_weights(size).to(device)
 
     log = (folder / "log.csv").open("a", newline="")
     writer = csv.writer(log)

@@ -71,7 +71,7 @@ class _Quantised:
 
     z: NDArray[np.int64]
     z_index: NDArray[np.int64]
-    index: NDArray[np.uint8]
+    index: NDArray[np.int16]
     v: NDArray[np.float32]
     z_bits: float
 
@@ -266,7 +266,7 @@ class Codec:
     def _q_index(
         self, z: NDArray[np.int64], image_step: int, levels: NDArray[np.uint8] | None
     ) -> NDArray[np.int64]:
-        """Scale indices (M, 4 z_h, 4 z_w) int64; shifted by the levels where these are given."""
+        """Scale indices (M, 4 z_h, 4 z_w) int64, shifted by the levels and clamped if given."""
         device = self.model.device
         index = self.model.networks.h_scale.indices(
             torch.from_numpy(np.ascontiguousarray(z))[None].to(device),
@@ -341,7 +341,7 @@ class _Encoding:
         z = np.clip(z.astype(np.int64), -bound, bound)
         mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
         v = ((y - mean[..., :h, :w]) / step_size(step)).float()[0].cpu().numpy()
-        index = codec._q_index(z, image_step, None)[:, :h, :w].astype(np.uint8)
+        index = codec._q_index(z, image_step, None)[:, :h, :w].astype(np.int16)
         z_bits = _bits(tables, z_index, z)
         return _Quantised(z, z_index, index, v, float(z_bits.sum()))
 

@@ -27,6 +27,9 @@ class DepthConvBlock(nn.Module):
             nn.LeakyReLU(0.1),
             nn.Conv2d(2 * channels, channels, 1),
         )
+        for branch in (self.spatial, self.mix):  # start as the identity: see the KLT start
+            nn.init.zeros_(branch[-1].weight)
+            nn.init.zeros_(branch[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.spatial(x)
@@ -54,8 +57,8 @@ class IntegerConv2d(nn.Module):
     Args:
         cin, cout: channels.
         kernel: odd kernel size; the border is zero-padded.
-        shift: right shift that brings the sum back to the activation's scale. 8 keeps the scale
-            2^-4; 12 makes the output plain integers.
+        shift: right shift of the sum. 8 keeps the activations' scale 2^-4; 12 makes the output
+            plain integers, and less than 12 multiplies these by a gain.
         ceiling: outputs are clamped to the integers 0..ceiling.
     """
 

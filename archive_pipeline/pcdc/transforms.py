@@ -143,6 +143,8 @@ class HyperMean(nn.Module):
             *blocks(c.width_8, 1),
             nn.Conv2d(c.width_8, c.latents, 1),
         )
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
 
     def forward(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
         return self.net(_with_plane(z_hat / 4, image_step / MAX_EXPONENT)) * LATENT_GAIN
@@ -151,10 +153,13 @@ class HyperMean(nn.Module):
 class HyperScale(nn.Module):
     """h_scale: z_hat and image step to scale indices, in exact integer arithmetic.
 
-    Output (N, M, h, w) integers 0..79: `scale_of(index)` is the standard deviation of
-    (y - mean) / step(g), g being the image step. A block at level offset delta is coded
-    with index - delta.
+    Output (N, M, h, w) integers -63..255: `scale_of(index)` is the standard deviation of
+    (y - mean) / step(g), g being the image step. The network predicts the scale of y itself and
+    g is subtracted, since steps and scales share one spacing; likewise a block at level offset
+    delta is coded with index - delta. What is coded is clamped to the tables 0..79.
     """
+
+    GAIN_BITS = 3  # index units are coarse: a gain lets the optimiser move them in useful time
 
     def __init__(self, c: TransformConfig) -> None:
         super().__init__()
@@ -165,12 +170,9 @@ class HyperScale(nn.Module):
                 IntegerConv2d(64, 128, 3),
                 IntegerConv2d(128, 256),
                 IntegerConv2d(64, 128, 3),
-                IntegerConv2d(128, c.latents, shift=12, ceiling=SCALE_COUNT - 1),
+                IntegerConv2d(128, c.latents, shift=12 - self.GAIN_BITS, ceiling=255),
             ]
         )
-        last = self.layers[-1]
-        assert isinstance(last, IntegerConv2d)
-        nn.init.constant_(last.bias, 24.0)  # start where symbols are neither free nor clipped
 
     def _run(self, z_hat: Tensor, image_step: Tensor, method: str) -> Tensor:
         # hyper-latents at the activations' scale 2^-4; the image step counted in octaves
@@ -179,7 +181,7 @@ class HyperScale(nn.Module):
             x = getattr(layer, method)(x)
             if i in (1, 3):
                 x = F.pixel_shuffle(x, 2)
-        return x
+        return x - image_step.view(-1, 1, 1, 1)
 
     def forward(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
         """Training path, float32 with straight-through gradients."""
@@ -187,9 +189,27 @@ class HyperScale(nn.Module):
 
     @torch.no_grad()
     def indices(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
-        """Coding path: exact; returns uint8 (N, M, h, w)."""
+        """Coding path: exact; returns int16 (N, M, h, w)."""
         out = self._run(z_hat.double(), image_step.double(), "integer_forward")
-        return out.to(torch.uint8)
+        return out.to(torch.int16)
+
+
+class HyperPrior(nn.Module):
+    """Scale indices of the hyper-latents: a factorised Gaussian a channel and image step."""
+
+    KNOTS = MAX_EXPONENT // STEPS_PER_OCTAVE + 2
+    GAIN = 16  # as in `HyperScale`
+
+    def __init__(self, c: TransformConfig) -> None:
+        super().__init__()
+        self.knots = nn.Parameter(torch.full((c.hyper_latents, self.KNOTS), SCALE_ZERO / self.GAIN))
+
+    def forward(self, image_step: Tensor) -> Tensor:
+        """Image steps (N,) integers to scale indices (N, Z) in 0..79, linear between knots."""
+        low = torch.div(image_step, STEPS_PER_OCTAVE, rounding_mode="floor").long()
+        part = (image_step - low * STEPS_PER_OCTAVE).to(self.knots.dtype) / STEPS_PER_OCTAVE
+        index = torch.lerp(self.knots[:, low], self.knots[:, low + 1], part).T * self.GAIN
+        return round_half_up(index).clamp(0, SCALE_COUNT - 1)
 
 
 class HyperPrior(nn.Module):
