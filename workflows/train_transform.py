@@ -51,7 +51,7 @@ from archive_pipeline.pcdc.transforms import (
 VALIDATION_SHARE = 25  # every 25th image is held out
 FIELDS = ["step", "minutes", "lr", "loss", "bpp", "psnr", "grad"]
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
-BORDER_WEIGHTS = (2.1, 1.25)  # the outermost pixels, and the seven next to them
+BORDER_WEIGHTS = (3.0, 1.25)  # the outermost pixels, and the seven next to them
 
 
 class Crops:

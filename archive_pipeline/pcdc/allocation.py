@@ -117,21 +117,23 @@ class Allocator:
                 break
             level, spare = level + 1, finer
 
-        steps = dict.fromkeys(tiles, step)
-        if level == BASE_LEVEL and step > MIN_IMAGE_STEP:
-            extra = {t: self._bytes(t, step - 1) - self._bytes(t, step) for t in tiles}
-            # the error a step removes grows with the coded bits, the price with the extra bytes
-            order = sorted(tiles, key=lambda t: (extra[t] / max(self._bytes(t, step), 1), t))
-            for t in order:
-                if extra[t] <= spare:
-                    steps[t] -= 1
-                    spare -= extra[t]
-        plans = [TilePlan(steps[t], np.full(self.grids[t], level, np.uint8)) for t in tiles]
-        if level < LEVELS:
-            candidates = [t for t in tiles if steps[t] == step and self.grids[t][0]]
-            if candidates:
-                t = max(candidates, key=lambda t: self._bytes(t, step, level))
-                plans[t] = self._raise_blocks(t, plans[t], level, spare)
+        # one grain finer, tile by tile: an image step, or a level where the steps end
+        by_step = level == BASE_LEVEL and step > MIN_IMAGE_STEP
+        finer = (step - 1, level) if by_step else (step, min(level + 1, LEVELS))
+        chosen = dict.fromkeys(tiles, (step, level))
+        extra = {t: self._bytes(t, *finer) - self._bytes(t, step, level) for t in tiles}
+        # the error a grain removes grows with the coded bits, the price with the extra bytes
+        for t in sorted(tiles, key=lambda t: (extra[t] / max(self._bytes(t, step, level), 1), t)):
+            if finer != chosen[t] and extra[t] <= spare:
+                chosen[t] = finer
+                spare -= extra[t]
+        plans = [
+            TilePlan(chosen[t][0], np.full(self.grids[t], chosen[t][1], np.uint8)) for t in tiles
+        ]
+        candidates = [t for t in tiles if chosen[t] == (step, level) and self.grids[t][0]]
+        if level < LEVELS and candidates:
+            t = max(candidates, key=lambda t: self._bytes(t, step, level))
+            plans[t] = self._raise_blocks(t, plans[t], level, spare)
         return plans
 
     def _raise_blocks(self, tile: int, plan: TilePlan, level: int, spare: float) -> TilePlan:

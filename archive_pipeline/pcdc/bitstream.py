@@ -15,8 +15,8 @@ A stream is self-contained; all numbers are little endian::
 
 The coder holds three phases: residuals of the level map in raster order, hyper-latents and
 latents, the last two in (channel, row, column) order and only where the scale index is at least
-`FIRST_CODED_SCALE`; other symbols are zero. Escape values belong to the symbols at their
-table's ends, hyper-latents first.
+`FIRST_CODED_SCALE`; other symbols are zero. Escape values say how far the latents at their
+tables' ends lie beyond; hyper-latents never lie there.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ everything that the entropy *decoder* depends on is integer arithmetic.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from archive_pipeline.pcdc import entropy
-from archive_pipeline.pcdc.allocation import BASE_LEVEL, Allocator, BlockCosts, TilePlan
+from archive_pipeline.pcdc.allocation import (
+    BASE_LEVEL,
+    Allocator,
+    BlockCosts,
+    BudgetTooSmall,
+    TilePlan,
+)
 from archive_pipeline.pcdc.bitstream import (
     EMPTY_BYTES,
     HEADER_BYTES,
@@ -40,6 +47,8 @@ from archive_pipeline.pcdc.transforms import expand_blocks, pad_to, step_size
 SYMBOL_LIMIT = 1 << 15
 # rANS spends a little more than the tables' entropy: rounding of a state, words, escapes
 CODER_OVERHEAD = 1.0005
+MAX_PASSES = 8  # of planning and coding; nearly always one or two
+UNSPENT_SHARE = 0.01  # of the budget, small enough to be left
 
 
 def grid(pixels: int, unit: int) -> int:
@@ -96,15 +105,29 @@ class Codec:
             BudgetTooSmall: even the coarsest coding takes more.
         """
         job = _Encoding(self, tiles)
-        allowed = float(budget)
-        while True:
-            plans = job.allocator.plan(allowed)
-            streams = self.encode_planned(job, plans)
-            excess = sum(map(len, streams)) - budget
-            if excess <= 0:
-                return streams
-            # the estimate fell short by a few bytes: ask for as much less
-            allowed -= excess + len(tiles)
+        allowed, best = float(budget), None
+        for _ in range(MAX_PASSES):
+            try:
+                streams = self.encode_planned(job, job.allocator.plan(allowed))
+            except BudgetTooSmall as error:
+                if best is not None:
+                    return best
+                raise BudgetTooSmall(budget, max(error.needed, budget + 1)) from error
+            unspent = budget - sum(map(len, streams))
+            if unspent >= 0:
+                best = streams
+                if unspent <= UNSPENT_SHARE * budget:
+                    break
+                # the estimate was on the safe side: ask for most of what it left
+                allowed += 0.9 * unspent
+            elif best is not None:
+                break
+            else:
+                # the estimate fell short by a few bytes
+                allowed += unspent - len(tiles)
+        if best is None:
+            raise BudgetTooSmall(budget, budget - unspent)
+        return best
 
     def encode_planned(self, job: _Encoding, plans: list[TilePlan]) -> list[bytes]:
         """Encode tiles as planned."""
@@ -355,7 +378,7 @@ class _Encoding:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
         """Scale indices, symbols and the step (relative to the image's) with all at one level."""
         offset = LEVEL_OFFSETS[level - 1]
-        relative = float(2 ** (offset / STEPS_PER_OCTAVE))
+        relative = math.exp2(offset / STEPS_PER_OCTAVE)
         index = np.clip(quantised.index.astype(np.int64) - offset, 0, SCALE_COUNT - 1)
         return index, self._round(quantised.v / np.float32(relative), index), relative
 
@@ -384,9 +407,7 @@ class _Encoding:
         quantised = self._quantise(t, plan.image_step)
         offsets = self.codec._exponent(0, plan.levels, *quantised.index.shape[1:])
         index = np.clip(quantised.index.astype(np.int64) - offsets, 0, SCALE_COUNT - 1)
-        q = self._round(
-            quantised.v / (2.0 ** (offsets / STEPS_PER_OCTAVE)).astype(np.float32), index
-        )
+        q = self._round(quantised.v / np.exp2(offsets / STEPS_PER_OCTAVE).astype(np.float32), index)
         coded = index >= FIRST_CODED_SCALE
         limit = tables.limit(index[coded])
         values = np.clip(q[coded], -limit, limit)

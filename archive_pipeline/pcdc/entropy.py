@@ -24,6 +24,10 @@ WORD_BITS = 16
 STATE_BYTES = 5
 STEPS_PER_LANE = 8192  # lanes are doubled until no lane has more symbols than this
 MAX_LANES_LOG2 = 7
+# a phase of fewer than all lanes is never longer: the level map, which the choice of lanes does
+# not count, has at most this many symbols
+MAX_STEPS = 2 * STEPS_PER_LANE
+CHECK_EVERY = 1024  # steps between looks at whether a stream has run dry
 
 
 class CorruptStream(ValueError):
@@ -68,13 +72,17 @@ class Tables:
         frequencies, sizes, zero = (np.asarray(a, np.int64) for a in (frequencies, sizes, zero))
         start = np.concatenate([[0], np.cumsum(sizes)])
         if (
-            sizes.ndim != 1
+            frequencies.ndim != 1
+            or sizes.ndim != 1
             or sizes.shape != zero.shape
-            or len(sizes) > 1 << 12
-            or (sizes < 1).any()
-            or start[-1] != len(frequencies)
+            or not 1 <= len(sizes) <= 1 << 12
             or len(frequencies) >= 1 << 16
+            # bounds before sums: neither may wrap around
+            or (sizes < 1).any()
+            or (sizes > len(frequencies)).any()
+            or start[-1] != len(frequencies)
             or (frequencies < 1).any()
+            or (frequencies > TOTAL).any()
             or (zero < 0).any()
             or (zero >= sizes).any()
             or (np.add.reduceat(frequencies, start[:-1]) != TOTAL).any()
@@ -110,7 +118,7 @@ def lanes_log2(symbols: int) -> int:
 def _interleave(rows: list[NDArray], lanes: int, fill: int, dtype: type) -> NDArray:
     """Lay one sequence a tile out as (steps, tiles, lanes), filled up with `fill`."""
     steps = max((-(-len(r) // lanes) for r in rows), default=0)
-    out = np.full((len(rows), steps * lanes), fill, dtype)
+    out: NDArray = np.full((len(rows), steps * lanes), fill, dtype)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = row
     return np.ascontiguousarray(out.reshape(len(rows), steps, lanes).transpose(1, 0, 2))
@@ -193,9 +201,11 @@ class Decoder:
         """Decode a phase: a tile's table indices (n,) to its symbols (n,) int64.
 
         Raises:
-            CorruptStream: a stream ended early.
+            CorruptStream: a stream ended early, or has fewer lanes than encoders use.
         """
         tables, lanes = self.tables, self.lanes
+        if lanes < 1 << MAX_LANES_LOG2 and any(len(i) > MAX_STEPS * lanes for i in indices):
+            raise CorruptStream("too few lanes for so many symbols")
         grid = _interleave(indices, lanes, tables.null, np.uint32)
         base = grid.astype(np.uint64) << np.uint64(PRECISION)
         entries = np.empty(grid.shape, np.uint16)
@@ -215,10 +225,12 @@ class Decoder:
                 at = np.minimum(position[:, None] + order - 1, last)
                 state = np.where(short, (state << word) | self.words[rows, at], state)
                 position = position + order[:, -1]
+            if t % CHECK_EVERY == 0 and (position > self.available).any():
+                raise CorruptStream("stream ends early")
         self.state, self.position = state, position
         if (position > self.available).any():
             raise CorruptStream("stream ends early")
-        flat = entries.transpose(1, 0, 2).reshape(len(indices), -1)
+        flat = entries.transpose(1, 0, 2).reshape(len(indices), len(grid) * lanes)
         return [
             flat[t, : len(i)].astype(np.int64) - tables.start[i] - tables.zero[i]
             for t, i in enumerate(indices)

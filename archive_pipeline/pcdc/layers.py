@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def zero(layer: nn.Module) -> None:
+    """Set all parameters of a layer to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 class DepthConvBlock(nn.Module):
@@ -27,9 +35,8 @@ class DepthConvBlock(nn.Module):
             nn.LeakyReLU(0.1),
             nn.Conv2d(2 * channels, channels, 1),
         )
-        for branch in (self.spatial, self.mix):  # start as the identity: see the KLT start
-            nn.init.zeros_(branch[-1].weight)
-            nn.init.zeros_(branch[-1].bias)
+        for branch in (self.spatial, self.mix):  # starts as the identity, for `klt_start`
+            zero(branch[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.spatial(x)
@@ -107,6 +114,10 @@ class IntegerConv2d(nn.Module):
         total = weight @ torch.cat(shifted, 1).view(n, -1, height * width) + bias
         total = torch.floor((total + 2 ** (self.shift - 1)) / 2**self.shift)
         return total.clamp(0, self.ceiling).view(n, -1, height, width)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._exact = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def train(self, mode: bool = True) -> IntegerConv2d:
         self._exact = None  # weights may be about to change

@@ -29,6 +29,9 @@ FORMAT = "pcdc-transform-1"
 MAX_FILE_BYTES = 256 << 20
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
+KNOT_BITS = 10  # the prior's knots are multiples of 2^-10: interpolating eighths is exact
+MAX_KNOT = 1 << 6
+MAX_INTEGER_BIAS = 1 << 22  # float32 still rounds halves exactly
 
 # shares of blocks whose level repeats its neighbour's, one frequency table each
 LEVEL_STAY = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.999)
@@ -69,6 +72,8 @@ class Model:
             if config.pop("format") != FORMAT:
                 raise ModelError(f"model {self.sha256[:12]} is of an unknown format")
             widths = TransformConfig(**config)
+            if config.keys() != widths.to_json().keys():  # defaults may change, a model may not
+                raise ModelError(f"model {self.sha256[:12]}: its configuration is incomplete")
             for name, value in config.items():
                 limit = MAX_DEPTH if name.startswith("depth") else MAX_WIDTH
                 if type(value) is not int or not 1 <= value <= limit:
@@ -78,8 +83,12 @@ class Model:
             with torch.device("meta"):
                 networks = TransformCodec(widths)
             networks.load_state_dict(tensors, assign=True)
+            if any(t.dtype != torch.float32 for t in tensors.values()):
+                raise ModelError(f"model {self.sha256[:12]} holds weights that are not float32")
             if any(not t.isfinite().all() for t in tensors.values()):
                 raise ModelError(f"model {self.sha256[:12]} holds values that are not finite")
+            if not _exact(networks):
+                raise ModelError(f"model {self.sha256[:12]} has scale weights off their grid")
             self.tables = Tables(*tables)
         except ModelError:
             raise
@@ -94,6 +103,11 @@ class Model:
             raise ModelError(f"model {self.sha256[:12]} cannot be read: {error}") from error
         if len(self.tables.sizes) <= SCALE_COUNT + 1 or len(self.tables.sizes) > SCALE_COUNT + 17:
             raise ModelError(f"model {self.sha256[:12]} has the wrong number of tables")
+        sizes, zero = self.tables.sizes[:-1], self.tables.zero[:-1]
+        if (sizes[:SCALE_COUNT] != 2 * zero[:SCALE_COUNT] + 1).any() or (
+            (sizes[SCALE_COUNT:] != len(LEVEL_OFFSETS)) | (zero[SCALE_COUNT:] != 0)
+        ).any():
+            raise ModelError(f"model {self.sha256[:12]} has tables of the wrong sizes")
         self.networks = networks.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
         self.level_tables = len(self.tables.sizes) - 1 - SCALE_COUNT
@@ -105,16 +119,44 @@ class Model:
         Raises:
             ModelError: a file is missing, too large or damaged.
         """
-        files = {}
-        for name in FILES:
-            path = folder / name
-            try:
-                if path.stat().st_size > MAX_FILE_BYTES:
-                    raise ModelError(f"{path}: larger than a model may be")
-                files[name] = path.read_bytes()
-            except OSError as error:
-                raise ModelError(f"{path}: {error.strerror}") from error
-        return cls(files, device)
+        return cls(read_folder(folder), device)
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Read the files that make up a model.
+
+    Raises:
+        ModelError: a file is missing, unreadable or too large.
+    """
+    files = {}
+    for name in FILES:
+        path = folder / name
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ModelError(f"{path}: larger than a model may be")
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{path}: {error.strerror}") from error
+    return files
+
+
+def _exact(networks: TransformCodec) -> bool:
+    """Whether all that scale indices come from lies on its grid, small enough for exact sums."""
+
+    def on_grid(values: Tensor, bits: int, limit: float) -> bool:
+        scaled = values.double() * 2**bits
+        return bool(((scaled == scaled.round()) & (scaled.abs() <= limit)).all())
+
+    weight, bias = (
+        IntegerConv2d.WEIGHT_BITS,
+        IntegerConv2d.WEIGHT_BITS + IntegerConv2d.ACTIVATION_BITS,
+    )
+    return on_grid(networks.prior.knots, KNOT_BITS, MAX_KNOT << KNOT_BITS) and all(
+        on_grid(layer.weight, weight, IntegerConv2d.WEIGHT_LIMIT)
+        and on_grid(layer.bias, bias, MAX_INTEGER_BIAS)
+        for layer in networks.modules()
+        if isinstance(layer, IntegerConv2d)
+    )
 
 
 def build_files(networks: TransformCodec) -> dict[str, bytes]:
@@ -133,7 +175,7 @@ def build_files(networks: TransformCodec) -> dict[str, bytes]:
             bias_unit = weight_unit * 2.0**-IntegerConv2d.ACTIVATION_BITS
             tensors[f"{name}.weight"] = (weight * weight_unit).detach().cpu().float()
             tensors[f"{name}.bias"] = (bias * bias_unit).detach().cpu().float()
-    tensors["prior.knots"] = torch.round(tensors["prior.knots"] * 64) / 64
+    tensors["prior.knots"] = torch.round(tensors["prior.knots"] * 2**KNOT_BITS) / 2**KNOT_BITS
     scales = [float(scale_of(torch.tensor(float(i)))) for i in range(SCALE_COUNT)]
     rows = [gaussian_frequencies(s) for s in scales]
     zero = [len(r) // 2 for r in rows] + [0] * len(LEVEL_STAY)

@@ -30,7 +30,7 @@ from archive_pipeline.pcdc.constants import (
     SCALE_ZERO,
     STEPS_PER_OCTAVE,
 )
-from archive_pipeline.pcdc.layers import IntegerConv2d, blocks, round_half_up
+from archive_pipeline.pcdc.layers import IntegerConv2d, blocks, round_half_up, zero
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,7 @@ class HyperMean(nn.Module):
             *blocks(c.width_8, 1),
             nn.Conv2d(c.width_8, c.latents, 1),
         )
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
+        zero(self.net[-1])
 
     def forward(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
         return self.net(_with_plane(z_hat / 4, image_step / MAX_EXPONENT)) * LATENT_GAIN
@@ -209,23 +208,6 @@ class HyperPrior(nn.Module):
         low = torch.div(image_step, STEPS_PER_OCTAVE, rounding_mode="floor").long()
         part = (image_step - low * STEPS_PER_OCTAVE).to(self.knots.dtype) / STEPS_PER_OCTAVE
         index = torch.lerp(self.knots[:, low], self.knots[:, low + 1], part).T * self.GAIN
-        return round_half_up(index).clamp(0, SCALE_COUNT - 1)
-
-
-class HyperPrior(nn.Module):
-    """Scale indices of the hyper-latents: a factorised Gaussian a channel and image step."""
-
-    KNOTS = MAX_EXPONENT // STEPS_PER_OCTAVE + 2
-
-    def __init__(self, c: TransformConfig) -> None:
-        super().__init__()
-        self.knots = nn.Parameter(torch.full((c.hyper_latents, self.KNOTS), float(SCALE_ZERO)))
-
-    def forward(self, image_step: Tensor) -> Tensor:
-        """Image steps (N,) integers to scale indices (N, Z) in 0..79, linear between knots."""
-        low = torch.div(image_step, STEPS_PER_OCTAVE, rounding_mode="floor").long()
-        part = (image_step - low * STEPS_PER_OCTAVE).to(self.knots.dtype) / STEPS_PER_OCTAVE
-        index = torch.lerp(self.knots[:, low], self.knots[:, low + 1], part).T
         return round_half_up(index).clamp(0, SCALE_COUNT - 1)
 
 
