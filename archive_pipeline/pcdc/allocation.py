@@ -112,10 +112,10 @@ class Allocator:
         if spare < 0:
             raise BudgetTooSmall(int(budget), int(np.ceil(budget - spare)))
         while step == MIN_IMAGE_STEP and level < LEVELS and spare > 0:
-            finer = budget - self._total(step, tiles, level + 1)
-            if finer < 0:
+            left = budget - self._total(step, tiles, level + 1)
+            if left < 0:
                 break
-            level, spare = level + 1, finer
+            level, spare = level + 1, left
 
         # one grain finer, tile by tile: an image step, or a level where the steps end
         by_step = level == BASE_LEVEL and step > MIN_IMAGE_STEP

@@ -407,7 +407,8 @@ class _Encoding:
         quantised = self._quantise(t, plan.image_step)
         offsets = self.codec._exponent(0, plan.levels, *quantised.index.shape[1:])
         index = np.clip(quantised.index.astype(np.int64) - offsets, 0, SCALE_COUNT - 1)
-        q = self._round(quantised.v / np.exp2(offsets / STEPS_PER_OCTAVE).astype(np.float32), index)
+        relative: NDArray[np.float32] = np.exp2(offsets / STEPS_PER_OCTAVE).astype(np.float32)
+        q = self._round(np.divide(quantised.v, relative), index)
         coded = index >= FIRST_CODED_SCALE
         limit = tables.limit(index[coded])
         values = np.clip(q[coded], -limit, limit)
