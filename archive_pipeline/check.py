@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from archive_pipeline.index import KEY, read_index
-from archive_pipeline.store import Archive, ArchiveError, ImageEntry, shard_windows
+from archive_pipeline.store import (
+    Archive,
+    ArchivedImage,
+    ArchiveError,
+    ImageEntry,
+    shard_count,
+    shard_windows,
+)
+
+MAX_PROBLEMS = 100  # named for each array
 
 
 @dataclass
@@ -19,6 +29,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
+        """The contract of `archive check --json`."""
         return {
             "passed": not self.problems,
             "images": self.images,
@@ -40,17 +51,11 @@ def check(archive_url: str, progress: Callable[[int], None] = lambda total: None
     report = Report()
     for sha256 in archive.list_names("models"):
         report.models += 1
-        _try(report, lambda sha256=sha256: archive.use_model(sha256))  # type: ignore[misc]
-    keys = [
-        f"flights/{flight}/{name}"
-        for flight in archive.list_names("flights")
-        if flight != "zarr.json"
-        for name in archive.list_names(f"flights/{flight}")
-        if name != "zarr.json"
-    ]
+        _try(report, partial(archive.use_model, sha256))
+    keys = list(archive.keys())
     found = {}
     for key in keys:
-        entry = _try(report, lambda key=key: archive.entry(key))  # type: ignore[misc]
+        entry = _try(report, partial(archive.entry, key))
         if entry is not None:
             report.images += 1
             found[key] = entry.record.get("sha256")
@@ -79,26 +84,41 @@ def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
             problems.append(f"{entry.flight}/{entry.id}: metadata contradict the record")
     except ArchiveError as error:
         problems.append(str(error))
-    readers: list[tuple[str, Callable[..., Any]]] = [("pixels", image.read)]
+    problems += _check_array(archive, image, "pixels", image.read)
     if entry.record["mask"] != "none":
-        readers.append(("mask", image.read_mask))
-    for name, read in readers:
-        try:
-            for window in shard_windows(image.array(name)):
-                try:
-                    read(window)
-                except ArchiveError as error:
-                    problems.append(str(error))
-        except ArchiveError as error:
-            problems.append(str(error))
+        problems += _check_array(archive, image, "mask", image.read_mask)
+    return problems
+
+
+def _check_array(
+    archive: Archive, image: ArchivedImage, name: str, read: Callable[..., Any]
+) -> list[str]:
+    problems: list[str] = []
+    try:
+        array = image.array(name)
+        stored, expected = archive.count_keys(f"{image.entry.key}/{name}") - 1, shard_count(array)
+        if stored != expected:
+            problems.append(
+                f"{image.entry.flight}/{image.entry.id}: {name} has {stored} shards, not {expected}"
+            )
+        for window in shard_windows(array):
+            try:
+                read(window)
+            except ArchiveError as error:
+                problems.append(str(error))
+                # a forged size must not make this endless
+                if len(problems) > MAX_PROBLEMS:
+                    break
+    except ArchiveError as error:
+        problems.append(str(error))
     return problems
 
 
 def _check_index(archive: Archive, report: Report, found: dict[str, Any]) -> None:
     try:
         index = read_index(archive)
-    except ValueError as error:
-        report.problems.append(f"{archive.url}: {error}")
+    except ArchiveError as error:
+        report.problems.append(str(error))
         return
     if index is None:
         if found:

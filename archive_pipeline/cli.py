@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from archive_pipeline.ingest import Report as IngestReport
 
 PARTLY_FAILED = 3
-SHOWN_WARNINGS = 20
+SHOWN_WARNINGS = 20  # kinds of them
 
 
 @contextmanager
@@ -108,7 +109,16 @@ class _Progress:
             self.bar = tqdm(total=total, desc=self.label, unit="image", file=sys.stderr)
         self.bar.update()
 
-    def close(self) -> None:
+    def echo(self, line: str) -> None:
+        """Print a line to stderr above the bar."""
+        if self.bar is not None:
+            self.bar.clear()
+        click.echo(line, err=True)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -173,34 +183,27 @@ def ingest(
 
     from archive_pipeline.ingest import Budget, Options
     from archive_pipeline.ingest import ingest as run
-    from archive_pipeline.models import DEFAULT_MODEL
 
     options = Options(
         Budget(ratio, bpp, source_ratio) if budgets else Budget(ratio=100),
-        model or DEFAULT_MODEL,
+        model,
         device,
         overwrite,
         ground_elevation,
     )
     bar = _Progress("ingest", quiet)
-    warned = 0
 
     def progress(outcome: Outcome, total: int) -> None:
-        nonlocal warned
         bar.step(total)
-        for warning in outcome.warnings if not quiet else ():
-            warned += 1
-            if warned <= SHOWN_WARNINGS or verbose:
-                click.echo(f"Warning: {outcome.path}: {warning}", err=True)
         if outcome.error:
-            click.echo(f"Failed: {outcome.path}: {outcome.error}", err=True)
+            bar.echo(f"Failed: {outcome.path}: {outcome.error}")
 
-    report = run(
-        archive_url, named, options, scheduler=scheduler, workers=workers, progress=progress
-    )
-    bar.close()
-    if warned > SHOWN_WARNINGS and not verbose:
-        click.echo(f"... and {warned - SHOWN_WARNINGS} more warnings (-v shows all)", err=True)
+    with bar:
+        report = run(
+            archive_url, named, options, scheduler=scheduler, workers=workers, progress=progress
+        )
+    if not quiet:
+        _print_warnings(report, verbose)
     result = report.to_json()
     if as_json:
         click.echo(json.dumps(result))
@@ -208,6 +211,27 @@ def ingest(
         _print_ingest(report, result, archive_url)
     if result["failed"]:
         sys.exit(PARTLY_FAILED)
+
+
+def _print_warnings(report: IngestReport, verbose: int) -> None:
+    """Print what is odd: each kind of it once with an example, unless all are asked for."""
+    own = [f"{o.path}: {warning}" for o in report.outcomes for warning in o.warnings]
+    if not verbose:
+        kinds: dict[str, list[str]] = {}
+        for outcome in report.outcomes:
+            for warning in outcome.warnings:
+                kind = re.sub(r"\d+", "#", warning)  # the same but for its numbers
+                kinds.setdefault(kind, []).append(f"{outcome.path}: {warning}")
+        own = [
+            first + (f" (and {len(more)} like it; -v lists all)" if more else "")
+            for first, *more in kinds.values()
+        ]
+    lines = own + [f"{warned.path}: {warned.warning}" for warned in report.neighbours]
+    shown = lines if verbose else lines[:SHOWN_WARNINGS]
+    for line in shown:
+        click.echo(f"Warning: {line}", err=True)
+    if len(shown) < len(lines):
+        click.echo(f"... and {len(lines) - len(shown)} more warnings (-v lists all)", err=True)
 
 
 def _print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:
@@ -230,7 +254,7 @@ def _print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str
     lossless = sum(o.codec == "lossless" for o in report.outcomes)
     if lossless:
         click.echo(f"  {lossless} of the images stored losslessly")
-    click.echo(f"  model, once an archive: {_size(result['model_bytes'])}")
+    click.echo(f"  models, once an archive: {_size(result['model_bytes'])}")
     click.echo(f"  {result['megapixels_per_second']:.2f} megapixels a second")
 
 
@@ -304,18 +328,18 @@ def restore(
     from archive_pipeline.restore import restore as run
 
     bar = _Progress("restore", quiet)
-    report = run(
-        archive_url,
-        Selection(bbox, bbox_crs, flight, images),
-        output,
-        format=file_format,
-        mosaic=mosaic,
-        device=device,
-        scheduler=scheduler,
-        workers=workers,
-        progress=bar.step,
-    )
-    bar.close()
+    with bar:
+        report = run(
+            archive_url,
+            Selection(bbox, bbox_crs, flight, images),
+            output,
+            format=file_format,
+            mosaic=mosaic,
+            device=device,
+            scheduler=scheduler,
+            workers=workers,
+            progress=bar.step,
+        )
     for failure in report.failed:
         click.echo(f"Failed: {failure['error']}", err=True)
     for image, reason in report.skipped if not quiet else ():
@@ -336,13 +360,24 @@ def restore(
 @main.command()
 @common
 def info(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
-    """List flights and images: sizes, positions, ratios."""
+    """List flights and images: sizes, positions, ratios.
+
+    Exit code 3: the records of some images are damaged, each is named.
+    """
     from archive_pipeline.info import describe
 
     result = describe(archive_url)
+    for failure in result["damaged"]:
+        click.echo(f"Damaged: {failure['error']}", err=True)
     if as_json:
         click.echo(json.dumps(result))
-        return
+    else:
+        _print_info(result, quiet)
+    if result["damaged"]:
+        sys.exit(PARTLY_FAILED)
+
+
+def _print_info(result: dict[str, Any], quiet: bool) -> None:
     for flight in result["flights"]:
         click.echo(f"{flight['id']}: {len(flight['images'])} images")
         for image in flight["images"] if not quiet else ():
@@ -373,8 +408,8 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
     from archive_pipeline.check import check as run
 
     bar = _Progress("check", quiet)
-    report = run(archive_url, progress=bar.step)
-    bar.close()
+    with bar:
+        report = run(archive_url, progress=bar.step)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:

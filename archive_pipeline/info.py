@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from archive_pipeline.store import Archive
+from archive_pipeline.store import Archive, ArchiveError
 
 
 def describe(archive_url: str) -> dict[str, Any]:
     """Return flights, their images and totals, as `archive info --json` prints them.
 
     Footprints are [[lon, lat], ...] rings in EPSG:4326, transforms six numbers in rasterio's
-    order, both None where unknown; sizes are bytes.
+    order, both None where unknown; sizes are bytes. Images whose record is damaged are under
+    "damaged", name and error each.
 
     Raises:
         ArchiveError: the archive cannot be used.
     """
     archive = Archive.open(archive_url)
-    flights = []
+    flights: list[dict[str, Any]] = []
+    every: list[dict[str, Any]] = []
+    damaged: list[dict[str, str]] = []
+
+    def note(name: str, error: ArchiveError) -> None:
+        damaged.append({"image": name, "error": str(error)})
+
     for flight in archive.flights():
         images = []
-        for entry in archive.images(flight):
+        for entry in archive.images(flight, note):
             record = entry.record
             georef = record["georef"]
             images.append(
@@ -39,7 +46,7 @@ def describe(archive_url: str) -> dict[str, Any]:
             )
         if images:
             flights.append({"id": flight, "images": images})
-    every = [image for flight in flights for image in flight["images"]]
+            every += images
     totals = {
         "flights": len(flights),
         "images": len(every),
@@ -47,4 +54,4 @@ def describe(archive_url: str) -> dict[str, Any]:
         "archive_bytes": sum(i["archive_bytes"] for i in every),
         "model_bytes": archive.size_of("models") if archive.list_names("models") else 0,
     }
-    return {"flights": flights, "totals": totals}
+    return {"flights": flights, "totals": totals, "damaged": damaged}

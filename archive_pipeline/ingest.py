@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from archive_pipeline import cluster
 from archive_pipeline.flight import SourceError, SourceImage, find_images, read_pixels, read_source
 from archive_pipeline.georef import Georef, Window
-from archive_pipeline.index import write_index
+from archive_pipeline.index import is_current, write_index
 from archive_pipeline.jpeg_segments import blank_thumbnail
-from archive_pipeline.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.store import (
     TILE,
@@ -26,15 +29,24 @@ from archive_pipeline.store import (
     ArchiveError,
     ImageEntry,
     ImageWriter,
+    NothingLeft,
+    absolute,
+    check_flight,
     image_key,
+    in_process_only,
     is_one_shard,
     shard_windows,
 )
 from archive_pipeline.zarr_codec import trim
 
+if TYPE_CHECKING:
+    from distributed import Client
+
+SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
+NEIGHBOURS = 32  # consecutive frames compared in one task
+THUMBNAIL_WIDTH = 1000  # pixels; enough to match frames, and quick to decode from a JPEG
 # Zarr conventions of georeferenced arrays, by their registered identifiers.
 PROJ = {"uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f", "name": "proj"}
-SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
 SPATIAL = {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"}
 
 
@@ -68,7 +80,7 @@ class Options:
     """Settings of an ingest, as the command line has them."""
 
     budget: Budget = field(default_factory=lambda: Budget(ratio=100))
-    model: str = DEFAULT_MODEL
+    model: str | None = None  # shipped name or folder; the default model without one
     device: str = "auto"
     overwrite: bool = False
     ground_elevation: float | None = None
@@ -82,8 +94,8 @@ class Task:
     flight: str
     id: str
     path: Path
-    model: str  # SHA-256, stored in the archive
     options: Options
+    model: str = ""  # SHA-256 of a model that is in the archive
 
 
 @dataclass(frozen=True)
@@ -103,13 +115,35 @@ class Outcome:
     pixels: int = 0
 
 
+@dataclass(frozen=True)
+class Warned:
+    """Something odd about an image that did not stop it."""
+
+    path: str
+    warning: str
+
+
 @dataclass
 class Report:
-    """Result of an ingest over all its flights."""
+    """Result of an ingest over all its flights.
+
+    Attributes:
+        outcomes: one an image.
+        neighbours: frames whose tags contradict their neighbours' pixels.
+        seconds: wall time.
+        model_bytes: size of the archive's models, each stored once.
+    """
 
     outcomes: list[Outcome]
+    neighbours: list[Warned]
     seconds: float
     model_bytes: int
+
+    @property
+    def warnings(self) -> list[Warned]:
+        """All warnings: the images' own, then those of the comparison with neighbours."""
+        own = [Warned(o.path, warning) for o in self.outcomes for warning in o.warnings]
+        return own + self.neighbours
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive ingest --json`."""
@@ -128,6 +162,7 @@ class Report:
             "megapixels_per_second": round(
                 sum(o.pixels for o in done) / 1e6 / max(self.seconds, 1e-9), 3
             ),
+            "warnings": [asdict(w) for w in self.warnings],
             "images": [asdict(o) for o in self.outcomes],
         }
 
@@ -153,15 +188,20 @@ def ingest(
         ModelError: there is no such model.
         ArchiveError: the archive cannot be written.
     """
-    from archive_pipeline.models import load_named
-
     started = time.monotonic()
+    for flight, _ in flights:
+        check_flight(flight)
+    if scheduler is not None:  # its workers have a working directory of their own
+        archive_url = absolute(archive_url)
+        flights = [(flight, directory.absolute()) for flight, directory in flights]
+    if in_process_only(archive_url):
+        workers = 0
+        if scheduler is not None:
+            raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
     listed = [(flight, find_images(directory)) for flight, directory in flights]
-    model = load_named(options.model)
     archive = Archive.create(archive_url)
-    archive.add_model(model.sha256, model.files)
     tasks = [
-        Task(archive_url, flight, id, path, model.sha256, options)
+        Task(archive_url, flight, id, path, options)
         for flight, images in listed
         for id, path in images
     ]
@@ -178,15 +218,101 @@ def ingest(
                 pending.append(task)
             else:
                 note(known)
+    if pending:
+        sha256 = _add_model(archive, options.model)
+        pending = [replace(task, model=sha256) for task in pending]
     with cluster.connect(scheduler, workers, len(pending)) as client:
         for task, result in cluster.run(client, ingest_image, pending):
             if isinstance(result, BaseException):
                 result = _failed(task, f"{type(result).__name__}: {result}")
             note(result)
-    if pending:
+        neighbours = _compare_neighbours(archive, client, outcomes)
+    if pending or not is_current(archive):
         write_index(archive)
-    files = sum(len(content) for content in model.files.values())
-    return Report(outcomes, time.monotonic() - started, files)
+    models = archive.size_of("models") if archive.list_names("models") else 0
+    return Report(outcomes, neighbours, time.monotonic() - started, models)
+
+
+def _add_model(archive: Archive, name: str | None) -> str:
+    """Store a model in the archive; returns its SHA-256."""
+    from archive_pipeline.models import DEFAULT_MODEL, load_named  # torch: only with work to do
+
+    model = load_named(name or DEFAULT_MODEL)
+    archive.add_model(model.sha256, model.files)
+    return model.sha256
+
+
+def _compare_neighbours(
+    archive: Archive, client: Client | None, outcomes: list[Outcome]
+) -> list[Warned]:
+    """Compare new frames that their cameras' tags locate with their neighbours.
+
+    A service: whatever goes wrong in it is passed over.
+    """
+    paths = {image_key(o.flight, o.id): Path(o.path) for o in outcomes if o.status != "failed"}
+    new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
+    lines: dict[tuple[str, int, int], list[_Frame]] = {}
+    for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
+        for entry in archive.images(flight, lambda name, error: None):
+            record = entry.record
+            if entry.key in paths and record["georef"]["method"] == "camera":
+                frame = _Frame(entry.key, paths[entry.key], record["captured"], record["georef"])
+                line = (flight, record["width"], record["height"])
+                lines.setdefault(line, []).append(frame)
+    runs = []
+    for (_, width, height), frames in lines.items():
+        frames.sort(key=lambda frame: (frame.captured or "", frame.key))
+        for start in range(0, max(1, len(frames) - 1), NEIGHBOURS - 1):  # one in common
+            run = frames[start : start + NEIGHBOURS]
+            if len(run) > 1 and any(frame.key in new for frame in run):
+                runs.append(_Run(width, height, run))
+    found: dict[str, Warned] = {}
+    for _, result in cluster.run(client, compare_frames, runs):
+        for key, warning in result if isinstance(result, list) else ():
+            found.setdefault(key, Warned(str(paths[key]), warning))
+    return [found[key] for key in paths if key in found]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame to compare with its neighbours."""
+
+    key: str
+    path: Path
+    captured: str | None
+    georef: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive frames of one size."""
+
+    width: int
+    height: int
+    frames: list[_Frame]
+
+
+def compare_frames(run: _Run) -> list[tuple[str, str]]:
+    """Return (key, warning) of frames that contradict their neighbours (runs on a worker)."""
+    from archive_pipeline.neighbours import neighbour_warnings
+
+    frames = [(f.key, Georef.from_json(f.georef), _thumbnail(f.path)) for f in run.frames]
+    return neighbour_warnings(frames, run.width, run.height)
+
+
+def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
+    """A small grey copy of a frame, from its green band: a quick look decodes no more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path) as dataset:
+                scale = min(1.0, THUMBNAIL_WIDTH / dataset.width)
+                shape = tuple(max(1, round(n * scale)) for n in dataset.shape)
+                band = min(2, dataset.count)
+                grey: NDArray[np.uint8] = dataset.read(band, out_shape=shape)
+        except RasterioError:
+            return None
+    return grey if grey.dtype == np.uint8 else None
 
 
 def _failed(task: Task, error: str) -> Outcome:
@@ -202,8 +328,8 @@ def _known(archive: Archive, task: Task) -> Outcome | None:
             return None
         with open(task.path, "rb") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == entry.record["sha256"]
-    except (OSError, KeyError) as error:
-        return _failed(task, getattr(error, "strerror", None) or str(error))
+    except OSError as error:
+        return _failed(task, error.strerror or str(error))
     except ArchiveError:
         return None  # a damaged record is written anew
     if same:
@@ -226,8 +352,10 @@ def ingest_image(task: Task) -> Outcome:
     try:
         source = read_source(task.path, task.id, task.options.ground_elevation)
         entry = _write(archive, task, source)
-    except (SourceError, ArchiveError, OSError, MemoryError) as error:
-        return _failed(task, str(error) or type(error).__name__)
+    except (SourceError, ArchiveError) as error:
+        return _failed(task, str(error))
+    except OSError as error:  # of the source, they are SourceErrors
+        return _failed(task, f"cannot write to {task.archive}: {error.strerror or error}")
     return Outcome(
         task.flight,
         task.id,
@@ -245,7 +373,7 @@ def ingest_image(task: Task) -> Outcome:
 def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
     stored = replace(source, metadata=tuple(_without_preview(*m) for m in source.metadata))
     writer = ImageWriter(archive, task.flight, stored)
-    record = {
+    record: dict[str, Any] = {
         "id": source.id,
         "sha256": source.sha256,
         "width": source.width,
@@ -265,23 +393,22 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
         # before the pixels: what the mask takes is then known, and they share the rest
         mask = writer.create_mask()
         for window in shard_windows(mask):
-            mask[_area(window)] = reader.read(window)[1]
+            mask[_area(window)] = reader.read_mask(window)
     pixels = None
     conventions = _conventions(source)
     if source.lossy:
-        record |= {"codec": "pcdc", "model": task.model}
         budget = task.options.budget.bytes_for(source)
-        left = budget - writer.overhead(record, conventions)
-        if left > 0 and (left > budget / 2 or budget > SMALL_BUDGET):
-            coded = reader.coded_pixels()
-            pixels = writer.create_pixels(task.model, 8 * left / max(coded, 1))
-        elif budget > SMALL_BUDGET:
-            reason = f"its metadata and mask alone exceed the budget of {budget} bytes"
-            raise SourceError(source.path, reason)
-        else:
-            # metadata are most of such a small image's bytes: loss would gain nothing
-            record["codec"] = "lossless"
-            del record["model"]
+        lossy = record | {"codec": "pcdc", "model": task.model}
+        # metadata are most of a very small image's bytes: loss would gain little
+        least = budget // 2 if budget <= SMALL_BUDGET else 0
+        coded = reader.coded_pixels()
+        try:
+            pixels = writer.create_pixels(task.model, budget, coded, lossy, conventions, least)
+            record = lossy
+        except NothingLeft as error:
+            if budget > SMALL_BUDGET:
+                reason = f"its metadata and mask alone exceed the budget of {budget} bytes"
+                raise SourceError(source.path, reason) from error
             record["warnings"].append(f"stored losslessly: {budget} bytes are too few for it")
     if pixels is None:
         pixels = writer.create_lossless()
@@ -307,20 +434,28 @@ class _Reader:
             self._whole = read_pixels(self.source)
         return self._whole
 
-    def coded_pixels(self) -> int:
-        """Pixels that pcdc codes: tiles without margins of the fill value.
+    def read_mask(self, window: Window) -> NDArray[np.uint8]:
+        """The mask of an image that has one."""
+        mask = self.read(window)[1]
+        assert mask is not None
+        return mask
 
-        Of an image too large to be held, all pixels: its budget is then not used to the full.
+    def coded_pixels(self) -> tuple[int, int]:
+        """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles.
+
+        Of an image too large to be held, all pixels, and as many empty tiles as may lie around
+        it: its budget is then not used to the full.
         """
         width, height = self.source.width, self.source.height
         if not is_one_shard(width, height):
-            return width * height
-        pixels, total = self.read((0, 0, width, height))[0], 0
+            return width * height, 4 * -(-width // TILE) * -(-height // TILE)
+        pixels, coded, empty = self.read((0, 0, width, height))[0], 0, 0
         for row in range(0, height, TILE):
             for col in range(0, width, TILE):
                 part = trim(pixels[row : row + TILE, col : col + TILE], 0)
-                total += part.shape[0] * part.shape[1]
-        return total
+                coded += part.shape[0] * part.shape[1]
+                empty += not part.size
+        return coded, empty
 
 
 def _without_preview(name: str, payload: bytes) -> tuple[str, bytes]:

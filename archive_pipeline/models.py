@@ -9,7 +9,7 @@ from pathlib import Path
 
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.codec import Codec
-from archive_pipeline.pcdc.model import CONFIG, FILES, Model, ModelError, digest
+from archive_pipeline.pcdc.model import CONFIG, Model, ModelError, digest, read_folder
 
 DEFAULT_MODEL = "pcdc-drone-small"
 SEARCH_PATH = "ARCHIVE_MODEL_PATH"
@@ -55,7 +55,7 @@ def _folders() -> list[Path]:
 
 @cache
 def _folder_digest(folder: Path) -> str:
-    return digest({name: (folder / name).read_bytes() for name in FILES})
+    return digest(read_folder(folder))
 
 
 def register(files: dict[str, bytes]) -> str:
@@ -94,10 +94,13 @@ def codec_for(sha256: str) -> Codec:
             if sha256 not in _files:
                 for folder in _folders():
                     try:
-                        if _folder_digest(folder) == sha256:
-                            register({name: (folder / name).read_bytes() for name in FILES})
+                        # read again: the folder may have changed since it was first looked at
+                        if (
+                            _folder_digest(folder) == sha256
+                            and register(read_folder(folder)) == sha256
+                        ):
                             break
-                    except OSError:
+                    except ModelError:
                         continue
                 else:
                     raise UnknownModel(

@@ -13,7 +13,14 @@ from archive_pipeline.flight import SourceImage
 from archive_pipeline.georef import Georef, Window, bbox_to_window, check_bbox, window_transform
 from archive_pipeline.mosaic import write_mosaic
 from archive_pipeline.outputs import OutputError
-from archive_pipeline.store import Archive, ArchivedImage, ArchiveError, ImageEntry
+from archive_pipeline.store import (
+    Archive,
+    ArchivedImage,
+    ArchiveError,
+    ImageEntry,
+    absolute,
+    in_process_only,
+)
 
 Bbox = tuple[float, float, float, float]
 SUFFIXES = {"gtiff": ".tif", "jpeg": ".jpg", "png": ".png"}
@@ -89,8 +96,14 @@ class Report:
         return {"files": self.files, "failed": self.failed, "seconds": round(self.seconds, 2)}
 
 
-def select(archive: Archive, selection: Selection) -> list[tuple[ImageEntry, Window]]:
+def select(
+    archive: Archive, selection: Selection
+) -> tuple[list[tuple[ImageEntry, Window]], list[dict[str, str]]]:
     """Images and windows that a selection means, in the archive's order.
+
+    Returns:
+        The images with their windows, and {"image", "error"} of those that may be meant but whose
+        records are damaged.
 
     Raises:
         ArchiveError: a flight or image is not in the archive.
@@ -104,7 +117,15 @@ def select(archive: Archive, selection: Selection) -> list[tuple[ImageEntry, Win
     wanted = set(selection.images)
     found: set[str] = set()
     chosen = []
-    for entry in archive.images(selection.flight):
+    failed: list[dict[str, str]] = []
+
+    def note(name: str, error: ArchiveError) -> None:
+        names = {name, name.partition("/")[2]}
+        found.update(names)
+        if not wanted or wanted & names:
+            failed.append({"image": name, "error": str(error)})
+
+    for entry in archive.images(selection.flight, note):
         names = {entry.id, f"{entry.flight}/{entry.id}"}
         if wanted and not wanted & names:
             continue
@@ -113,13 +134,18 @@ def select(archive: Archive, selection: Selection) -> list[tuple[ImageEntry, Win
         window: Window | None = (0, 0, width, height)
         if selection.bbox is not None:
             georef = Georef.from_json(entry.record["georef"])
-            window = bbox_to_window(georef, width, height, selection.bbox, selection.bbox_crs)
+            try:
+                window = bbox_to_window(georef, width, height, selection.bbox, selection.bbox_crs)
+            except Exception as error:  # the box is fine, so the image's own georeference is not
+                name = f"{entry.flight}/{entry.id}"
+                failed.append({"image": name, "error": f"{name}: georeference: {error}"})
+                continue
         if window is not None:
             chosen.append((entry, window))
     missing = sorted(wanted - found)
     if missing:
         raise ArchiveError(f"{archive.url}: no image {', '.join(missing)}")
-    return chosen
+    return chosen, failed
 
 
 def restore(
@@ -148,8 +174,10 @@ def restore(
     from archive_pipeline.models import use_device
 
     started = time.monotonic()
+    if scheduler is not None:  # its workers have a working directory of their own
+        archive_url, output = absolute(archive_url), output.absolute()
     archive = Archive.open(archive_url)
-    chosen = select(archive, selection)
+    chosen, failed = select(archive, selection)
     if mosaic:
         use_device(device)
         views = (View(archive.image(entry), window) for entry, window in chosen)
@@ -164,7 +192,7 @@ def restore(
             "crs": made.crs,
             "transform": list(made.transform),
         }
-        return Report([file], [], list(made.skipped), time.monotonic() - started)
+        return Report([file], failed, list(made.skipped), time.monotonic() - started)
 
     repeated = len({e.flight for e, _ in chosen}) > 1
     tasks = []
@@ -173,9 +201,13 @@ def restore(
         name = f"{entry.flight}/{entry.id}" if repeated else entry.id
         path = outputs.output_path(output, name, window, full, SUFFIXES[format])
         tasks.append(Task(archive_url, entry, window, path, format, device))
-    files, failed = [], []
+    files = []
     # a window is decoded sooner than a worker process has started
     local = 0 if selection.bbox is not None and workers is None else workers
+    if in_process_only(archive_url):
+        local = 0
+        if scheduler is not None:
+            raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
     with cluster.connect(scheduler, local, len(tasks)) as client:
         for task, result in cluster.run(client, restore_image, tasks):
             if isinstance(result, BaseException):

@@ -14,6 +14,7 @@ image-wide. Readers ignore it.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,12 +52,20 @@ class PCDCCodec(ArrayBytesCodec):
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not re.fullmatch(r"[0-9a-f]{64}", self.model):
             raise ValueError(f"pcdc: model must be a SHA-256, got {self.model!r}")
-        if not isinstance(self.bits_per_pixel, (int, float)) or not self.bits_per_pixel > 0:
-            raise ValueError(f"pcdc: bits_per_pixel must be positive, got {self.bits_per_pixel!r}")
+        bits = self.bits_per_pixel
+        if type(bits) not in (int, float) or not 0 < bits < math.inf:
+            raise ValueError(f"pcdc: bits_per_pixel must be positive, got {bits!r}")
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
         _, configuration = parse_named_configuration(data, NAME)
+        if not isinstance(configuration, dict) or configuration.keys() != {
+            "model",
+            "bits_per_pixel",
+        }:
+            raise ValueError(
+                f"pcdc: configuration must hold model and bits_per_pixel, got {configuration!r}"
+            )
         return cls(**configuration)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, JSON]:
@@ -64,11 +73,14 @@ class PCDCCodec(ArrayBytesCodec):
         return {"name": NAME, "configuration": configuration}  # type: ignore[dict-item]
 
     def validate(self, *, shape: tuple[int, ...], dtype: object, chunk_grid: object) -> None:
-        chunk = getattr(chunk_grid, "chunk_shape", shape)
-        if len(shape) != 3 or shape[2] != 3 or chunk[2] != 3 or max(chunk[:2]) > MAX_SIDE:
-            raise ValueError(f"pcdc codes (height, width, 3) in chunks of up to {MAX_SIDE} pixels")
-        if dtype.to_native_dtype() != np.uint8:  # type: ignore[attr-defined]
-            raise ValueError(f"pcdc codes uint8, not {dtype}")
+        if shape[2:] != (3,):
+            raise ValueError(f"pcdc codes (height, width, 3), not {shape}")
+        _check_chunk(tuple(getattr(chunk_grid, "chunk_shape", shape)), dtype)
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        # sharding does not validate its inner codecs, but shows them their chunks here
+        _check_chunk(array_spec.shape, array_spec.dtype)
+        return self
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         raise NotImplementedError("the size of a pcdc stream is known only after encoding")
@@ -120,6 +132,15 @@ class PCDCCodec(ArrayBytesCodec):
                 chunk[: tile.shape[0], : tile.shape[1]] = tile
                 out[i] = spec.prototype.nd_buffer.from_numpy_array(chunk)
         return out
+
+
+def _check_chunk(chunk: tuple[int, ...], dtype: object) -> None:
+    if chunk[2:] != (3,) or max(chunk[:2]) > MAX_SIDE:
+        raise ValueError(
+            f"pcdc codes (height, width, 3) in chunks of sides up to {MAX_SIDE}, not {chunk}"
+        )
+    if dtype.to_native_dtype() != np.uint8:  # type: ignore[attr-defined]
+        raise ValueError(f"pcdc codes uint8, not {dtype}")
 
 
 def trim(chunk: NDArray[np.uint8], fill: int) -> NDArray[np.uint8]:

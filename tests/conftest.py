@@ -1,0 +1,121 @@
+"""What tests of the whole tool share: a small flight, its archive, and runs of the command."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from archive_pipeline.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+BRIGHTON = DATA / "eval" / "brighton_beach"
+ORTHO = DATA / "ortho"
+
+# Two tiles, the second narrower; small enough to code hundreds of times.
+WIDTH, HEIGHT, FRAMES = 720, 304, 3
+
+
+@dataclass
+class Result:
+    """What a run of the command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run `archive` in this process: run("ingest", folder, "--archive", url)."""
+
+    def call(*args: object, env: dict[str, str] | None = None) -> Result:
+        result = CliRunner().invoke(main, [str(a) for a in args], env=env)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Result(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def command() -> Run:
+    """Run `archive` as a process of its own."""
+
+    def call(*args: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> Result:
+        done = subprocess.run(
+            command_line(*args),
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+def command_line(*args: object) -> list[str]:
+    """Return the command line of `archive` with these arguments."""
+    return [sys.executable, "-m", "archive_pipeline.cli", *(str(a) for a in args)]
+
+
+def make_flight(folder: Path, *args: int) -> list[Path]:
+    """Call the example flight's generator: frames, width, height, seed."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        made: list[Path] = importlib.import_module("make_flight").make_flight(folder, *args)
+    finally:
+        sys.path.pop(0)
+    return made
+
+
+@pytest.fixture(scope="session")
+def flight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small overlapping frames with EXIF and XMP; not to be changed."""
+    folder = tmp_path_factory.mktemp("flights") / "beach"
+    *_, ortho = make_flight(folder, FRAMES, WIDTH, HEIGHT, 3)
+    ortho.unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(flight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive of `flight` at a ratio of 16, all by pcdc; not to be changed."""
+    url = tmp_path_factory.mktemp("archive") / "archive.zarr"
+    args = ["ingest", flight, "--archive", url, "--ratio", 16, "--workers", 0, "--json"]
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == 0, result.output
+    assert {i["codec"] for i in json.loads(result.stdout)["images"]} == {"pcdc"}
+    return url
+
+
+@pytest.fixture
+def own_archive(archive: Path, tmp_path: Path) -> Path:
+    """A copy of `archive` to break."""
+    return Path(shutil.copytree(archive, tmp_path / "own.zarr"))
+
+
+@pytest.fixture
+def own_flight(flight: Path, tmp_path: Path) -> Path:
+    """A copy of `flight` to change."""
+    return Path(shutil.copytree(flight, tmp_path / "beach"))

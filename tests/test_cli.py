@@ -1,0 +1,157 @@
+"""The command: options, exit codes, pure JSON, errors of one line, start-up time, URLs."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FRAMES, Run, command_line
+
+COMMANDS = ["ingest", "restore", "info", "check"]
+
+
+@pytest.mark.parametrize("command_name", ["", *COMMANDS])
+def test_help_is_quick(command_name: str) -> None:
+    args = [a for a in (command_name, "--help") if a]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    out = subprocess.check_output(command_line(*args), text=True)
+    # processor time, which a busy machine does not stretch
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.5
+    assert out.startswith("Usage: ")
+
+
+def test_heavy_modules_are_imported_late() -> None:
+    code = (
+        "import sys, archive_pipeline.cli; heavy = {'torch', 'zarr', 'numpy', 'distributed'};"
+        "assert not heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import sys, archive_pipeline.info, archive_pipeline.ingest, archive_pipeline.restore;"
+        "assert not {'torch', 'distributed', 'geopandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("ingest",),
+        ("ingest", "x", "--ratio", "0"),
+        ("ingest", "x", "--ratio", "nan"),
+        ("ingest", "x", "--ratio", "10", "--bpp", "1"),
+        ("ingest", "x", "y/x"),
+        ("ingest", "x", "y", "--flight", "z"),
+        ("ingest", "x", "--workers", "-1"),
+        ("restore", "--bbox", "1", "2", "3"),
+        ("restore", "--mosaic", "--format", "png"),
+        ("restore", "--steps", "-1"),
+        ("nonsense",),
+    ],
+)
+def test_usage_errors(run: Run, args: tuple[str, ...]) -> None:
+    result = run(*args)
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("Error: ")
+    assert result.out == ""
+
+
+@pytest.mark.parametrize("command_name", COMMANDS[1:])
+def test_errors_are_one_line(run: Run, tmp_path: Path, command_name: str) -> None:
+    url = tmp_path / "none.zarr"
+    result = run(command_name, "--archive", url)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"Error: {url}: no archive there\n"
+    assert not url.exists()
+
+
+def test_verbose_shows_where_an_error_came_from(command: Run, tmp_path: Path) -> None:
+    result = command("info", "--archive", tmp_path / "none.zarr", "-v")
+    assert result.code == 1
+    assert "Traceback" in result.err
+
+
+def test_model_errors(run: Run, flight: Path, tmp_path: Path) -> None:
+    result = run("ingest", flight, "--archive", tmp_path / "a.zarr", "--model", "none")
+    assert result.code == 1
+    assert result.err.startswith("Error: none: no such model")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_json_is_all_there_is_on_stdout(
+    run: Run, flight: Path, archive: Path, tmp_path: Path
+) -> None:
+    url = ("--archive", archive)
+    for args in (
+        ("ingest", flight, *url),
+        ("info", *url),
+        ("check", *url),
+        ("restore", *url, "--workers", 0, "-o", tmp_path),
+    ):
+        result = run(*args, "--json")
+        assert result.code == 0, result.err
+        assert isinstance(json.loads(result.out), dict)
+        assert result.out.count("\n") == 1
+
+
+def test_info(run: Run, archive: Path) -> None:
+    (flight,) = run("info", "--archive", archive, "--json").json["flights"]
+    assert flight["id"] == "beach"
+    for image in flight["images"]:
+        assert len(image["transform"]) == 6
+        assert image["footprint"][0] == image["footprint"][-1]
+        assert len(image["footprint"]) == 5
+        assert image["crs"] == "EPSG:32615"
+    result = run("info", "--archive", archive)
+    assert len(result.out.splitlines()) == FRAMES + 2
+    assert len(run("info", "--archive", archive, "-q").out.splitlines()) == 2
+
+
+def test_environment_names_the_archive(run: Run, archive: Path) -> None:
+    result = run("check", "--json", env={"ARCHIVE_STORE": str(archive)})
+    assert result.json == {"passed": True, "images": FRAMES, "models": 1, "problems": []}
+
+
+def test_file_urls(run: Run, archive: Path, flight: Path, tmp_path: Path) -> None:
+    assert run("check", "--archive", archive.as_uri()).code == 0
+    url = (tmp_path / "with space.zarr").as_uri()
+    result = run("ingest", flight, "--archive", url, "--ratio", 16, "--workers", 0)
+    assert result.code == 0, result.err
+    assert run("check", "--archive", url).code == 0
+    assert (tmp_path / "with space.zarr" / "zarr.json").is_file()
+
+
+@pytest.mark.parametrize("url", ["nonsense://a.zarr", "http://127.0.0.1:9/a.zarr"])
+def test_urls_that_do_not_work(run: Run, url: str) -> None:
+    result = run("info", "--archive", url)
+    assert result.code == 1
+    assert len(result.err.splitlines()) == 1
+
+
+def test_no_scheduler_answers(run: Run, flight: Path, tmp_path: Path) -> None:
+    result = run(
+        "ingest", flight, "--archive", tmp_path / "a.zarr", "--scheduler", "tcp://127.0.0.1:9",
+    )  # fmt: skip
+    assert result.code == 1
+    assert len(result.err.splitlines()) == 1
+
+
+def test_warnings_of_one_kind_are_one_line(run: Run, own_flight: Path, tmp_path: Path) -> None:
+    for number, frame in enumerate(sorted(own_flight.iterdir())):
+        with open(frame, "ab") as file:  # as a camera's preview frames are
+            file.write(bytes(200_000 + number))
+    args = ("ingest", own_flight, "--ratio", 16, "--workers", 0)
+    result = run(*args, "--archive", tmp_path / "a.zarr", "--json")
+    assert result.code == 0, result.err
+    (line,) = [x for x in result.err.splitlines() if "behind the image" in x]
+    assert "DJI_0001.JPG" in line
+    assert f"{FRAMES - 1} like it" in line
+    assert len([w for w in result.json["warnings"] if "behind" in w["warning"]]) == FRAMES
+    result = run(*args, "--archive", tmp_path / "b.zarr", "-v")
+    assert len([x for x in result.err.splitlines() if "behind the image" in x]) == FRAMES
+    result = run(*args, "--archive", tmp_path / "c.zarr", "-q")
+    assert result.err == ""

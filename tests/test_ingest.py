@@ -1,0 +1,322 @@
+"""Ingest: no-ops, bad files, kills, changed sources, neighbours, worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BRIGHTON, FRAMES, Run, command_line
+from PIL import Image
+
+from archive_pipeline import cluster
+from archive_pipeline import ingest as ingesting
+from archive_pipeline.index import read_index
+from archive_pipeline.store import Archive
+
+
+def ids(url: Path | str) -> list[str]:
+    return [entry.id for entry in Archive.open(url).images()]
+
+
+def test_again_is_a_no_op(run: Run, command: Run, flight: Path, own_archive: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in own_archive.rglob("*")}
+    started = time.monotonic()
+    result = command("ingest", flight, "--archive", own_archive, "--json")
+    assert time.monotonic() - started < 10
+    assert result.code == 0, result.err
+    assert (result.json["ingested"], result.json["skipped"]) == (0, FRAMES)
+    assert {p: p.stat().st_mtime_ns for p in own_archive.rglob("*")} == before
+
+
+def test_bad_files_are_named_and_the_rest_is_archived(run: Run, own_flight: Path) -> None:
+    good = sorted(own_flight.glob("*.JPG"))
+    data = good[0].read_bytes()
+    (own_flight / "truncated.jpg").write_bytes(data[: len(data) // 2])
+    (own_flight / "text.jpg").write_text("not an image\n" * 10)
+    (own_flight / "zero.jpg").write_bytes(b"")
+    (own_flight / "dangling.jpg").symlink_to(own_flight / "gone")
+    (own_flight / "folder.jpg").mkdir()
+    with Image.open(good[0]) as image:
+        image.save(own_flight / "no_gps.jpg", quality=95)
+    url = own_flight.parent / "a.zarr"
+    args = ("ingest", own_flight, "--archive", url, "--ratio", 6, "--workers", 0, "--json")
+    result = run(*args)
+    assert result.code == 3
+    failed = {Path(f["path"]).name: f["error"] for f in result.json["failed"]}
+    assert failed == {
+        "truncated.jpg": "truncated: the JPEG ends inside its image data",
+        "text.jpg": "not an image in any format GDAL knows",
+        "zero.jpg": "the file is empty",
+        "dangling.jpg": "no such file",
+    }
+    for name in failed:
+        assert result.err.count(name) == 1
+    assert ids(url) == sorted([*(p.name for p in good), "no_gps.jpg"])
+    assert [w["path"] for w in result.json["warnings"]] == [str(own_flight / "no_gps.jpg")]
+    assert run("check", "--archive", url).code == 0
+    again = run(*args)
+    assert again.code == 3
+    assert (again.json["ingested"], len(again.json["failed"])) == (0, 4)
+
+
+def test_flights_sub_folders_and_odd_names(run: Run, flight: Path, tmp_path: Path) -> None:
+    frames = sorted(flight.iterdir())
+    first, second = tmp_path / "1" / "Ünï 100% 写", tmp_path / "2" / "second"
+    for target in (
+        first / "DJI.JPG",
+        second / "DJI.JPG",
+        second / "sub dir" / "twice.JPG",
+        second / "other%2F" / "twice.JPG",
+    ):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(frames[0], target)
+    url = tmp_path / "my archive %41.zarr"
+    result = run("ingest", first, second, "--archive", url, "--ratio", 16, "--workers", 0)
+    assert result.code == 0, result.err
+    listed = run("info", "--archive", url, "--json").json
+    assert {f["id"]: sorted(i["id"] for i in f["images"]) for f in listed["flights"]} == {
+        "second": ["DJI.JPG", "other%2F/twice.JPG", "sub dir/twice.JPG"],
+        "Ünï 100% 写": ["DJI.JPG"],
+    }
+    assert run("check", "--archive", url).code == 0
+    out = tmp_path / "out"
+    result = run("restore", "--archive", url, "-o", out, "--workers", 0, "--json")
+    assert result.code == 0, result.err
+    paths = {Path(f["path"]) for f in result.json["files"]}
+    assert len(paths) == 4
+    assert all(p.is_file() and out in p.parents for p in paths)
+    one = run("restore", "--archive", url, "--flight", "Ünï 100% 写", "-o", out, "--json")
+    assert [f["image"] for f in one.json["files"]] == ["DJI.JPG"]
+
+
+def test_changed_sources_need_overwrite(run: Run, own_flight: Path, own_archive: Path) -> None:
+    frame = sorted(own_flight.iterdir())[0]
+    with Image.open(frame) as image:
+        exif = image.info["exif"]
+        Image.fromarray(255 - np.asarray(image)).save(frame, exif=exif, quality=90)
+    args = ("ingest", own_flight, "--archive", own_archive, "--ratio", 16, "--workers", 0)
+    result = run(*args, "--json")
+    assert result.code == 3
+    assert result.json["skipped"] == FRAMES - 1
+    assert "--overwrite" in result.json["failed"][0]["error"]
+    result = run(*args, "--overwrite", "--json")
+    assert (result.code, result.json["ingested"]) == (0, FRAMES)
+    assert run("check", "--archive", own_archive).code == 0
+    assert run(*args, "--json").json["skipped"] == FRAMES
+
+
+def test_a_damaged_record_and_a_stale_index_are_mended(
+    run: Run, flight: Path, own_archive: Path
+) -> None:
+    name = sorted(flight.iterdir())[0].name
+    (own_archive / "flights" / "beach" / name / "zarr.json").write_text("{")
+    (own_archive / "items.parquet").write_bytes(b"PAR1")
+    args = ("ingest", flight, "--archive", own_archive, "--ratio", 16, "--workers", 0, "--json")
+    assert run(*args).json["ingested"] == 1
+    assert run("check", "--archive", own_archive).code == 0
+    (own_archive / "items.parquet").unlink()
+    assert run(*args).json["ingested"] == 0
+    assert len(read_index(Archive.open(own_archive)) or {}) == FRAMES
+
+
+def test_killed_and_run_again(run: Run, flight: Path, tmp_path: Path) -> None:
+    url = tmp_path / "a.zarr"
+    args = ("ingest", flight, "--archive", url, "--ratio", 16, "--workers", 0)
+    process = subprocess.Popen(command_line(*args), stderr=subprocess.DEVNULL)
+    pixels = url / "flights" / "beach"
+    deadline = time.monotonic() + 120
+    # in the middle of the second image: its metadata are there, its record is not
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list(pixels.glob("*/metadata/zarr.json"))) >= 2:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    seen = ids(url)
+    assert len(seen) < FRAMES
+    assert run("info", "--archive", url).code == 0
+    result = run(*args, "--json")
+    assert result.code == 0, result.err
+    assert (result.json["ingested"], result.json["skipped"]) == (FRAMES - len(seen), len(seen))
+    checked = run("check", "--archive", url, "--json")
+    assert (checked.code, checked.json["images"]) == (0, FRAMES)
+
+
+def test_worker_processes_do_the_same_quietly(
+    command: Run, flight: Path, archive: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "a.zarr"
+    result = command(
+        "ingest", flight, "--archive", url, "--ratio", 16, "--workers", 2, "--json", "-q"
+    )
+    assert result.code == 0
+    assert result.err == ""
+    assert result.json["ingested"] == FRAMES
+    for entry in Archive.open(archive).images():
+        assert Archive.open(url).entry(entry.key) is not None
+
+
+def test_interrupt_ends_at_once_in_one_line(flight: Path, tmp_path: Path) -> None:
+    url = tmp_path / "a.zarr"
+    args = ("ingest", flight, "--archive", url, "--ratio", 16, "--workers", 2)
+    process = subprocess.Popen(
+        command_line(*args), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if list((url / "flights").glob("beach/*/metadata")):
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    started = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - started < 15
+    assert process.returncode == 1
+    assert err.strip() == "Aborted!"
+
+
+def test_local_workers_and_their_threads() -> None:
+    assert cluster.local_workers(1) == 0
+    assert cluster.local_workers(10_000) == cluster.cpu_count()
+    before = dict(os.environ)
+    with cluster.connect(None, 1, 3) as client:
+        results = [r for _, r in cluster.run(client, _threads, [0])]
+    assert results == [(cluster.cpu_count(), str(cluster.cpu_count()), None)]
+    names = cluster.THREAD_VARIABLES
+    assert {n: os.environ.get(n) for n in names} == {n: before.get(n) for n in names}
+
+
+def _threads(_: int) -> tuple[int, str | None, str | None]:
+    import torch
+
+    environ = os.environ
+    return (
+        torch.get_num_threads(),
+        environ.get("OMP_NUM_THREADS"),
+        environ.get("MALLOC_TRIM_THRESHOLD_"),
+    )
+
+
+def test_tasks_that_fail_do_not_stop_others() -> None:
+    results = dict(cluster.run(None, _one_over, [1, 0, 2]))
+    assert (results[1], results[2]) == (1, 0.5)
+    assert isinstance(results[0], ZeroDivisionError)
+
+
+def _one_over(number: int) -> float:
+    return 1 / number
+
+
+def test_memory_archives_stay_in_this_process(run: Run, flight: Path, tmp_path: Path) -> None:
+    args = ("ingest", flight, "--archive", "memory://test_ingest.zarr", "--ratio", 16)
+    result = run(*args, "--workers", 4, "--json")
+    assert (result.code, result.json["ingested"]) == (0, FRAMES)
+    assert run("check", "--archive", "memory://test_ingest.zarr").code == 0
+    result = run(*args, "--scheduler", "tcp://127.0.0.1:1")
+    assert result.code == 1
+    assert "--scheduler" in result.err
+    restored = run("restore", "--archive", "memory://test_ingest.zarr", "-o", tmp_path, "--json")
+    assert len(restored.json["files"]) == FRAMES
+
+
+def test_flight_that_cannot_be_stored_or_read(run: Run, tmp_path: Path) -> None:
+    url = tmp_path / "a.zarr"
+    for folder, message in ((tmp_path / "none", "no such directory"), (tmp_path, "no images")):
+        result = run("ingest", folder, "--archive", url)
+        assert result.code == 1
+        assert message in result.err
+        assert len(result.err.splitlines()) == 1
+    assert not url.exists()
+
+
+def test_archive_where_none_can_be(run: Run, flight: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = run("ingest", flight, "--archive", tmp_path / "file" / "a.zarr", "--workers", 0)
+    assert result.code == 1
+    assert len(result.err.splitlines()) == 1
+    assert "file/a.zarr" in result.err
+
+
+def test_disk_error_is_one_line(
+    run: Run, flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zarr.storage import LocalStore
+
+    plain = LocalStore.set
+
+    async def full(self: LocalStore, key: str, value: object) -> None:
+        if "pixels/c" in key:
+            raise OSError(28, "No space left on device")
+        await plain(self, key, value)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalStore, "set", full)
+    url = tmp_path / "a.zarr"
+    result = run("ingest", flight, "--archive", url, "--ratio", 16, "--workers", 0, "--json")
+    assert result.code == 3
+    reason = f"cannot write to {url}: No space left on device"
+    assert {f["error"] for f in result.json["failed"]} == {reason}
+    assert ids(url) == []
+
+
+def test_neighbours_that_contradict_the_tags(
+    run: Run, flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def fake(frames: list, width: int, height: int) -> list[tuple[str, str]]:
+        seen.append([(key, None if grey is None else grey.shape) for key, _, grey in frames])
+        return [(frames[-1][0], "yaw tag is off by 179° against its neighbours")]
+
+    monkeypatch.setattr("archive_pipeline.neighbours.neighbour_warnings", fake)
+    monkeypatch.setattr(ingesting, "NEIGHBOURS", 2)
+    args = ("--archive", tmp_path / "a.zarr", "--ratio", 16, "--workers", 0)
+    result = run("ingest", flight, *args, "--json")
+    assert result.code == 0
+    names = sorted(p.name for p in flight.iterdir())
+    assert [[key.split("/")[-1] for key, _ in chunk] for chunk in seen] == [names[:2], names[1:]]
+    assert {shape for chunk in seen for _, shape in chunk} == {(304, 720)}
+    warned = result.json["warnings"]
+    assert [Path(w["path"]).name for w in warned] == names[1:]
+    assert sum(line.startswith("Warning: ") for line in result.err.splitlines()) == 2
+    seen.clear()
+    assert run("ingest", flight, *args).code == 0
+    assert seen == []
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("matching failed")
+
+    monkeypatch.setattr("archive_pipeline.neighbours.neighbour_warnings", broken)
+    assert run("ingest", flight, *args, "--overwrite").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not BRIGHTON.is_dir(), reason=f"the brighton_beach frames are not at {BRIGHTON}"
+)
+def test_neighbours_of_a_real_flight(run: Run, tmp_path: Path) -> None:
+    result = run("ingest", BRIGHTON, "--archive", tmp_path / "a.zarr", "--json")
+    yaw = [Path(w["path"]).name for w in result.json["warnings"] if "yaw" in w["warning"]]
+    assert yaw == ["DJI_0024.JPG", "DJI_0025.JPG"]
+    assert result.err.count("bytes behind the image") == 1
+
+
+def test_report_is_json(run: Run, flight: Path, own_archive: Path) -> None:
+    result = run("ingest", flight, "--archive", own_archive, "--json")
+    assert set(json.loads(result.out)) >= {
+        "ingested",
+        "skipped",
+        "failed",
+        "source_bytes",
+        "raw_bytes",
+        "archive_bytes",
+        "seconds",
+        "megapixels_per_second",
+        "warnings",
+    }
