@@ -9,7 +9,8 @@ of a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block 
 finer step also weighs its error more, as the allocation means it to.
 
 The learning rate follows a cosine over --minutes of training time; --resume continues a run from
-its checkpoint, also with another --minutes. CUDA runs use bfloat16 autocast, CPUs float32.
+its checkpoint, also with another --minutes; --start goes on from released weights with a new
+optimiser. CUDA runs use bfloat16 autocast, CPUs float32.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from archive_pipeline.pcdc.constants import (
     STEPS_PER_OCTAVE,
 )
 from archive_pipeline.pcdc.layers import round_half_up
+from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.transforms import (
     TransformCodec,
     TransformConfig,
@@ -232,6 +234,11 @@ def validate(codec: TransformCodec, crops: Tensor, device: str) -> list[tuple[in
 @click.option("--lr", default=1e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=0, help="CPU threads, 0 = torch's default.")
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Start from a released model's folder instead of the Karhunen-Loeve transform.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the run's checkpoint.")
 def main(
     crops: Path,
@@ -243,13 +250,15 @@ def main(
     lr: float,
     seed: int,
     threads: int,
+    start: Path | None,
     resume: bool,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    codec = TransformCodec(TransformConfig()).to(device)
+    released = Model.from_folder(start).networks if start else None
+    codec = TransformCodec(released.config if released else TransformConfig()).to(device)
     average = TransformCodec(codec.config).to(device)
     optimiser = torch.optim.Adam(codec.parameters(), lr=lr)
     step, spent = 0, 0.0
@@ -263,7 +272,10 @@ def main(
     source = Crops(crops, size, seed + step)
     generator = torch.Generator().manual_seed(seed + step)
     if not resume:
-        klt_start(codec.cpu(), Crops(crops, size, seed).batch(256))
+        if released:
+            codec.load_state_dict(released.state_dict())
+        else:
+            klt_start(codec.cpu(), Crops(crops, size, seed).batch(256))
         average.load_state_dict(codec.to(device).state_dict())
     held_out = source.validation(32)
     weight = border_weights(size).to(device)
