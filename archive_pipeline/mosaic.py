@@ -78,11 +78,12 @@ def write_mosaic(
     """Resample images to one north-up Cloud Optimized GeoTIFF.
 
     Each pixel comes from one image: of those with a valid pixel there, the one whose centre is
-    nearest on the ground; equal distances go to the smaller id, so the order of ``rasters`` does
-    not matter.  Resampling is bicubic (Catmull-Rom) after averaging down where the mosaic is
-    coarser by a factor of two or more; beside invalid pixels it is nearest neighbour.  Uncovered
-    ground is masked by an internal mask, or by the nodata value where the images share one and are
-    not photographs.
+    nearest on the ground, images of about twice the pixel size or more coming after all finer
+    ones; equal distances go to the smaller id, so the order of ``rasters`` does not matter.
+    Resampling is bicubic (Catmull-Rom) after averaging down where the mosaic is coarser by a
+    factor of two or more; beside invalid pixels it is nearest neighbour.  Uncovered ground is
+    masked by an internal mask, or by the nodata value where the images share one and are not
+    photographs.
 
     Only the tiles that pixels come from are read.  Memory stays bounded whatever the extent.
 
@@ -115,6 +116,7 @@ def write_mosaic(
         raise OutputError(f"{path}: no image with a position touches the bounding box")
     crs = _pick_crs(group, bbox, bbox_crs) if out_crs is None else out_crs
     images = [_Image(raster, crs) for raster in group]
+    _put_coarse_last(images)
     size = resolution or min(image.pitch for image in images)
     west, south, east, north = _extent(images, bbox, bbox_crs, crs)
     # On a grid through the origin mosaics of neighbouring boxes fit together.
@@ -184,6 +186,7 @@ class _Image:
         self.centre = float(x[0]), float(y[0])
         area = (x[2] - x[1]) * (y[4] - y[3]) - (x[4] - x[3]) * (y[2] - y[1])
         self.pitch = math.sqrt(abs(float(area)))
+        self.handicap = 0.0
         col, row, width, height = raster.window
         edge = np.linspace(0, 1, EDGE_POINTS)
         zero, one = np.zeros_like(edge), np.ones_like(edge)
@@ -206,6 +209,17 @@ class _Image:
         cols = np.where(np.isfinite(cols), cols, FAR).reshape(x.shape)
         rows = np.where(np.isfinite(rows), rows, FAR).reshape(x.shape)
         return y_weights @ cols @ x_weights.T, y_weights @ rows @ x_weights.T
+
+
+def _put_coarse_last(images: list[_Image]) -> None:
+    """Add to the distances of coarse images more than any image's distance from its centre."""
+    corners = [image.bounds for image in images] + [image.centre * 2 for image in images]
+    west, south = (min(c[axis] for c in corners) for axis in (0, 1))
+    east, north = (max(c[axis] for c in corners) for axis in (2, 3))
+    finest = min(image.pitch for image in images)
+    for image in images:
+        octaves = round(math.log2(image.pitch / finest))
+        image.handicap = octaves * math.hypot(east - west, north - south)
 
 
 class _Tiles:
@@ -418,7 +432,7 @@ def _compose(
         col, row, width, height = image.raster.window
         inside = (cols >= col) & (cols < col + width) & (rows >= row) & (rows < row + height)
         x, y = image.centre
-        layer[inside] = np.hypot(xs[None] - x, ys[:, None] - y)[inside]
+        layer[inside] = np.hypot(xs[None] - x, ys[:, None] - y)[inside] + image.handicap
     # The nearest image may have a hole there; then the next one's turn comes.
     while True:
         winner = np.where(valid | ~np.isfinite(distance.min(axis=0)), -1, distance.argmin(axis=0))

@@ -161,6 +161,17 @@ def test_seams_lie_halfway_and_input_order_does_not_matter(tmp_path: Path) -> No
     np.testing.assert_array_equal(brighter[both], (x > X0 + 4)[both])
 
 
+def test_a_coarse_image_comes_after_finer_ones_however_near_its_centre(tmp_path: Path) -> None:
+    fine = frame("fine", east=3)
+    coarse = frame("coarse", pitch=0.3, shift=30)  # four times as large, centred on the box
+    made = write_mosaic(tmp_path / "m.tif", [coarse, fine])
+    pixels, _, x, y = read_back(tmp_path / "m.tif")
+    assert made.used == ("coarse", "fine")
+    inside = (abs(x - X0 - 3) < 9.5) & (abs(y - Y0) < 7)
+    # the coarse one is 30 brighter
+    assert np.abs(pixels[inside] - ground(x, y)[inside]).max() < 4
+
+
 def test_holes_are_filled_by_the_next_image(tmp_path: Path) -> None:
     hole = np.zeros((150, 200), bool)
     hole[60:90, 80:120] = True

@@ -315,7 +315,7 @@ def main(
             group["lr"] = rate
         x = source.batch(batch).to(device).float() / 127.5 - 1
         # a bell-shaped draw: the rates users ask for are in the middle of the range
-        draw = torch.rand(2, batch, generator=generator).mean(0) ** 0.85
+        draw = torch.rand(2, batch, generator=generator).mean(0) ** 0.65
         image_step = (MIN_IMAGE_STEP + draw * (MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP)).long()
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         image_step = image_step.to(device)
@@ -325,7 +325,7 @@ def main(
         pixel_step = steps.repeat_interleave(16, -2).repeat_interleave(16, -1)
         distortion = (error * weight * 8.66 / pixel_step.square()).sum((1, 2, 3))
         # coarse steps cost few bits: weigh them up so that low rates are learned as well
-        emphasis = (step_size(image_step) / 32) ** 0.9
+        emphasis = (step_size(image_step) / 32) ** 1.2
         loss = ((bits + distortion) * emphasis).mean() / size**2
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
