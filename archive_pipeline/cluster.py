@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -90,14 +91,19 @@ def _interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back; threads and processes started meanwhile never see it.
 
     A terminal sends it to all processes, but this one alone should react, by ending the others.
+    Threads inherit that it is blocked, processes that it is ignored.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    main = threading.current_thread() is threading.main_thread()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         yield
     finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
