@@ -169,7 +169,12 @@ def test_interrupt_ends_at_once_in_one_line(flight: Path, tmp_path: Path) -> Non
     url = tmp_path / "a.zarr"
     args = ("ingest", flight, "--archive", url, "--ratio", 16, "--workers", 2)
     process = subprocess.Popen(
-        command_line(*args), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command_line(*args),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell's background jobs ignore it, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
