@@ -76,7 +76,7 @@ def neighbour_warnings(
 def _describe(
     sift: cv2.Feature2D, id: str, georef: Georef, thumbnail: Gray, width: int, height: int
 ) -> _Frame | None:
-    points, descriptors = sift.detectAndCompute(thumbnail, None)  # type: ignore[call-overload]
+    points, descriptors = sift.detectAndCompute(thumbnail, None)
     if descriptors is None or georef.transform is None:
         return None
     a, b, c, d, e, f = georef.transform
