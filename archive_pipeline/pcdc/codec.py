@@ -154,7 +154,7 @@ class Codec:
     def decode_symbols(
         self, streams: list[bytes], max_height: int, max_width: int
     ) -> list[Symbols | CorruptStream]:
-        """Entropy-decode streams, exactly; None-like tiles have zero height and width.
+        """Entropy-decode streams, exactly; empty tiles have zero height and width.
 
         A stream that cannot be decoded yields its error in place of symbols, so that one bad
         tile does not hide others.
@@ -224,7 +224,7 @@ class Codec:
             z = np.zeros(index.shape, np.int64)
             z[index >= FIRST_CODED_SCALE] = coded
             z_scattered.append(z)
-            # escapes are not known yet; hyper-latents have none, they are clamped at encoding
+            # hyper-latents never escape, so scales can be had before the escapes are read
             q_index.append(self._q_index(z, h.image_step, level)[:, :a, :b])
         q_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in q_index])
         used = decoder.finish()
