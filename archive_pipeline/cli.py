@@ -22,8 +22,10 @@ from archive_pipeline import __version__
 if TYPE_CHECKING:
     from archive_pipeline.ingest import Outcome
     from archive_pipeline.ingest import Report as IngestReport
+    from archive_pipeline.verify import Report as VerifyReport
 
 PARTLY_FAILED = 3
+BELOW_TOLERANCE = 4
 SHOWN_WARNINGS = 20  # kinds of them
 
 
@@ -92,6 +94,29 @@ def parallel(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def decoding(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of commands that decode pixels."""
+    for option in (
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Seed of the denoiser's noise.",
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(0, 100),
+            default=0,
+            show_default=True,
+            help="Denoising steps: 0, the deterministic decoder, has the least error; 1 and more "
+            "look sharper.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 class _Progress:
     """A progress bar on stderr where that is a terminal, else nothing."""
 
@@ -145,6 +170,13 @@ def main() -> None:
     metavar="METRES",
     help="Height of the ground, for frames without altitude above take-off.",
 )
+@click.option(
+    "--detect",
+    multiple=True,
+    metavar="MODEL",
+    help="Store what this detector finds in the originals: verify-detection can then do without "
+    "them. Counts in the budget; may be repeated.",
+)
 @parallel
 @common
 def ingest(
@@ -160,6 +192,7 @@ def ingest(
     model: str | None,
     overwrite: bool,
     ground_elevation: float | None,
+    detect: tuple[str, ...],
     device: str,
     scheduler: str | None,
     workers: int | None,
@@ -190,6 +223,7 @@ def ingest(
         device,
         overwrite,
         ground_elevation,
+        detect,
     )
     bar = _Progress("ingest", quiet)
 
@@ -290,13 +324,7 @@ def _print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str
     help="Cloud Optimized GeoTIFF, JPEG with the original EXIF and XMP, or PNG.",
 )
 @click.option("--mosaic", is_flag=True, help="One north-up GeoTIFF of all images.")
-@click.option(
-    "--steps",
-    type=click.IntRange(0, 0),
-    default=0,
-    show_default=True,
-    help="Denoising steps; 0 is the deterministic decoder, the only one of this release.",
-)
+@decoding
 @parallel
 @common
 def restore(
@@ -312,6 +340,7 @@ def restore(
     file_format: str,
     mosaic: bool,
     steps: int,
+    seed: int,
     device: str,
     scheduler: str | None,
     workers: int | None,
@@ -335,6 +364,8 @@ def restore(
             output,
             format=file_format,
             mosaic=mosaic,
+            steps=steps,
+            seed=seed,
             device=device,
             scheduler=scheduler,
             workers=workers,
@@ -419,6 +450,181 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
             click.echo(f"{archive_url}: {report.images} images are whole")
     if report.problems:
         sys.exit(1)
+
+
+@main.command()
+@click.option(
+    "--originals",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the original files lie; by default where they were archived from.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="YOLO labels (.txt), the reference; without them the originals' detections are.",
+)
+@click.option(
+    "--names",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="data.yaml or classes.txt with the labels' class names; else looked for beside them.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Detector: an Ultralytics name, .pt, .onnx, or OpenVINO folder; may be repeated.  "
+    "[default: yolo11s.pt]",
+)
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="GROUP[=NAME,...]",
+    help="Classes judged together; may be repeated.  [default: vehicle, person, building]",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.02,
+    show_default=True,
+    help="Largest difference of any metric that passes.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Least confidence of detections that count.",
+)
+@click.option(
+    "--iou",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Least overlap of a detection with its reference object.",
+)
+@click.option(
+    "--slice",
+    "slice_side",
+    type=click.IntRange(min=32),
+    metavar="PIXELS",
+    help="Side of the slices that detectors see.  [default: the model's input size]",
+)
+@click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write report.html, result.json and two CSV tables there.",
+)
+@decoding
+@parallel
+@common
+def verify_detection(
+    archive_url: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    originals: Path | None,
+    labels: Path | None,
+    names: Path | None,
+    models: tuple[str, ...],
+    classes: tuple[str, ...],
+    tolerance: float,
+    confidence: float,
+    iou: float,
+    slice_side: int | None,
+    report_dir: Path | None,
+    steps: int,
+    seed: int,
+    device: str,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Compare what detectors find in the originals and in the restored images.
+
+    Passes if no metric of any class differs by more than the tolerance. Exit code 4: some does;
+    1: nothing could be compared, which proves nothing; 3: passed, but without some images.
+    """
+    from archive_pipeline.detectors import DEFAULT_DETECTOR
+    from archive_pipeline.labels import parse_groups
+    from archive_pipeline.verify import Options, verify
+
+    try:
+        groups = parse_groups(classes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    options = Options(
+        models or (DEFAULT_DETECTOR,),
+        groups,
+        originals,
+        labels,
+        names,
+        tolerance,
+        confidence,
+        iou,
+        slice_side,
+        device,
+        steps,
+        seed,
+    )
+    if report_dir is not None:
+        from archive_pipeline.report import prepare_report, write_report
+
+        prepare_report(report_dir)
+    bar = _Progress("verify", quiet)
+    with bar:
+        report = verify(
+            archive_url, options, scheduler=scheduler, workers=workers, progress=bar.step
+        )
+    for failure in report.failed:
+        click.echo(f"Failed: {failure['error']}", err=True)
+    for line in report.warnings if not quiet else ():
+        click.echo(f"Warning: {line}", err=True)
+    if report_dir is not None:
+        bar = _Progress("report", quiet)
+        with bar:
+            write_report(report, report_dir, bar.step)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), allow_nan=False))
+    else:
+        _print_verification(report, quiet)
+    if report.below_tolerance:
+        sys.exit(BELOW_TOLERANCE)
+    if not report.passed:
+        click.echo(f"Error: nothing is proven: {report.unproven}", err=True)
+        sys.exit(1)
+    if report.failed:
+        sys.exit(PARTLY_FAILED)
+
+
+def _print_verification(report: VerifyReport, quiet: bool) -> None:
+    from archive_pipeline.detection_metrics import METRICS
+
+    def number(value: float | None, sign: str = "") -> str:
+        return f"{value:{sign}.3f}" if value is not None else "-"
+
+    for model in report.models:
+        click.echo(f"{model.model}: {model.images} images, reference: {model.reference}")
+        if not quiet:
+            click.echo(f"  {'':<24}" + "".join(f"{name:>11}" for name in METRICS))
+            for group, delta in model.delta.items():
+                for label, row, sign in (
+                    ("original", model.original[group], ""),
+                    ("restored", model.restored[group], ""),
+                    ("difference", delta, "+"),
+                ):
+                    cells = "".join(f"{number(row[name], sign):>11}" for name in METRICS)
+                    click.echo(f"  {group[:12]:<12} {label:<11}{cells}")
+        for group, failures in model.failed_groups.items():
+            listed = ", ".join(f"{f.metric} {f.difference:+.3f}" for f in failures)
+            images = failures[0].images
+            where = f"; most in {', '.join(images)}" if images else ""
+            click.echo(f"  below tolerance: {model.model}: {group}: {listed}{where}")
+    verdict = "passed" if report.passed else "failed" if report.below_tolerance else "not proven"
+    click.echo(
+        f"{verdict}: differences up to {report.options.tolerance:g} pass; "
+        f"{len(report.images)} images compared, {len(report.failed)} not, in {report.seconds:.1f} s"
+    )
 
 
 def _size(count: float) -> str:

@@ -42,6 +42,8 @@ from archive_pipeline.zarr_codec import trim
 if TYPE_CHECKING:
     from distributed import Client
 
+    from archive_pipeline.detectors import DetectorFile
+
 SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
 NEIGHBOURS = 32  # consecutive frames compared in one task
 THUMBNAIL_WIDTH = 1000  # pixels; enough to match frames, and quick to decode from a JPEG
@@ -84,6 +86,7 @@ class Options:
     device: str = "auto"
     overwrite: bool = False
     ground_elevation: float | None = None
+    detect: tuple[str, ...] = ()  # detectors whose finds in the originals are stored
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Task:
     path: Path
     options: Options
     model: str = ""  # SHA-256 of a model that is in the archive
+    detectors: tuple[DetectorFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def ingest(
     Raises:
         FlightError: a flight directory cannot be used.
         ModelError: there is no such model.
+        DetectorError: there is no such detector.
         ArchiveError: the archive cannot be written.
     """
     started = time.monotonic()
@@ -199,9 +204,10 @@ def ingest(
         if scheduler is not None:
             raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
     listed = [(flight, find_images(directory)) for flight, directory in flights]
+    detectors = _find_detectors(options)
     archive = Archive.create(archive_url)
     tasks = [
-        Task(archive_url, flight, id, path, options)
+        Task(archive_url, flight, id, path, options, detectors=detectors)
         for flight, images in listed
         for id, path in images
     ]
@@ -240,6 +246,18 @@ def _add_model(archive: Archive, name: str | None) -> str:
     model = load_named(name or DEFAULT_MODEL)
     archive.add_model(model.sha256, model.files)
     return model.sha256
+
+
+def _find_detectors(options: Options) -> tuple[DetectorFile, ...]:
+    """Detectors that are asked for; loaded once here, so that a bad one stops the ingest."""
+    if not options.detect:
+        return ()
+    from archive_pipeline.detectors import find_detectors, load_detector
+
+    files = tuple(find_detectors(options.detect))
+    for file in files:
+        load_detector(file, options.device)
+    return files
 
 
 def _compare_neighbours(
@@ -332,6 +350,10 @@ def _known(archive: Archive, task: Task) -> Outcome | None:
         return _failed(task, error.strerror or str(error))
     except ArchiveError:
         return None  # a damaged record is written anew
+    wanted = {detector.sha256 for detector in task.detectors}
+    if same and entry.detectable and wanted - set(entry.record.get("detectors", ())):
+        reason = "archived without detections by this model; use --overwrite to store them"
+        return _failed(task, reason)
     if same:
         return Outcome(task.flight, task.id, str(task.path), "skipped")
     return _failed(
@@ -349,10 +371,15 @@ def ingest_image(task: Task) -> Outcome:
     archive = Archive.open(task.archive, writable=True)
     if not is_known(task.model):
         archive.use_model(task.model)
+    expected: tuple[type[Exception], ...] = (SourceError, ArchiveError)
+    if task.detectors:
+        from archive_pipeline.detectors import DetectorError
+
+        expected = (*expected, DetectorError)
     try:
         source = read_source(task.path, task.id, task.options.ground_elevation)
         entry = _write(archive, task, source)
-    except (SourceError, ArchiveError) as error:
+    except expected as error:
         return _failed(task, str(error))
     except OSError as error:  # of the source, they are SourceErrors
         return _failed(task, f"cannot write to {task.archive}: {error.strerror or error}")
@@ -394,6 +421,13 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
         mask = writer.create_mask()
         for window in shard_windows(mask):
             mask[_area(window)] = reader.read_mask(window)
+    if task.detectors and source.dtype == "uint8" and source.bands == 3:
+        from archive_pipeline.detectors import pack_detections
+
+        size = (source.width, source.height, TILE)
+        read = reader.read_rgb
+        writer.write_detections(pack_detections(task.detectors, task.options.device, read, *size))
+        record["detectors"] = [detector.sha256 for detector in task.detectors]
     pixels = None
     conventions = _conventions(source)
     if source.lossy:
@@ -433,6 +467,10 @@ class _Reader:
         if self._whole is None:
             self._whole = read_pixels(self.source)
         return self._whole
+
+    def read_rgb(self, window: Window) -> NDArray[np.uint8]:
+        """Pixels of an 8-bit RGB image."""
+        return self.read(window)[0]
 
     def read_mask(self, window: Window) -> NDArray[np.uint8]:
         """The mask of an image that has one."""

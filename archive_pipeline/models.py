@@ -18,22 +18,36 @@ _lock = threading.RLock()
 _files: dict[str, dict[str, bytes]] = {}
 _codecs: dict[tuple[str, str], Codec] = {}
 _device = "cpu"
+_decoder = (0, 0)  # denoising steps, seed
 
 
 def use_device(device: str) -> None:
     """Run codecs on this torch device from now on: "cpu", "cuda", or "auto" for what is there.
+
+    Pixels are then those of the deterministic decoder until `use_steps` says otherwise.
 
     Raises:
         ValueError: CUDA is asked for and there is none.
     """
     import torch
 
-    global _device
+    global _device, _decoder
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device is available")
-    _device = device
+    _device, _decoder = device, (0, 0)
+
+
+def use_steps(steps: int, seed: int) -> None:
+    """Decode with so many denoising steps and this seed from now on; 0 is deterministic."""
+    global _decoder
+    _decoder = (steps, seed)
+
+
+def decoder() -> tuple[int, int]:
+    """Denoising steps and seed that pixels are decoded with."""
+    return _decoder
 
 
 def shipped() -> Path:
@@ -109,6 +123,11 @@ def codec_for(sha256: str) -> Codec:
                     )
             _codecs[key] = Codec(Model(_files[sha256], _device))
         return _codecs[key]
+
+
+def has_denoiser(sha256: str) -> bool:
+    """Whether a model can decode with steps; raises what `codec_for` does."""
+    return codec_for(sha256).model.has_denoiser
 
 
 def is_known(sha256: str) -> bool:

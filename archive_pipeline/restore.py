@@ -80,6 +80,8 @@ class Task:
     path: Path
     format: str
     device: str
+    steps: int
+    seed: int
 
 
 @dataclass
@@ -155,6 +157,8 @@ def restore(
     *,
     format: str = "gtiff",
     mosaic: bool = False,
+    steps: int = 0,
+    seed: int = 0,
     device: str = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
@@ -164,6 +168,8 @@ def restore(
 
     Args:
         format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF, `output`/mosaic.tif.
+        steps: denoising steps; 0 is the deterministic decoder.
+        seed: of the denoiser's noise.
         progress: called after each image with the number of images.
 
     Raises:
@@ -171,7 +177,7 @@ def restore(
         ValueError: the bounding box or its CRS is invalid.
         OutputError: a mosaic cannot be written.
     """
-    from archive_pipeline.models import use_device
+    from archive_pipeline.models import use_device, use_steps
 
     started = time.monotonic()
     if scheduler is not None:  # its workers have a working directory of their own
@@ -180,6 +186,10 @@ def restore(
     chosen, failed = select(archive, selection)
     if mosaic:
         use_device(device)
+        use_steps(steps, seed)
+        if steps:
+            for entry, _ in chosen:
+                archive.require_denoiser(entry)
         views = (View(archive.image(entry), window) for entry, window in chosen)
         path = output / MOSAIC_NAME
         made = write_mosaic(
@@ -200,7 +210,7 @@ def restore(
         full = window == (0, 0, entry.record["width"], entry.record["height"])
         name = f"{entry.flight}/{entry.id}" if repeated else entry.id
         path = outputs.output_path(output, name, window, full, SUFFIXES[format])
-        tasks.append(Task(archive_url, entry, window, path, format, device))
+        tasks.append(Task(archive_url, entry, window, path, format, device, steps, seed))
     files = []
     # a window is decoded sooner than a worker process has started
     local = 0 if selection.bbox is not None and workers is None else workers
@@ -234,10 +244,14 @@ def restore_image(task: Task) -> dict[str, Any]:
     Raises:
         ArchiveError, OutputError: one line that names the image.
     """
-    from archive_pipeline.models import use_device
+    from archive_pipeline.models import use_device, use_steps
 
     use_device(task.device)
-    view = View(Archive.open(task.archive).image(task.entry), task.window)
+    use_steps(task.steps, task.seed)
+    archive = Archive.open(task.archive)
+    if task.steps:
+        archive.require_denoiser(task.entry)
+    view = View(archive.image(task.entry), task.window)
     WRITERS[task.format](task.path, view)
     georef = window_transform(Georef.from_json(task.entry.record["georef"]), task.window)
     return {

@@ -3,12 +3,14 @@
 Layout (one image a group; everything else is derived or shared)::
 
     zarr.json                              root group, attribute archive_pipeline.format
-    models/<sha256>/{config.json,model.safetensors}
+    models/<sha256>/...                    config.json, model.safetensors, perhaps denoiser/
     items.parquet                          the index, see `archive_pipeline.index`
     flights/<flight>/<image>/zarr.json     record of a committed image, written last
     flights/<flight>/<image>/pixels        uint8 (height, width, 3) by pcdc, or lossless any dtype
     flights/<flight>/<image>/mask          uint8 (height, width), lossless, where the source has one
     flights/<flight>/<image>/metadata      uint8 (bytes,), lossless: source record and originals
+    flights/<flight>/<image>/detections    uint8 (bytes,), lossless: objects found in the original,
+                                           where ingest was asked for them
 
 An image exists once its group carries the `archive_pipeline` attribute: one write, after all
 else. What a killed writer leaves behind is invisible and is removed by the next writer.
@@ -23,7 +25,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -41,6 +43,7 @@ from archive_pipeline.georef import Georef, Window
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES
 from archive_pipeline.zarr_codec import PCDCCodec
 
+T = TypeVar("T")
 FORMAT = 1
 ATTRIBUTE = "archive_pipeline"
 TILE = 608  # divides 5472 x 3648; other sizes end in narrower tiles
@@ -78,13 +81,19 @@ class ImageEntry:
         flight, id: its names.
         key: its group's path in the store.
         record: the `archive_pipeline` attribute: sha256, width, height, bands, dtype, codec
-            ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask.
+            ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
+            detectors (SHA-256 of those whose detections are stored; absent without any).
     """
 
     flight: str
     id: str
     key: str
     record: dict[str, Any]
+
+    @property
+    def detectable(self) -> bool:
+        """Whether its pixels are what detectors take: three bands of 8 bits."""
+        return self.record["dtype"] == "uint8" and self.record["bands"] == 3
 
 
 def image_key(flight: str, image_id: str) -> str:
@@ -256,9 +265,7 @@ class Archive:
 
     def add_model(self, sha256: str, files: dict[str, bytes]) -> None:
         """Store a model's files once; readers of this archive need nothing else."""
-        from archive_pipeline.pcdc.model import FILES
-
-        for name in reversed(FILES):  # the config last: a folder with a config is complete
+        for name in sorted(files, reverse=True):  # config.json last: then the folder is complete
             if not sync(self.store.exists(f"models/{sha256}/{name}")):
                 self.write_key(f"models/{sha256}/{name}", files[name])
 
@@ -269,17 +276,38 @@ class Archive:
             ArchiveError: it is missing, or its contents do not have this hash.
         """
         from archive_pipeline.models import register
-        from archive_pipeline.pcdc.model import FILES, digest
+        from archive_pipeline.pcdc.model import DENOISER_FILES, FILES, digest
 
         files = {}
-        for name in FILES:
+        for name in FILES + DENOISER_FILES:
             data = self.read_key(f"models/{sha256}/{name}")
+            if data is None and name in DENOISER_FILES:
+                continue
             if data is None:
                 raise ArchiveError(f"{self.url}: models/{sha256}/{name} is missing")
             files[name] = data
         if digest(files) != sha256:
             raise ArchiveError(f"{self.url}: models/{sha256} is damaged: its hash is another")
         register(files)
+
+    def require_denoiser(self, entry: ImageEntry) -> None:
+        """Make sure that an image can be decoded with denoising steps; lossless ones always can.
+
+        Raises:
+            ArchiveError: its model has no denoiser, or is missing or damaged.
+        """
+        if entry.record["codec"] != "pcdc":
+            return
+        from archive_pipeline.models import has_denoiser, is_known
+
+        sha256 = entry.record["model"]
+        if not is_known(sha256):
+            self.use_model(sha256)
+        if not has_denoiser(sha256):
+            raise ArchiveError(
+                f"{entry.flight}/{entry.id}: its model {sha256[:12]} has no denoiser; "
+                "--steps 0 restores it"
+            )
 
     # --------------------------------------------------------------- queries
 
@@ -373,6 +401,9 @@ def _check_record(record: dict[str, Any]) -> None:
         raise ValueError("id and sha256 are not names")
     if not isinstance(record["captured"], str | None):
         raise ValueError("captured is not a time")
+    detectors = record.get("detectors", [])
+    if not isinstance(detectors, list) or not all(isinstance(d, str) for d in detectors):
+        raise ValueError("detectors are not names")
     np.dtype(record["dtype"])
     georef = Georef.from_json(record["georef"])
     if not isinstance(georef.crs, str | None):
@@ -432,17 +463,33 @@ class ArchivedImage:
             ArchiveError: the metadata are damaged.
         """
         if self._source is None:
-            array = self.array("metadata")
-            try:
-                if array.ndim != 1 or array.shape[0] > MAX_METADATA:
-                    raise ValueError(f"shape {array.shape}")
-                self._require(array, "metadata", (0,), array.shape)
-                self._source = unpack_metadata(np.asarray(array[:]).tobytes())
-            except ArchiveError:
-                raise
-            except Exception as error:  # any damage ends in one clear line
-                raise self._damaged("metadata", error) from error
+            self._source = self._read_bytes("metadata", unpack_metadata)
         return self._source
+
+    def detections(self, unpack: Callable[[bytes], T]) -> T | None:
+        """Objects found in the original at ingest, None where none were looked for.
+
+        Args:
+            unpack: reads what `ImageWriter.write_detections` was given.
+
+        Raises:
+            ArchiveError: they are damaged.
+        """
+        if not self.entry.record.get("detectors"):
+            return None
+        return self._read_bytes("detections", unpack)
+
+    def _read_bytes(self, name: str, unpack: Callable[[bytes], T]) -> T:
+        array = self.array(name)
+        try:
+            if array.ndim != 1 or array.shape[0] > MAX_METADATA:
+                raise ValueError(f"shape {array.shape}")
+            self._require(array, name, (0,), array.shape)
+            return unpack(np.asarray(array[:]).tobytes())
+        except ArchiveError:
+            raise
+        except Exception as error:  # any damage ends in one clear line
+            raise self._damaged(name, error) from error
 
     @property
     def block(self) -> tuple[int, int]:
@@ -504,7 +551,7 @@ class ArchivedImage:
         return bad
 
     def array(self, name: str) -> zarr.Array:
-        """One of the image's arrays: "pixels", "mask" or "metadata".
+        """One of the image's arrays: "pixels", "mask", "metadata" or "detections".
 
         Raises:
             ArchiveError: it is missing or contradicts the record.
@@ -520,6 +567,7 @@ class ArchivedImage:
                 "pixels": ((record["height"], record["width"], record["bands"]), record["dtype"]),
                 "mask": ((record["height"], record["width"]), "uint8"),
                 "metadata": (array.shape, "uint8"),
+                "detections": (array.shape, "uint8"),
             }
             if (array.shape, array.dtype.name) != expected[name]:
                 raise self._damaged(
@@ -597,8 +645,15 @@ class ImageWriter:
 
     def write_metadata(self) -> None:
         """Store the source record and the byte-for-byte originals."""
-        data = np.frombuffer(pack_metadata(self.source), np.uint8)
-        array = self._create("metadata", data.shape, data.dtype, data.shape, None, 1)
+        self._write_bytes("metadata", pack_metadata(self.source))
+
+    def write_detections(self, data: bytes) -> None:
+        """Store objects found in the original; before the pixels, which share the budget."""
+        self._write_bytes("detections", data)
+
+    def _write_bytes(self, name: str, content: bytes) -> None:
+        data = np.frombuffer(content, np.uint8)
+        array = self._create(name, data.shape, data.dtype, data.shape, None, 1)
         array[:] = data
 
     def create_mask(self) -> zarr.Array:

@@ -154,7 +154,12 @@ def test_absurd_config(name: str, value: object) -> None:
 
 
 def test_config_of_another_kind() -> None:
-    refused(with_config(format="pcdc-transform-2"), "unknown format")
+    refused(with_config(format="pcdc-transform-9"), "unknown format")
+    refused(with_config(format=["pcdc-transform-1"]))
+    refused(with_config(format="pcdc-transform-2"), "incomplete")  # names its edge_kernel
+    refused(with_config(format="pcdc-transform-2", edge_kernel=2), "edge_kernel")
+    refused(with_config(format="pcdc-transform-2", edge_kernel=3), "size mismatch")
+    refused(with_config(edge_kernel=1), "edge_kernel")  # the first format did not name it
     refused(with_config(extra=1), "extra")
     refused(with_config(latents=32))  # allowed, but not what the weights are
     refused(with_config(width_16=1024, depth_16=32))

@@ -1,34 +1,83 @@
-"""Turn a training checkpoint into a released model folder.
+"""Turn training checkpoints into a released model.
 
     python workflows/release_model.py runs/transform/checkpoint.pt models/pcdc-drone-small
+    python workflows/release_model.py runs/denoiser/checkpoint.pt models/pcdc-drone-small
 
-Writes config.json and model.safetensors (the averaged weights) and prints the model's SHA-256.
+Either stage's checkpoint is told by its contents. The averaged weights are taken, what the
+entropy decoder depends on is snapped to its integer grid, the frequency tables are computed and
+frozen, and `config.json` and `model.safetensors` are written; of the denoiser `denoiser/`, its
+weights in half precision. Releasing a transform removes a denoiser that was trained for the one
+before. The model card, README.md, is written by hand beside them. Prints the model's SHA-256.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import click
 import torch
+from safetensors.torch import save as save_tensors
 
-from archive_pipeline.pcdc.model import Model, build_files
+from archive_pipeline.pcdc.model import (
+    DENOISER_CONFIG,
+    DENOISER_WEIGHTS,
+    Model,
+    build_files,
+    read_folder,
+)
 from archive_pipeline.pcdc.transforms import TransformCodec
+
+
+def release_transform(state: dict, folder: Path) -> None:
+    """Write the transform codec's files."""
+    networks = TransformCodec()
+    networks.load_state_dict(state["average"])
+    for name, content in build_files(networks).items():
+        (folder / name).write_bytes(content)
+    shutil.rmtree((folder / DENOISER_CONFIG).parent, ignore_errors=True)
+
+
+def release_denoiser(state: dict, folder: Path) -> None:
+    """Write the denoiser's files.
+
+    Raises:
+        click.ClickException: it was trained for another transform codec.
+    """
+    files = read_folder(folder)
+    transform = Model({name: files[name] for name in files if "/" not in name})
+    if transform.sha256 != state["model"]:
+        raise click.ClickException(
+            f"this denoiser was trained for transform {state['model'][:12]}, "
+            f"{folder} holds {transform.sha256[:12]}"
+        )
+    from archive_pipeline.pcdc.denoiser import Denoiser
+
+    denoiser = Denoiser(latents=transform.networks.config.latents)
+    denoiser.load_state_dict(state["average"])
+    (folder / DENOISER_CONFIG).parent.mkdir(exist_ok=True)
+    config = {"_class_name": "Denoiser", **denoiser.config}
+    kept = {k: v for k, v in config.items() if k == "_class_name" or not k.startswith("_")}
+    (folder / DENOISER_CONFIG).write_text(json.dumps(kept, indent=2) + "\n")
+    tensors = {k: v.half().contiguous() for k, v in denoiser.state_dict().items()}
+    (folder / DENOISER_WEIGHTS).write_bytes(save_tensors(tensors))
 
 
 @click.command(help=__doc__)
 @click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(checkpoint: Path, folder: Path) -> None:
-    networks = TransformCodec()
-    networks.load_state_dict(
-        torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
-    )
-    files = build_files(networks)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    click.echo(Model(files).sha256)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if "denoiser" in state:
+        release_denoiser(state, folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        release_transform(state, folder)
+    model = Model.from_folder(folder)
+    if model.has_denoiser:
+        model.denoiser()
+    click.echo(model.sha256)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ import csv
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import cv2
 import numpy as np
 import torch
+from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,7 +55,7 @@ from archive_pipeline.pcdc.transforms import (
 VALIDATION_SHARE = 25  # every 25th image is held out
 FIELDS = ["step", "minutes", "lr", "loss", "bpp", "psnr", "grad"]
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
-BORDER_WEIGHTS = (3.0, 1.25)  # the outermost pixels, and the seven next to them
+BORDER_WEIGHTS = (6.0, 1.25)  # the outermost pixels, and the seven next to them
 
 
 class Crops:
@@ -134,7 +136,8 @@ def klt_start(codec: TransformCodec, crops: Tensor) -> None:
     for conv in (*analysis, *synthesis):
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
-    analysis[0].weight[:, :, 0, 0] = axes.T
+    centre = config.edge_kernel // 2
+    analysis[0].weight[:, :, centre, centre] = axes.T
     analysis[0].bias[:] = -(axes.T @ mean)
     analysis[1].weight[:width, :, 0, 0] = joint.T
     analysis[1].bias[:width] = -(joint.T @ shift)
@@ -142,7 +145,7 @@ def klt_start(codec: TransformCodec, crops: Tensor) -> None:
     synthesis[0].weight[:width, :width, 0, 0] = torch.eye(width)
     synthesis[1].weight[:, :width, 0, 0] = joint
     synthesis[1].bias[:] = shift
-    synthesis[2].weight[:, :, 0, 0] = axes
+    synthesis[2].weight[:, :, centre, centre] = axes
     synthesis[2].bias[:] = mean
 
     last = codec.h_scale.layers[-1]
@@ -150,6 +153,15 @@ def klt_start(codec: TransformCodec, crops: Tensor) -> None:
     deviation = (LATENT_GAIN * deviation).clamp_min(1e-3)
     index = SCALE_ZERO + STEPS_PER_OCTAVE * torch.log2(deviation / FINEST_STEP)
     last.bias[:width] = index / 2**codec.h_scale.GAIN_BITS
+
+
+def load_released(codec: TransformCodec, released: TransformCodec) -> None:
+    """Take over released weights; kernels that were smaller are set into the middle of theirs."""
+    state = codec.state_dict()
+    for name, value in released.state_dict().items():
+        grown = (state[name].shape[-1] - value.shape[-1]) // 2 if value.dim() == 4 else 0
+        state[name] = F.pad(value, [grown] * 4) if grown else value
+    codec.load_state_dict(state)
 
 
 def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
@@ -193,6 +205,19 @@ def border_weights(size: int) -> Tensor:
     weight[..., 1:-1, 1:-1] = BORDER_WEIGHTS[1]
     weight[..., 8:-8, 8:-8] = 1.0
     return weight
+
+
+def random_steps(count: int, generator: torch.Generator) -> Tensor:
+    """Image steps (count,) of a batch, spread evenly over a bell-shaped distribution.
+
+    The rates users ask for are in the middle of the range, and a batch that always holds some of
+    each has less noise in its gradient than independent draws.
+    """
+    share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    tail = torch.minimum(share, 1 - share)
+    bell = torch.where(share < 0.5, (tail / 2).sqrt(), 1 - (tail / 2).sqrt())
+    span = MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP
+    return (MIN_IMAGE_STEP + bell**0.65 * span).long().clamp(max=MAX_IMAGE_STEP)
 
 
 def random_offsets(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -258,9 +283,12 @@ def main(
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     released = Model.from_folder(start).networks if start else None
-    codec = TransformCodec(released.config if released else TransformConfig()).to(device)
+    config = replace(released.config, edge_kernel=3) if released else TransformConfig()
+    codec = TransformCodec(config).to(device)
     average = TransformCodec(codec.config).to(device)
-    optimiser = torch.optim.Adam(codec.parameters(), lr=lr)
+    optimiser = SOAP(
+        codec.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0, max_precondition_dim=256
+    )
     step, spent = 0, 0.0
     checkpoint = folder / "checkpoint.pt"
     if resume:
@@ -273,7 +301,7 @@ def main(
     generator = torch.Generator().manual_seed(seed + step)
     if not resume:
         if released:
-            codec.load_state_dict(released.state_dict())
+            load_released(codec, released)
         else:
             klt_start(codec.cpu(), Crops(crops, size, seed).batch(256))
         average.load_state_dict(codec.to(device).state_dict())
@@ -314,9 +342,7 @@ def main(
         for group in optimiser.param_groups:
             group["lr"] = rate
         x = source.batch(batch).to(device).float() / 127.5 - 1
-        # a bell-shaped draw: the rates users ask for are in the middle of the range
-        draw = torch.rand(2, batch, generator=generator).mean(0) ** 0.65
-        image_step = (MIN_IMAGE_STEP + draw * (MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP)).long()
+        image_step = random_steps(batch, generator)
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         image_step = image_step.to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device.startswith("cuda")):

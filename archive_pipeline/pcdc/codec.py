@@ -6,6 +6,7 @@ everything that the entropy *decoder* depends on is integer arithmetic.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -242,10 +243,17 @@ class Codec:
         return out
 
     @torch.no_grad()
-    def synthesise(self, symbols: Symbols) -> NDArray[np.uint8]:
+    def synthesise(self, symbols: Symbols, steps: int = 0, seed: int = 0) -> NDArray[np.uint8]:
         """Return the pixels of a tile, uint8 (height, width, 3).
 
         Tiles are run one at a time: what a tile looks like does not depend on its company.
+
+        Args:
+            steps: 0 for the deterministic decoder, else denoising steps.
+            seed: of the tile's noise.
+
+        Raises:
+            ModelError: steps are asked for and the model has no denoiser.
         """
         if not symbols.height or not symbols.width:
             return np.zeros((symbols.height, symbols.width, 3), np.uint8)
@@ -258,24 +266,34 @@ class Codec:
         exponent = exponent.to(device)[None]
         q = torch.from_numpy(symbols.q)[None].to(device, self.dtype)
         y_hat = mean + step_size(exponent).to(self.dtype) * q
-        x = networks.g_s(y_hat, exponent)[0, :, : symbols.height, : symbols.width]
+        x = networks.g_s(y_hat, exponent)
+        if steps:
+            from archive_pipeline.pcdc.denoiser import sample  # diffusers takes seconds
+
+            x = sample(self.model.denoiser(), y_hat, exponent, x, steps, seed)
+        x = x[0, :, : symbols.height, : symbols.width]
         pixels = (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # + 127.5, and halves round up
         return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
 
     def decode(
-        self, streams: list[bytes], max_height: int, max_width: int
+        self, streams: list[bytes], max_height: int, max_width: int, steps: int = 0, seed: int = 0
     ) -> list[NDArray[np.uint8]]:
         """Decode streams to uint8 (height, width, 3) tiles.
+
+        Args:
+            steps: 0 for the deterministic decoder, else denoising steps; their noise depends on
+                `seed` and each tile's stream only.
 
         Raises:
             CorruptStream: naming the first bad stream by its position.
             UnknownModel: a stream was made by another model.
+            ModelError: steps are asked for and the model has no denoiser.
         """
         out = []
         for t, symbols in enumerate(self.decode_symbols(streams, max_height, max_width)):
             if isinstance(symbols, CorruptStream):
                 raise CorruptStream(f"tile {t} of {len(streams)}: {symbols}")
-            out.append(self.synthesise(symbols))
+            out.append(self.synthesise(symbols, steps, tile_seed(streams[t], seed)))
         return out
 
     # ------------------------------------------------- what both sides compute
@@ -425,6 +443,12 @@ class _Encoding:
             (index[coded], values),
         ]
         return phases, level_table, entropy.pack_escapes(beyond)
+
+
+def tile_seed(stream: bytes, seed: int) -> int:
+    """Seed of a tile's noise, 0..2^63 - 1: tiles differ, the same tile never does."""
+    content = hashlib.sha256(stream).digest()
+    return (int.from_bytes(content[:8], "little") + seed) % (1 << 63)
 
 
 def _bits(

@@ -1,7 +1,8 @@
 """A released model: networks and frequency tables in one folder, named by its SHA-256.
 
-A folder holds `config.json`, `model.safetensors` and a model card. The hash covers the first
-two, so a card may be edited; archives carry these two files and decode with them for ever.
+A folder holds `config.json` and `model.safetensors`, the transform codec; where it has a diffusion
+decoder, `denoiser/` in diffusers' layout; and a model card. The hash covers all but the card;
+archives carry these files and decode with them for ever.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,10 +24,18 @@ from archive_pipeline.pcdc.entropy import Tables, gaussian_frequencies, level_fr
 from archive_pipeline.pcdc.layers import IntegerConv2d
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
+if TYPE_CHECKING:
+    from archive_pipeline.pcdc.denoiser import Denoiser
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-FORMAT = "pcdc-transform-1"
+DENOISER_CONFIG = "denoiser/config.json"
+DENOISER_WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
+DENOISER_FILES = (DENOISER_CONFIG, DENOISER_WEIGHTS)
+FORMAT = "pcdc-transform-2"
+# fields that a format's config.json does not name, and their values
+FORMATS: dict[str, dict[str, int]] = {"pcdc-transform-1": {"edge_kernel": 1}, FORMAT: {}}
 MAX_FILE_BYTES = 256 << 20
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
@@ -44,7 +54,7 @@ class ModelError(ValueError):
 def digest(files: dict[str, bytes]) -> str:
     """SHA-256 of a model: over the names and SHA-256 of its files, in name order."""
     total = hashlib.sha256()
-    for name in sorted(FILES):
+    for name in sorted({*FILES, *(files.keys() & {*DENOISER_FILES})}):
         total.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
     return total.hexdigest()
 
@@ -55,7 +65,7 @@ class Model:
     Attributes:
         networks: the `TransformCodec`, in evaluation mode.
         tables: scale tables 0..79, then one table a level-map statistic.
-        files: the files that define the model, by name.
+        files: the files that define the model, by name: `FILES`, perhaps `DENOISER_FILES`.
         sha256: its identity.
     """
 
@@ -67,13 +77,18 @@ class Model:
         """
         self.files = files
         self.sha256 = digest(files)
+        self._denoiser: Denoiser | None = None
         try:
             config = json.loads(files[CONFIG])
-            if config.pop("format") != FORMAT:
+            implied = FORMATS.get(config.pop("format"))
+            if implied is None:
                 raise ModelError(f"model {self.sha256[:12]} is of an unknown format")
-            widths = TransformConfig(**config)
-            if config.keys() != widths.to_json().keys():  # defaults may change, a model may not
+            widths = TransformConfig(**config, **implied)
+            # defaults may change, a model may not
+            if config.keys() | implied.keys() != widths.to_json().keys():
                 raise ModelError(f"model {self.sha256[:12]}: its configuration is incomplete")
+            if widths.edge_kernel not in (1, 3):
+                raise ModelError(f"model {self.sha256[:12]}: its edge_kernel is neither 1 nor 3")
             for name, value in config.items():
                 limit = MAX_DEPTH if name.startswith("depth") else MAX_WIDTH
                 if type(value) is not int or not 1 <= value <= limit:
@@ -112,6 +127,30 @@ class Model:
         self.device = torch.device(device)
         self.level_tables = len(self.tables.sizes) - 1 - SCALE_COUNT
 
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether the model can decode with `steps` >= 1."""
+        return DENOISER_CONFIG in self.files
+
+    def denoiser(self) -> Denoiser:
+        """The diffusion decoder, loaded when first asked for.
+
+        Raises:
+            ModelError: there is none, or its files are damaged.
+        """
+        if self._denoiser is None:
+            if not self.has_denoiser:
+                raise ModelError(f"model {self.sha256[:12]} has no denoiser: decode with steps 0")
+            from archive_pipeline.pcdc.denoiser import load_denoiser  # diffusers takes seconds
+
+            config, weights = (self.files[name] for name in DENOISER_FILES)
+            try:
+                loaded = load_denoiser(config, weights, self.networks.config.latents)
+            except ValueError as error:
+                raise ModelError(f"model {self.sha256[:12]}: its denoiser: {error}") from error
+            self._denoiser = loaded.to(self.device)
+        return self._denoiser
+
     @classmethod
     def from_folder(cls, folder: Path, device: str | torch.device = "cpu") -> Model:
         """Load a model folder.
@@ -129,7 +168,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         ModelError: a file is missing, unreadable or too large.
     """
     files = {}
-    for name in FILES:
+    complete = (folder / DENOISER_CONFIG).is_file()
+    for name in FILES + (DENOISER_FILES if complete else ()):
         path = folder / name
         try:
             if path.stat().st_size > MAX_FILE_BYTES:

@@ -35,7 +35,11 @@ from archive_pipeline.pcdc.layers import IntegerConv2d, blocks, round_half_up, z
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """Widths and depths of the transform codec."""
+    """Widths and depths of the transform codec.
+
+    `edge_kernel` is the kernel, on the grid of 8 px cells, of the first layer of g_a and the last
+    of g_s: with 3 both are lapped transforms, with 1 (the first release) block transforms.
+    """
 
     latents: int = 192
     hyper_latents: int = 64
@@ -43,6 +47,7 @@ class TransformConfig:
     width_16: int = 192
     depth_8: int = 3
     depth_16: int = 4
+    edge_kernel: int = 3
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -77,7 +82,10 @@ class Analysis(nn.Module):
         super().__init__()
         self.net = nn.Sequential(
             nn.PixelUnshuffle(8),
-            nn.Conv2d(192, c.width_8, 1),
+            # outside the image, cells repeat: grey ones would look like an edge
+            nn.Conv2d(
+                192, c.width_8, c.edge_kernel, padding=c.edge_kernel // 2, padding_mode="replicate"
+            ),
             *blocks(c.width_8, c.depth_8),
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * c.width_8, c.width_16, 1),
@@ -100,7 +108,7 @@ class Synthesis(nn.Module):
             nn.Conv2d(c.width_16, 4 * c.width_8, 1),
             nn.PixelShuffle(2),
             *blocks(c.width_8, c.depth_8),
-            nn.Conv2d(c.width_8, 192, 1),
+            nn.Conv2d(c.width_8, 192, c.edge_kernel, padding=c.edge_kernel // 2),
             nn.PixelShuffle(8),
         )
 

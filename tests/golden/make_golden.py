@@ -180,7 +180,12 @@ def released_streams() -> None:
     path = ref.RELEASED / f"{codec.model.sha256[:16]}.json"
     content = {"model": codec.model.sha256, "streams": entries}
     path.write_text(json.dumps(content, indent=1) + "\n")
-    click.echo(f"{path.name}: {path.stat().st_size} bytes; earlier files there stay promises")
+    part = path.with_suffix(ref.PART)
+    part.write_bytes(ref.entropy_part(codec.model))
+    click.echo(
+        f"{path.name}: {path.stat().st_size} bytes, {part.name}: {part.stat().st_size} bytes; "
+        "earlier files there stay promises"
+    )
 
 
 @click.command(help=__doc__)

@@ -20,18 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.bitstream import MODEL_BYTES, Header
 from archive_pipeline.pcdc.codec import Codec, Symbols
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, LEVEL_OFFSETS, SCALE_COUNT
-from archive_pipeline.pcdc.model import CONFIG, WEIGHTS, Model
+from archive_pipeline.pcdc.model import CONFIG, FORMATS, WEIGHTS, Model
+from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 GOLDEN = Path(__file__).resolve().parent
 TINY = GOLDEN / "model"
 STREAMS = GOLDEN / "streams.json"
 RELEASED = GOLDEN / "released"
 PACKED = WEIGHTS + ".xz"
+PART = ".entropy.xz"
+PART_BITS = 12  # scale weights, biases and prior knots are multiples of 2^-12
 
 
 @cache
@@ -57,6 +62,39 @@ def write_model(folder: Path) -> Path:
     for name, content in tiny_files().items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def entropy_part(model: Model) -> bytes:
+    """Pack what entropy decoding depends on: integers, a small share of a model's bytes."""
+    tensors = load_tensors(model.files[WEIGHTS])
+    kept = {}
+    for name, value in tensors.items():
+        if name.startswith(("h_scale.", "prior.")):
+            scaled = (value.double() * 2**PART_BITS).round()
+            assert torch.equal(scaled / 2**PART_BITS, value.double())
+            kept[name] = scaled.int()
+        elif name.startswith("tables."):
+            kept[name] = value
+    config = {"config": model.files[CONFIG].decode()}
+    return lzma.compress(save_tensors(kept, config), preset=9 | lzma.PRESET_EXTREME)
+
+
+def decoder_of_part(packed: bytes, sha256: str) -> Codec:
+    """A codec that decodes the symbols (not the pixels) of a model's streams from its part."""
+    data = lzma.decompress(packed)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    config = header["__metadata__"]["config"]
+    widths = json.loads(config)
+    implied = FORMATS[widths.pop("format")]
+    with torch.device("meta"):
+        shapes = TransformCodec(TransformConfig(**widths, **implied)).state_dict()
+    tensors = {name: torch.zeros(value.shape) for name, value in shapes.items()}
+    for name, value in load_tensors(data).items():
+        scaled = (value.double() / 2**PART_BITS).float()
+        tensors[name] = value if name.startswith("tables.") else scaled
+    model = Model({CONFIG: config.encode(), WEIGHTS: save_tensors(tensors)})
+    model.sha256 = sha256
+    return Codec(model)
 
 
 @contextmanager

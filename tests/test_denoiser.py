@@ -1,0 +1,241 @@
+"""The diffusion decoder: reproducible pixels, archives that carry it, hostile model files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from golden import reference as ref
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from archive_pipeline.pcdc.codec import Codec, tile_seed
+from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
+from archive_pipeline.pcdc.model import (
+    DENOISER_CONFIG,
+    DENOISER_WEIGHTS,
+    Model,
+    ModelError,
+    read_folder,
+)
+
+IMAGE = "DJI_0001.JPG"
+WIDTHS = {"latents": 24, "features": 4, "width_8": 32, "width_16": 64, "layers": 1}
+
+
+@cache
+def files() -> dict[str, bytes]:
+    """The test model with an untrained denoiser that does change its input."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(**WIDTHS)
+    torch.nn.init.normal_(denoiser.unet.conv_out.weight, std=0.003)
+    tensors = {k: v.half().contiguous() for k, v in denoiser.state_dict().items()}
+    config = json.dumps({"_class_name": "Denoiser", **WIDTHS}).encode()
+    return {
+        **ref.tiny_files(),
+        DENOISER_CONFIG: config,
+        DENOISER_WEIGHTS: save_tensors(tensors),
+    }
+
+
+@cache
+def codec() -> Codec:
+    return Codec(Model(files()))
+
+
+@pytest.fixture(scope="module")
+def streams() -> list[bytes]:
+    tiles = [ref.texture(96, 64, 1), ref.texture(40, 70, 2), ref.texture(1, 1), ref.texture(0, 0)]
+    return codec().encode(tiles, 3000)
+
+
+def test_steps_zero_is_the_deterministic_decoder(streams: list[bytes]) -> None:
+    for stream in streams:
+        [symbols] = codec().decode_symbols([stream], 4096, 4096)
+        expected = codec().synthesise(symbols)
+        np.testing.assert_array_equal(codec().decode([stream], 4096, 4096)[0], expected)
+
+
+def test_pixels_depend_on_the_tile_and_the_seed_only(streams: list[bytes]) -> None:
+    steps = 2
+    with ref.threads(1):
+        together = codec().decode(streams, 4096, 4096, steps, 5)
+    with ref.threads(2):
+        backwards = codec().decode(streams[::-1], 4096, 4096, steps, 5)[::-1]
+        alone = [codec().decode([s], 4096, 4096, steps, 5)[0] for s in streams]
+    other = codec().decode(streams, 4096, 4096, steps, 6)
+    plain = codec().decode(streams, 4096, 4096)
+    for a, b, c in zip(together, backwards, alone, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    for k in range(2):
+        assert together[k].shape == plain[k].shape
+        assert (together[k] != other[k]).mean() > 0.1
+        assert (together[k] != plain[k]).mean() > 0.1
+    assert together[3].size == 0
+
+
+def test_equal_tiles_of_one_image_differ_only_by_their_streams() -> None:
+    assert tile_seed(b"a", 0) != tile_seed(b"b", 0)
+    assert tile_seed(b"a", 1) == (tile_seed(b"a", 0) + 1) % 2**63
+    assert 0 <= tile_seed(b"a", 2**63 - 1) < 2**63
+
+
+def test_one_step_is_one_prediction_from_noise_on_x_bar() -> None:
+    """Sampling, written out by hand for one step and for two."""
+    denoiser = codec().model.denoiser()
+    generator = torch.Generator().manual_seed(7)
+    y_hat = torch.randn(1, 24, 3, 2)
+    exponent = torch.full((1, 1, 3, 2), 30)
+    x_bar = torch.rand(1, 3, 48, 32) - 0.5
+    noise = torch.randn(x_bar.shape, generator=generator)
+    kept = scheduler().alphas_cumprod
+    last, half = kept[NOISE_LEVELS - 1], kept[NOISE_LEVELS // 2 - 1]
+    x_t = last.sqrt() * x_bar + (1 - last).sqrt() * noise
+    with torch.no_grad():
+        first = denoiser(x_t, torch.tensor(NOISE_LEVELS - 1), y_hat, exponent, x_bar)
+        error = (x_t - last.sqrt() * first) / (1 - last).sqrt()
+        x_half = half.sqrt() * first + (1 - half).sqrt() * error
+        second = denoiser(x_half, torch.tensor(NOISE_LEVELS // 2 - 1), y_hat, exponent, x_bar)
+    torch.testing.assert_close(sample(denoiser, y_hat, exponent, x_bar, 1, 7), first)
+    torch.testing.assert_close(sample(denoiser, y_hat, exponent, x_bar, 2, 7), second)
+
+
+def test_an_untrained_denoiser_is_the_deterministic_decoder() -> None:
+    denoiser = Denoiser(**WIDTHS).eval()
+    y_hat, x_bar = torch.randn(1, 24, 2, 2), torch.rand(1, 3, 32, 32)
+    out = sample(denoiser, y_hat, torch.zeros(1, 1, 2, 2).long(), x_bar, 1, 0)
+    torch.testing.assert_close(out, x_bar)
+
+
+def test_a_model_without_denoiser_says_so(streams: list[bytes]) -> None:
+    plain = Codec(Model(ref.tiny_files()))
+    [stream] = plain.encode([ref.texture(64, 64)], 2000)
+    with pytest.raises(ModelError, match="has no denoiser"):
+        plain.decode([stream], 64, 64, 1)
+
+
+# -------------------------------------------------------------------- hostile files
+
+
+def changed(**settings: object) -> dict[str, bytes]:
+    config = {"_class_name": "Denoiser", **WIDTHS, **settings}
+    return {**files(), DENOISER_CONFIG: json.dumps(config).encode()}
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> dict[str, bytes]:
+    tensors = load_tensors(files()[DENOISER_WEIGHTS])
+    change(tensors)
+    return {**files(), DENOISER_WEIGHTS: save_tensors(tensors)}
+
+
+BIAS = "unet.conv_out.bias"
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (changed(width_8=1 << 30), "width_8=1073741824 is out of range"),
+        (changed(layers=5), "layers=5 is out of range"),
+        (changed(layers=True), "layers=True is out of range"),
+        (changed(width_16="64"), "width_16='64' is out of range"),
+        (changed(width_16=32), "cannot be read"),
+        (changed(width_8=48), "width_8=48 is no multiple of 32"),
+        (changed(latents=25), "latents=25, but the codec has 24"),
+        (changed(surprise=1), "surprise"),
+        ({**files(), DENOISER_CONFIG: b"[1, 2]"}, "cannot be read"),
+        ({**files(), DENOISER_CONFIG: b"{"}, "denoiser"),
+        ({**files(), DENOISER_CONFIG: b"\xff"}, "denoiser"),
+        ({**files(), DENOISER_WEIGHTS: b""}, "cannot be read"),
+        ({**files(), DENOISER_WEIGHTS: b"\xff" * 64}, "cannot be read"),
+        (with_tensors(lambda t: t.pop(BIAS)), "cannot be read"),
+        (with_tensors(lambda t: t.update(more=torch.zeros(1))), "cannot be read"),
+        (with_tensors(lambda t: t.update({BIAS: t[BIAS].double()})), "neither"),
+        (with_tensors(lambda t: t.update({BIAS: t[BIAS] * torch.inf})), "not finite"),
+        (with_tensors(lambda t: t.update({BIAS: t[BIAS][:5]})), "cannot be read"),
+    ],
+)
+def test_broken_denoisers_end_in_one_error(broken: dict[str, bytes], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Model(broken).denoiser()
+
+
+# ------------------------------------------------------------------------- archives
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    for name, content in files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_the_denoiser_is_part_of_the_models_identity(model_folder: Path, tmp_path: Path) -> None:
+    assert read_folder(model_folder) == files()
+    assert Model.from_folder(model_folder).sha256 == Model(files()).sha256
+    assert Model(files()).sha256 != Model(ref.tiny_files()).sha256
+    copy = Path(shutil.copytree(model_folder, tmp_path / "copy"))
+    (copy / DENOISER_WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="diffusion_pytorch_model"):
+        read_folder(copy)
+
+
+def test_archives_carry_the_denoiser(
+    run: Run, command: Run, flight: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "archive.zarr"
+    made = run(
+        "ingest", flight, "--archive", url, "--ratio", 8, "--workers", 0, "--model", model_folder
+    )
+    assert made.code == 0, made.err
+    stored = {
+        str(p.relative_to(url / "models")).partition("/")[2]
+        for p in (url / "models").rglob("*")
+        if p.is_file()
+    }
+    assert stored == set(files())
+
+    def restored(name: str, *args: object) -> dict[str, bytes]:
+        out = tmp_path / name
+        where = ["--archive", url, "--workers", 0, "--image", IMAGE, "-o", out]
+        done = run("restore", *where, "--format", "png", *args)
+        assert done.code == 0, done.err
+        return {p.name: p.read_bytes() for p in out.glob("*.png")}
+
+    plain, first = restored("plain"), restored("first", "--steps", 1)
+    assert first == restored("again", "--steps", 1, "--seed", 0)
+    other = restored("other", "--steps", 1, "--seed", 9)
+    assert plain == restored("after", "--steps", 0)
+    for name in plain:
+        assert len({plain[name], first[name], other[name]}) == 3
+
+    for part in (url / "models").rglob("diffusion*"):
+        part.write_bytes(part.read_bytes()[:-1] + b"?")
+    damaged = command("restore", "--archive", url, "--image", IMAGE, "-o", tmp_path / "no")
+    assert damaged.code == 1
+    assert "its hash is another" in damaged.err
+
+
+def test_archives_without_denoiser_restore_with_steps_0_only(
+    run: Run, flight: Path, tmp_path: Path
+) -> None:
+    folder = ref.write_model(tmp_path / "plain")
+    url, out = tmp_path / "archive.zarr", tmp_path / "out"
+    made = run("ingest", flight, "--archive", url, "--ratio", 8, "--workers", 0, "--model", folder)
+    assert made.code == 0, made.err
+    done = run("restore", "--archive", url, "--workers", 0, "-o", out, "--steps", 2)
+    assert done.code == 1
+    assert "has no denoiser; --steps 0 restores it" in done.err
+    mosaic = run("restore", "--archive", url, "--mosaic", "-o", out, "--steps", 2)
+    assert mosaic.code == 1
+    assert "has no denoiser" in mosaic.err
+    assert run("restore", "--archive", url, "--workers", 0, "-o", out).code == 0

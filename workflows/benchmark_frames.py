@@ -1,0 +1,194 @@
+"""Compare the archive with JPEG 2000 and AVIF: quality at equal bytes, and time.
+
+    python workflows/benchmark.py OUT_DIR FLIGHT_DIR [--ratio 48 --ratio 96 ...] [--model NAME]
+
+Every frame goes through `archive ingest` and comes back from the archive's bytes; each peer then
+gets as many bytes as the archive took for that frame, metadata and index included. Writes
+OUT_DIR/frames.csv (one row a frame, ratio and codec), OUT_DIR/table.md (means) and the seam
+measure: squared error of the columns and rows on both sides of tile borders over that of all
+others. Times are of this machine in this run; ratios of them are what can be compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from archive_pipeline.flight import read_pixels
+from archive_pipeline.ingest import Budget, Options, ingest
+from archive_pipeline.models import DEFAULT_MODEL
+from archive_pipeline.store import TILE, Archive
+
+FIELDS = ["image", "ratio", "codec", "bytes", "budget", "psnr", "seam", "encode_s", "decode_s"]
+AVIF_SPEED = 6
+Pixels = NDArray[np.uint8]
+
+
+def psnr(a: Pixels, b: Pixels) -> float:
+    """Peak signal-to-noise ratio over all samples, dB."""
+    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float32) - b) ** 2)))
+
+
+def seam_ratio(original: Pixels, restored: Pixels, tile: int = TILE) -> float:
+    """Squared error beside inner tile borders over that of all other pixels."""
+    error = ((original.astype(np.float32) - restored) ** 2).mean(2)
+    beside = np.zeros(error.shape, bool)
+    for edge in range(tile, error.shape[0], tile):
+        beside[edge - 1 : edge + 1] = True
+    for edge in range(tile, error.shape[1], tile):
+        beside[:, edge - 1 : edge + 1] = True
+    return float(error[beside].mean() / error[~beside].mean())
+
+
+def jpeg2000(pixels: Pixels, size: int) -> bytes:
+    """OpenJPEG, irreversible wavelet, at most `size` bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(
+        buffer,
+        "JPEG2000",
+        quality_mode="rates",
+        quality_layers=[pixels.size / size],
+        irreversible=True,
+        mct=1,
+    )
+    return buffer.getvalue()
+
+
+def avif(pixels: Pixels, size: int) -> bytes:
+    """The best AVIF quality level (0..100) at speed 6 that takes at most `size` bytes."""
+    low, high = 0, 100
+    best = b""
+    while low <= high:
+        level = (low + high) // 2
+        data = imagecodecs.avif_encode(pixels, level=level, speed=AVIF_SPEED)
+        if len(data) <= size:
+            best, low = data, level + 1
+        else:
+            high = level - 1
+    return best
+
+
+def decode_jpeg2000(data: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+PEERS: dict[str, tuple[Callable[[Pixels, int], bytes], Callable[[bytes], Pixels]]] = {
+    "jpeg2000": (jpeg2000, decode_jpeg2000),
+    "avif": (avif, imagecodecs.avif_decode),
+}
+
+
+def run_archive(flight: Path, ratio: float, model: str, work: Path) -> list[dict]:
+    """One row a frame for the archive itself; rows carry the pixels for the peers."""
+    url = str(work / f"ratio-{ratio:g}.zarr")
+    rows = []
+    started = time.perf_counter()
+    report = ingest(url, [("flight", flight)], Options(Budget(ratio=ratio), model), workers=0)
+    seconds = (time.perf_counter() - started) / max(len(report.outcomes), 1)
+    archive = Archive.open(url)
+    for entry in archive.images():
+        image = archive.image(entry)
+        source = image.source
+        original, _ = read_pixels(source)
+        started = time.perf_counter()
+        restored = image.read((0, 0, source.width, source.height))
+        decoded = time.perf_counter() - started
+        rows.append(
+            {
+                "image": source.id,
+                "ratio": ratio,
+                "codec": "pcdc",
+                "bytes": archive.size_of(entry.key),
+                "budget": int(original.size / ratio),
+                "psnr": psnr(original, restored),
+                "seam": seam_ratio(original, restored),
+                "encode_s": seconds,
+                "decode_s": decoded,
+                "original": original,
+            }
+        )
+    return rows
+
+
+def run_peer(name: str, row: dict) -> dict:
+    """The peer's row for the frame and bytes of one of the archive's rows."""
+    encode, decode = PEERS[name]
+    started = time.perf_counter()
+    data = encode(row["original"], row["bytes"])
+    encoded = time.perf_counter()
+    restored = decode(data)
+    decoded = time.perf_counter()
+    return {
+        **{k: row[k] for k in ("image", "ratio", "budget")},
+        "codec": name,
+        "bytes": len(data),
+        "psnr": psnr(row["original"], restored),
+        "seam": "",
+        "encode_s": encoded - started,
+        "decode_s": decoded - encoded,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Means over frames as a Markdown table."""
+    lines = [
+        "| ratio | codec | mean PSNR dB | bytes of budget | worst seam | encode s | decode s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for ratio in sorted({r["ratio"] for r in rows}):
+        for codec in dict.fromkeys(r["codec"] for r in rows):
+            group = [r for r in rows if r["ratio"] == ratio and r["codec"] == codec]
+            mean = {k: np.mean([r[k] for r in group]) for k in ("psnr", "encode_s", "decode_s")}
+            used = [r["bytes"] / r["budget"] for r in group]
+            seams = [r["seam"] for r in group if r["seam"] != ""]
+            lines.append(
+                f"| {ratio:g} | {codec} | {mean['psnr']:.2f} | {min(used):.4f}-{max(used):.4f} | "
+                f"{f'{max(seams):.3f}' if seams else ''} | {mean['encode_s']:.2f} | "
+                f"{mean['decode_s']:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("flight", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--ratio", "ratios", type=float, multiple=True, default=(48, 96, 160))
+@click.option("--model", default=DEFAULT_MODEL, show_default=True)
+@click.option(
+    "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=("jpeg2000",)
+)
+def main(
+    out: Path, flight: Path, ratios: tuple[float, ...], model: str, peers: tuple[str, ...]
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict] = []
+    work = Path(tempfile.mkdtemp(dir=out))
+    try:
+        for ratio in ratios:
+            for row in run_archive(flight, ratio, model, work):
+                rows += [row, *(run_peer(name, row) for name in peers)]
+                del row["original"]
+                click.echo(f"{row['image']} {ratio:g}: {row['psnr']:.2f} dB", err=True)
+    finally:
+        shutil.rmtree(work)
+    with (out / "frames.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    (out / "table.md").write_text(table(rows))
+    click.echo(table(rows))
+
+
+if __name__ == "__main__":
+    main()
