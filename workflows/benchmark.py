@@ -1,193 +1,408 @@
-"""Compare the archive with JPEG 2000 and AVIF: quality at equal bytes, and time.
+"""Rate and distortion of the codec beside JPEG, JPEG 2000, WebP, AVIF, JPEG XL and HEVC intra.
 
-    python workflows/benchmark.py OUT_DIR FLIGHT_DIR [--ratio 48 --ratio 96 ...] [--model NAME]
+    python workflows/benchmark.py OUT --set flight=FLIGHT_DIR --set kodak=KODAK_DIR --crops 24
 
-Every frame goes through `archive ingest` and comes back from the archive's bytes; each peer then
-gets as many bytes as the archive took for that frame, metadata and index included. Writes
-OUT_DIR/frames.csv (one row a frame, ratio and codec), OUT_DIR/table.md (means) and the seam
-measure: squared error of the columns and rows on both sides of tile borders over that of all
-others. Times are of this machine in this run; ratios of them are what can be compared.
+Every codec gets the same uint8 pixels: crops at places that the seed fixes, from the images at
+native size and from the images at half size (area-averaged), or whole images where they are not
+larger than 1.5 crops. Peers run through their ladders of settings, ours at target rates; what is
+judged was decoded from the bytes that are counted. Ours are self-contained streams of tiles as
+the archive cuts them, every byte of them counted; what an archive adds for each image (index,
+metadata) is measured by benchmark_frames.py.
+
+\b
+Writes to OUT:
+    points.csv    a row for each crop, codec and setting: bytes, bits a pixel, all metrics,
+                  CPU seconds of encoding and decoding
+    ratios.csv    bytes of each peer over ours at equal quality, with 95 % intervals
+    summary.md    the same as a table, with versions, settings and speeds
+    curves.png    mean rate-distortion curves; curves.svg the same
+    crops/        original, ours, HEVC, AVIF and JPEG XL side by side at equal bytes
+    failures.csv  what a codec refused, if anything
+
+A run that was stopped goes on where it stopped when it is started again with the same options.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import shutil
-import tempfile
+import json
+import multiprocessing
+import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
+import benchmark_figures as figures
+import benchmark_summary as summary
 import click
-import imagecodecs
+import metrics
 import numpy as np
+import torch
+from benchmark_crops import Crop, CropError, choose_crops
+from metrics import METRICS
 from numpy.typing import NDArray
-from PIL import Image
+from peers import PEERS, Peer, search
 
-from archive_pipeline.flight import read_pixels
-from archive_pipeline.ingest import Budget, Options, ingest
-from archive_pipeline.models import DEFAULT_MODEL
-from archive_pipeline.store import TILE, Archive
+from archive_pipeline.models import DEFAULT_MODEL, load_named
+from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.model import ModelError
+from archive_pipeline.store import TILE
 
-FIELDS = ["image", "ratio", "codec", "bytes", "budget", "psnr", "seam", "encode_s", "decode_s"]
-AVIF_SPEED = 6
+OURS = summary.OURS
+OUR_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.42, 0.6, 0.85, 1.2)  # bits a pixel
+LOWEST, HIGHEST = 0.05, 1.2  # bits a pixel that the peers' ladders cover where they can
+SHEET_RATES = (0.15, 0.3, 0.6)  # bits a pixel of the pictures side by side
+SHEET_CROPS = 2  # of each set and scale
+SHEET_PEERS = ("hevc", "avif", "jpegxl")
+SHEET_SLACK = 0.98  # of our bytes, which a peer gets at least
+WHERE = ["set", "scale", "crop"]
+POINT_FIELDS = [
+    *WHERE,
+    *["width", "height", "codec", "setting", "bytes", "file_bytes", "bpp"],
+    *METRICS,
+    *["encode_s", "decode_s"],
+]
+TEXT_FIELDS = [*WHERE, "codec", "error"]
+FAILURE_FIELDS = [*WHERE, "codec", "setting", "error"]
+
 Pixels = NDArray[np.uint8]
+Row = dict[str, Any]
+T = TypeVar("T")
 
 
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio over all samples, dB."""
-    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float32) - b) ** 2)))
+@dataclass(frozen=True)
+class Plan:
+    """What a process needs to know to measure a crop."""
+
+    model: str
+    steps: int
+    peers: tuple[str, ...]
+    metrics: tuple[str, ...]
+    threads: int
 
 
-def seam_ratio(original: Pixels, restored: Pixels, tile: int = TILE) -> float:
-    """Squared error beside inner tile borders over that of all other pixels."""
-    error = ((original.astype(np.float32) - restored) ** 2).mean(2)
-    beside = np.zeros(error.shape, bool)
-    for edge in range(tile, error.shape[0], tile):
-        beside[edge - 1 : edge + 1] = True
-    for edge in range(tile, error.shape[1], tile):
-        beside[:, edge - 1 : edge + 1] = True
-    return float(error[beside].mean() / error[~beside].mean())
+@dataclass
+class Measured:
+    """Rows of points.csv and failures.csv about one crop."""
+
+    crop: Crop
+    points: list[Row] = field(default_factory=list)
+    failures: list[Row] = field(default_factory=list)
+
+    @contextmanager
+    def guard(self, codec: str, setting: float) -> Iterator[None]:
+        """Note what a codec raises, and go on."""
+        try:
+            yield
+        except Exception as error:  # codecs raise anything
+            where = dict(zip(WHERE, self.crop.key, strict=True))
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            self.failures.append({**where, "codec": codec, "setting": setting, "error": text})
 
 
-def jpeg2000(pixels: Pixels, size: int) -> bytes:
-    """OpenJPEG, irreversible wavelet, at most `size` bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(
-        buffer,
-        "JPEG2000",
-        quality_mode="rates",
-        quality_layers=[pixels.size / size],
-        irreversible=True,
-        mct=1,
-    )
-    return buffer.getvalue()
+def timed(function: Callable[..., T], *args: Any) -> tuple[T, float]:
+    """Return a call's result and the CPU seconds it took, those of all threads together."""
+    started = time.process_time()
+    result = function(*args)
+    return result, time.process_time() - started
 
 
-def avif(pixels: Pixels, size: int) -> bytes:
-    """The best AVIF quality level (0..100) at speed 6 that takes at most `size` bytes."""
-    low, high = 0, 100
-    best = b""
-    while low <= high:
-        level = (low + high) // 2
-        data = imagecodecs.avif_encode(pixels, level=level, speed=AVIF_SPEED)
-        if len(data) <= size:
-            best, low = data, level + 1
-        else:
-            high = level - 1
-    return best
+class Bench:
+    """Codecs and measures, loaded once a process."""
+
+    def __init__(self, plan: Plan) -> None:
+        torch.set_num_threads(plan.threads)
+        warnings.filterwarnings("ignore", module="torch(metrics|vision)?")
+        self.codec, self.steps = Codec(load_named(plan.model)), plan.steps
+        self.peers = {name: PEERS[name] for name in plan.peers}
+        for peer in self.peers.values():
+            peer.library()  # imports it, so that the first file's time is that of coding
+        self.measures, _ = metrics.load(plan.metrics)
+
+    def encode(self, pixels: Pixels, bpp: float) -> list[bytes]:
+        """Encode with our codec into at most `bpp` bits a pixel."""
+        height, width = pixels.shape[:2]
+        tiles = [
+            pixels[row : row + TILE, col : col + TILE]
+            for row in range(0, height, TILE)
+            for col in range(0, width, TILE)
+        ]
+        return self.codec.encode(tiles, int(bpp * height * width / 8))
+
+    def decode(self, streams: list[bytes], shape: tuple[int, ...]) -> Pixels:
+        """Decode what `encode` made of pixels of this shape."""
+        pixels = np.empty(shape, np.uint8)
+        tiles = iter(self.codec.decode(streams, TILE, TILE, self.steps))
+        for row in range(0, shape[0], TILE):
+            for col in range(0, shape[1], TILE):
+                pixels[row : row + TILE, col : col + TILE] = next(tiles)
+        return pixels
+
+    def quality(self, original: Pixels, decoded: Pixels) -> dict[str, float]:
+        """All metrics of decoded pixels."""
+        if decoded.shape != original.shape:
+            raise ValueError(f"decoded to shape {decoded.shape}")
+        return {name: measure(original, decoded) for name, measure in self.measures.items()}
+
+    def measure(self, crop: Crop) -> Measured:
+        """Run all codecs over a crop."""
+        pixels, done = crop.read(), Measured(crop)
+
+        def judge(codec: str, setting: float, sizes: tuple[int, int], seconds: float, decode: Any):
+            decoded, decode_s = timed(decode)
+            size = {"width": crop.width, "height": crop.height, "codec": codec, "setting": setting}
+            row = {**dict(zip(WHERE, crop.key, strict=True)), **size}
+            row |= {"bytes": sizes[0], "file_bytes": sizes[1]}
+            row |= {"bpp": 8 * sizes[0] / (crop.width * crop.height)}
+            row |= {**self.quality(pixels, decoded), "encode_s": seconds, "decode_s": decode_s}
+            done.points.append(row)
+
+        for bpp in OUR_RATES:
+            with done.guard(OURS, bpp):
+                streams, seconds = timed(self.encode, pixels, bpp)
+                size = sum(map(len, streams))
+                judge(OURS, bpp, (size, size), seconds, partial(self.decode, streams, pixels.shape))
+        for name, peer in self.peers.items():
+            for setting, data, seconds in climb(name, peer, pixels, done):
+                with done.guard(name, setting):
+                    sizes = peer.size(data), len(data)
+                    judge(name, setting, sizes, seconds, partial(peer.decode, data))
+        return done
+
+    def sheets(self, crop: Crop) -> list[tuple[str, figures.Sheet]]:
+        """Pictures at equal bytes: a file name and its panels for each rate."""
+        pixels, done = crop.read(), []
+        for bpp in SHEET_RATES:
+            streams = self.encode(pixels, bpp)
+            size = sum(map(len, streams))
+            decoded = self.decode(streams, pixels.shape)
+            panels = [
+                figures.Panel("Original", pixels, None, {}),
+                figures.Panel(figures.OUR_LABEL, decoded, size, self.quality(pixels, decoded)),
+            ]
+            for name in SHEET_PEERS:
+                peer = self.peers.get(name)
+                least = int(np.ceil(SHEET_SLACK * size))
+                found = peer and search(peer, pixels, least, at_most=False)
+                if found:
+                    decoded = peer.decode(found[1])
+                    quality = self.quality(pixels, decoded)
+                    panels.append(figures.Panel(peer.label, decoded, peer.size(found[1]), quality))
+            title = f"{crop.set}, {crop.scale} size, {crop.id}: {bpp:g} bits a pixel"
+            name = "-".join([*crop.key, f"{bpp:.2f}bpp.png"])
+            done.append((name, figures.Sheet(title, panels)))
+        return done
 
 
-def decode_jpeg2000(data: bytes) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(data)))
+def climb(
+    name: str, peer: Peer, pixels: Pixels, done: Measured
+) -> list[tuple[float, bytes, float]]:
+    """Encode up a peer's ladder: settings, files and seconds, one rate beyond each end."""
+    taken: list[tuple[float, bytes, float]] = []
+    for setting in peer.ladder:
+        with done.guard(name, setting):
+            data, seconds = timed(peer.encode, pixels, setting)
+            bpp = 8 * peer.size(data) / (pixels.size / 3)
+            if bpp <= LOWEST:
+                taken.clear()
+            taken.append((setting, data, seconds))
+            if bpp >= HIGHEST:
+                break
+    return taken
 
 
-PEERS: dict[str, tuple[Callable[[Pixels, int], bytes], Callable[[bytes], Pixels]]] = {
-    "jpeg2000": (jpeg2000, decode_jpeg2000),
-    "avif": (avif, imagecodecs.avif_decode),
-}
+# ------------------------------------------------------------------ the run and its files
 
 
-def run_archive(flight: Path, ratio: float, model: str, work: Path) -> list[dict]:
-    """One row a frame for the archive itself; rows carry the pixels for the peers."""
-    url = str(work / f"ratio-{ratio:g}.zarr")
-    rows = []
-    started = time.perf_counter()
-    report = ingest(url, [("flight", flight)], Options(Budget(ratio=ratio), model), workers=0)
-    seconds = (time.perf_counter() - started) / max(len(report.outcomes), 1)
-    archive = Archive.open(url)
-    for entry in archive.images():
-        image = archive.image(entry)
-        source = image.source
-        original, _ = read_pixels(source)
-        started = time.perf_counter()
-        restored = image.read((0, 0, source.width, source.height))
-        decoded = time.perf_counter() - started
-        rows.append(
-            {
-                "image": source.id,
-                "ratio": ratio,
-                "codec": "pcdc",
-                "bytes": archive.size_of(entry.key),
-                "budget": int(original.size / ratio),
-                "psnr": psnr(original, restored),
-                "seam": seam_ratio(original, restored),
-                "encode_s": seconds,
-                "decode_s": decoded,
-                "original": original,
-            }
-        )
-    return rows
+def write_rows(path: Path, fields: list[str], rows: list[Row]) -> None:
+    """Write a CSV file, all of it or nothing."""
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    os.replace(part, path)
 
 
-def run_peer(name: str, row: dict) -> dict:
-    """The peer's row for the frame and bytes of one of the archive's rows."""
-    encode, decode = PEERS[name]
-    started = time.perf_counter()
-    data = encode(row["original"], row["bytes"])
-    encoded = time.perf_counter()
-    restored = decode(data)
-    decoded = time.perf_counter()
-    return {
-        **{k: row[k] for k in ("image", "ratio", "budget")},
-        "codec": name,
-        "bytes": len(data),
-        "psnr": psnr(row["original"], restored),
-        "seam": "",
-        "encode_s": encoded - started,
-        "decode_s": decoded - encoded,
-    }
+def read_rows(path: Path) -> list[Row]:
+    """Read what `write_rows` wrote; empty values are left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {k: v if k in TEXT_FIELDS else float(v) for k, v in row.items() if v != ""}
+            for row in csv.DictReader(file)
+        ]
 
 
-def table(rows: list[dict]) -> str:
-    """Means over frames as a Markdown table."""
-    lines = [
-        "| ratio | codec | mean PSNR dB | bytes of budget | worst seam | encode s | decode s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for ratio in sorted({r["ratio"] for r in rows}):
-        for codec in dict.fromkeys(r["codec"] for r in rows):
-            group = [r for r in rows if r["ratio"] == ratio and r["codec"] == codec]
-            mean = {k: np.mean([r[k] for r in group]) for k in ("psnr", "encode_s", "decode_s")}
-            used = [r["bytes"] / r["budget"] for r in group]
-            seams = [r["seam"] for r in group if r["seam"] != ""]
-            lines.append(
-                f"| {ratio:g} | {codec} | {mean['psnr']:.2f} | {min(used):.4f}-{max(used):.4f} | "
-                f"{f'{max(seams):.3f}' if seams else ''} | {mean['encode_s']:.2f} | "
-                f"{mean['decode_s']:.2f} |"
+def resume(out: Path, settings: Row) -> tuple[list[Row], list[Row]]:
+    """Return the points and failures that an earlier run with these settings left.
+
+    Raises:
+        click.ClickException: the folder holds a run with other settings.
+    """
+    path = out / "run.json"
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        before = json.loads(path.read_text())
+        other = [k for k in settings if before.get(k) != settings[k]]
+        if other:
+            raise click.ClickException(
+                f"{out} holds a run with other settings ({', '.join(other)}): name another folder"
             )
-    return "\n".join(lines) + "\n"
+    else:
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+    return read_rows(out / "points.csv"), read_rows(out / "failures.csv")
+
+
+_bench: Bench
+
+
+def _start(plan: Plan) -> None:
+    global _bench
+    _bench = Bench(plan)
+
+
+def _measure(crop: Crop) -> Measured:
+    return _bench.measure(crop)
+
+
+def _draw(crop: Crop, folder: Path) -> None:
+    for name, sheet in _bench.sheets(crop):
+        figures.draw_sheet(sheet).save(folder / name, optimize=True)
+
+
+@contextmanager
+def workers(plan: Plan, jobs: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
+    """Yield a `map` that runs in so many processes, or in this one."""
+    if jobs == 1:
+        _start(plan)
+        yield map
+    else:
+        context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+        with ProcessPoolExecutor(jobs, context, _start, (plan,)) as pool:
+            try:
+                yield pool.map
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """Read NAME=DIR options."""
+    sets = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if not (equals and name.replace("-", "").replace("_", "").isalnum()):
+            raise click.BadParameter(f"{value!r} is not NAME=DIR")
+        if name in sets:
+            raise click.BadParameter(f"{name} is given twice")
+        if not Path(folder).is_dir():
+            raise click.BadParameter(f"{folder} is not a directory")
+        sets[name] = Path(folder)
+    return sets
 
 
 @click.command(help=__doc__)
-@click.argument("out", type=click.Path(path_type=Path))
-@click.argument("flight", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--ratio", "ratios", type=float, multiple=True, default=(48, 96, 160))
-@click.option("--model", default=DEFAULT_MODEL, show_default=True)
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--set", "sets", multiple=True, required=True, callback=parse_sets, help="NAME=DIR.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or folder.")
 @click.option(
-    "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=("jpeg2000",)
+    "--steps", type=click.IntRange(0, 100), default=0, show_default=True, help="Denoising steps."
+)
+@click.option(
+    "--codec", "codecs", type=click.Choice(list(PEERS)), multiple=True, help="Peers; all of them."
+)
+@click.option(
+    "--crops",
+    "count",
+    type=click.IntRange(1),
+    default=24,
+    show_default=True,
+    help="Of each set and scale.",
+)
+@click.option(
+    "--size", type=click.IntRange(metrics.MIN_SIDE), default=512, show_default=True, help="Pixels."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that measure."
 )
 def main(
-    out: Path, flight: Path, ratios: tuple[float, ...], model: str, peers: tuple[str, ...]
+    out: Path,
+    sets: dict[str, Path],
+    model: str,
+    steps: int,
+    codecs: tuple[str, ...],
+    count: int,
+    size: int,
+    seed: int,
+    jobs: int,
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict] = []
-    work = Path(tempfile.mkdtemp(dir=out))
     try:
-        for ratio in ratios:
-            for row in run_archive(flight, ratio, model, work):
-                rows += [row, *(run_peer(name, row) for name in peers)]
-                del row["original"]
-                click.echo(f"{row['image']} {ratio:g}: {row['psnr']:.2f} dB", err=True)
-    finally:
-        shutil.rmtree(work)
-    with (out / "frames.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    (out / "table.md").write_text(table(rows))
-    click.echo(table(rows))
+        sha256 = load_named(model).sha256
+        crops = [c for n, d in sets.items() for c in choose_crops(n, d, count, size, seed)]
+    except (ModelError, CropError) as error:
+        raise click.ClickException(str(error)) from error
+    versions, notes = {}, []
+    for name in codecs or PEERS:
+        try:
+            versions[name] = PEERS[name].library()
+        except ImportError as error:
+            notes.append(f"{PEERS[name].label} is left out: {error}")
+    measures, missing = metrics.load(METRICS)
+    notes += missing.values()
+    for note in notes:
+        click.echo(note, err=True)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": sha256,
+        "steps": steps,
+        "crops": [c.key for c in crops],
+        "size": size,
+        "seed": seed,
+        "libraries": versions,
+        "metrics": list(measures),
+    }
+    points, failures = resume(out, settings)
+    plan = Plan(
+        model, steps, tuple(versions), tuple(measures), max(1, torch.get_num_threads() // jobs)
+    )
+    with workers(plan, jobs) as run:
+        done = {tuple(r[k] for k in WHERE) for r in points + failures}
+        left = [c for c in crops if c.key not in done]
+        for n, measured in enumerate(run(_measure, left), len(crops) - len(left) + 1):
+            points += measured.points
+            failures += measured.failures
+            if failures:
+                write_rows(out / "failures.csv", FAILURE_FIELDS, failures)
+            write_rows(out / "points.csv", POINT_FIELDS, points)
+            failed = f", {len(measured.failures)} failed" if measured.failures else ""
+            crop = " ".join(measured.crop.key)
+            click.echo(f"{n}/{len(crops)} {crop}: {len(measured.points)} points{failed}", err=True)
+        comparisons = summary.compare_all(points, list(versions), list(measures), seed)
+        summary.write_ratios(out / "ratios.csv", comparisons)
+        options = f"--steps {steps} --crops {count} --size {size} --seed {seed}"
+        text = summary.markdown(
+            summary.Run(Path(model).name, sha256, options, versions, notes),
+            points,
+            failures,
+            comparisons,
+        )
+        (out / "summary.md").write_text(text)
+        figures.draw_curves(points, list(versions), list(measures), out / "curves")
+        click.echo(text)
+        (out / "crops").mkdir(exist_ok=True)
+        chosen = summary.first_of_each(crops, SHEET_CROPS)
+        for n, _ in enumerate(run(partial(_draw, folder=out / "crops"), chosen), 1):
+            click.echo(f"side by side {n}/{len(chosen)}", err=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Compare the archive with JPEG 2000 and AVIF: quality at equal bytes, and time.
 
-    python workflows/benchmark.py OUT_DIR FLIGHT_DIR [--ratio 48 --ratio 96 ...] [--model NAME]
+    python workflows/benchmark_frames.py OUT FLIGHT_DIR [--ratio 48 --ratio 96 ...] [--model NAME]
 
 Every frame goes through `archive ingest` and comes back from the archive's bytes; each peer then
 gets as many bytes as the archive took for that frame, metadata and index included. Writes
-OUT_DIR/frames.csv (one row a frame, ratio and codec), OUT_DIR/table.md (means) and the seam
+OUT/frames.csv (one row a frame, ratio and codec), OUT/table.md (means) and the seam
 measure: squared error of the columns and rows on both sides of tile borders over that of all
 others. Times are of this machine in this run; ratios of them are what can be compared.
 """
@@ -12,18 +12,16 @@ others. Times are of this machine in this run; ratios of them are what can be co
 from __future__ import annotations
 
 import csv
-import io
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
-import imagecodecs
 import numpy as np
+from metrics import psnr
 from numpy.typing import NDArray
-from PIL import Image
+from peers import PEERS, search
 
 from archive_pipeline.flight import read_pixels
 from archive_pipeline.ingest import Budget, Options, ingest
@@ -31,13 +29,7 @@ from archive_pipeline.models import DEFAULT_MODEL
 from archive_pipeline.store import TILE, Archive
 
 FIELDS = ["image", "ratio", "codec", "bytes", "budget", "psnr", "seam", "encode_s", "decode_s"]
-AVIF_SPEED = 6
 Pixels = NDArray[np.uint8]
-
-
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio over all samples, dB."""
-    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float32) - b) ** 2)))
 
 
 def seam_ratio(original: Pixels, restored: Pixels, tile: int = TILE) -> float:
@@ -52,41 +44,23 @@ def seam_ratio(original: Pixels, restored: Pixels, tile: int = TILE) -> float:
 
 
 def jpeg2000(pixels: Pixels, size: int) -> bytes:
-    """OpenJPEG, irreversible wavelet, at most `size` bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(
-        buffer,
-        "JPEG2000",
-        quality_mode="rates",
-        quality_layers=[pixels.size / size],
-        irreversible=True,
-        mct=1,
-    )
-    return buffer.getvalue()
+    """JPEG 2000 of at most `size` bytes."""
+    return PEERS["jpeg2000"].encode(pixels, 8 * size / (pixels.size / 3))
 
 
 def avif(pixels: Pixels, size: int) -> bytes:
-    """The best AVIF quality level (0..100) at speed 6 that takes at most `size` bytes."""
-    low, high = 0, 100
-    best = b""
-    while low <= high:
-        level = (low + high) // 2
-        data = imagecodecs.avif_encode(pixels, level=level, speed=AVIF_SPEED)
-        if len(data) <= size:
-            best, low = data, level + 1
-        else:
-            high = level - 1
-    return best
+    """The best AVIF of at most `size` bytes.
+
+    Raises:
+        click.ClickException: the coarsest takes more.
+    """
+    found = search(PEERS["avif"], pixels, size, at_most=True)
+    if found is None:
+        raise click.ClickException(f"AVIF cannot code a frame in {size} bytes")
+    return found[1]
 
 
-def decode_jpeg2000(data: bytes) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(data)))
-
-
-PEERS: dict[str, tuple[Callable[[Pixels, int], bytes], Callable[[bytes], Pixels]]] = {
-    "jpeg2000": (jpeg2000, decode_jpeg2000),
-    "avif": (avif, imagecodecs.avif_decode),
-}
+ENCODERS = {"jpeg2000": jpeg2000, "avif": avif}
 
 
 def run_archive(flight: Path, ratio: float, model: str, work: Path) -> list[dict]:
@@ -123,11 +97,10 @@ def run_archive(flight: Path, ratio: float, model: str, work: Path) -> list[dict
 
 def run_peer(name: str, row: dict) -> dict:
     """The peer's row for the frame and bytes of one of the archive's rows."""
-    encode, decode = PEERS[name]
     started = time.perf_counter()
-    data = encode(row["original"], row["bytes"])
+    data = ENCODERS[name](row["original"], row["bytes"])
     encoded = time.perf_counter()
-    restored = decode(data)
+    restored = PEERS[name].decode(data)
     decoded = time.perf_counter()
     return {
         **{k: row[k] for k in ("image", "ratio", "budget")},
@@ -166,7 +139,7 @@ def table(rows: list[dict]) -> str:
 @click.option("--ratio", "ratios", type=float, multiple=True, default=(48, 96, 160))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option(
-    "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=("jpeg2000",)
+    "--peer", "peers", type=click.Choice(list(ENCODERS)), multiple=True, default=("jpeg2000",)
 )
 def main(
     out: Path, flight: Path, ratios: tuple[float, ...], model: str, peers: tuple[str, ...]

@@ -1,0 +1,407 @@
+"""The benchmarks: arithmetic by hand-computed cases, peers by their pixels, a whole tiny run."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from conftest import DATA, ROOT
+from golden import reference as ref
+from PIL import Image
+
+sys.path.append(str(ROOT / "workflows"))
+import benchmark
+import benchmark_frames
+import metrics
+from benchmark_crops import CropError, choose_crops
+from benchmark_summary import cell
+from peers import PEERS, coded_size, search
+from rate_distortion import Comparison, Curve, Ratio, bootstrap, compare, rate_ratio
+
+LINE = [(0.05 * 2**k, float(k)) for k in range(6)]  # one more of quality a doubling of the rate
+
+
+# ---------------------------------------------------------------- rates at equal quality
+
+
+def test_twice_the_bytes_is_a_ratio_of_two() -> None:
+    ours = [(0.05, 20.0), (0.11, 24.5), (0.3, 27.0), (0.62, 31.0), (1.2, 32.0)]
+    twice = [(2 * rate, quality) for rate, quality in ours]
+    ratio = rate_ratio(Curve.of(ours), Curve.of(twice), 0.1, 0.6)
+    assert ratio
+    assert math.exp(ratio.log) == pytest.approx(2, abs=1e-12)
+    assert ratio.share == 1
+    inverse = rate_ratio(Curve.of(twice), Curve.of(ours), 0.1, 0.6)
+    assert inverse
+    assert math.exp(inverse.log) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_mean_of_a_ratio_that_varies() -> None:
+    # the peer's log2 rate rises twice as fast: 0 more at quality 1, 3 more at quality 4
+    peer = [(0.1 * 2 ** (2 * k), 1.0 + k) for k in range(4)]
+    ratio = rate_ratio(Curve.of(LINE), Curve.of(peer), 0.1, 0.8)
+    assert ratio
+    assert ratio.log == pytest.approx(1.5 * math.log(2))
+
+
+def test_only_the_overlap_in_our_range_is_compared() -> None:
+    # ours reaches quality 1..4 between 0.1 and 0.8; the peer, at triple rate, ends at 2.5
+    peer = [(3 * 0.05 * 2**q, q) for q in (0.0, 1.0, 2.0, 2.5)]
+    ratio = rate_ratio(Curve.of(LINE), Curve.of(peer), 0.1, 0.8)
+    assert ratio
+    assert math.exp(ratio.log) == pytest.approx(3)
+    assert ratio.share == pytest.approx(0.5)
+    # below our curve's first rate there is nothing to compare, and nothing is made up
+    low = rate_ratio(Curve.of(LINE), Curve.of(LINE), 0.001, 0.1)
+    assert low == Ratio(0, 1)
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        [(0.1, 10.0), (0.2, 11.0)],  # better throughout
+        [(0.1, -3.0), (0.2, -2.0)],  # worse throughout
+        [(0.1, 0.0), (0.2, 1.2)],  # overlaps in less than a tenth of our range
+        [(0.1, 2.0)],  # no curve
+        [(0.1, math.inf), (0.2, math.inf)],
+        [],
+    ],
+)
+def test_no_overlap(peer: list[tuple[float, float]]) -> None:
+    assert rate_ratio(Curve.of(LINE), Curve.of(peer), 0.1, 0.8) is None
+    assert rate_ratio(Curve.of(peer), Curve.of(LINE), 0.1, 0.8) is None or len(peer) == 2
+
+
+def test_points_that_cost_more_for_less_are_dropped() -> None:
+    curve = Curve.of([(4, 3.0), (1, 1.0), (3, 0.5), (2, 2.0), (2, 1.5), (5, 3.0)])
+    assert curve.rate.tolist() == [1, 2, 4]
+    assert curve.quality.tolist() == [1, 2, 3]
+    assert np.isnan(curve.quality_at(np.array([0.9, 4.1]))).all()
+
+
+def test_comparison_over_pictures() -> None:
+    ratios = [Ratio(math.log(2), 1.0), Ratio(math.log(8), 0.5), None]
+    result = compare(ratios, seed=1)
+    assert result.ratio == pytest.approx(4)  # geometric mean
+    # of resampled pairs a quarter is twice the one, a quarter twice the other
+    assert (result.low, result.high) == (pytest.approx(2), pytest.approx(8))
+    assert (result.compared, result.pictures, result.share) == (2, 3, 0.75)
+    assert cell(result) == "**4.00** [2.00, 8.00] (2 of 3, 75 %)"
+    single = compare([Ratio(0.0, 1.0)], seed=1)
+    assert single.ratio == 1
+    assert math.isnan(single.low)
+    assert cell(single) == "**1.00**"
+    nothing = compare([None, None], seed=1)
+    assert math.isnan(nothing.ratio)
+    assert cell(nothing) == "none of 2"
+
+
+def test_bootstrap_interval() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = bootstrap(values, seed=5)
+    # of a mean: 1.96 standard errors either way
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+    assert bootstrap(values, seed=5) == (low, high)
+    assert bootstrap(values, seed=6) != (low, high)
+    assert bootstrap(np.full(7, 1.5), seed=0) == (1.5, 1.5)
+
+
+def test_large_share_is_not_mentioned() -> None:
+    assert cell(Comparison(1.234, 1.1, 1.4, 9, 9, 0.95)) == "**1.23** [1.10, 1.40]"
+
+
+# ------------------------------------------------------------------------------- peers
+
+
+def available(name: str) -> None:
+    try:
+        PEERS[name].library()
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peer_decodes_to_what_it_was_given(name: str) -> None:
+    available(name)
+    peer = PEERS[name]
+    pixels = ref.texture(192, 200, 5)
+    files = [peer.encode(pixels, peer.ladder[k]) for k in (0, len(peer.ladder) // 2, -1)]
+    decoded = [peer.decode(file) for file in files]
+    assert all(p.shape == pixels.shape and p.dtype == np.uint8 for p in decoded)
+    sizes = [peer.size(file) for file in files]
+    assert sizes == sorted(sizes)
+    assert 8 * sizes[0] / 38400 < 0.6
+    assert 8 * sizes[-1] / 38400 > 1.2
+    coarse, _, fine = (metrics.psnr(pixels, p) for p in decoded)
+    assert coarse + 4 < fine
+    assert fine > 30
+    # colours in their order, nothing shifted
+    for p in decoded[1:]:
+        assert np.abs(p.mean((0, 1)) - pixels.mean((0, 1))).max() < 2
+    assert list(peer.ladder) == sorted(peer.ladder, reverse=name == "jpegxl")
+    assert set(peer.ladder) <= set(peer.settings) or name in ("jpegxl", "jpeg2000")
+
+
+def test_search_meets_sizes_from_both_sides() -> None:
+    peer = replace(
+        PEERS["jpeg"],
+        settings=range(1, 30),
+        encode=lambda _, setting: bytes(10 * int(setting)),
+    )
+    pixels = ref.constant(8, 8)
+    assert search(peer, pixels, 55, at_most=True) == (5, bytes(50))
+    assert search(peer, pixels, 50, at_most=True) == (5, bytes(50))
+    assert search(peer, pixels, 55, at_most=False) == (6, bytes(60))
+    assert search(peer, pixels, 60, at_most=False) == (6, bytes(60))
+    assert search(peer, pixels, 9, at_most=True) is None
+    assert search(peer, pixels, 300, at_most=False) is None
+
+
+def test_boxes_do_not_count() -> None:
+    def box(name: bytes, content: bytes) -> bytes:
+        return (8 + len(content)).to_bytes(4, "big") + name + content
+
+    inside = box(b"hvcC", bytes(100)) + box(b"colr", bytes(11))
+    file = box(b"ftyp", bytes(20)) + box(b"meta", inside) + box(b"mdat", bytes(5000))
+    assert coded_size(file) == 5100
+
+
+# ----------------------------------------------------------------------------- metrics
+
+
+def test_metrics_of_known_pairs() -> None:
+    measures, missing = metrics.load(["psnr", "ssim", "ms_ssim", "ssimulacra2"])
+    assert not missing
+    a = ref.texture(192, 192, 1)
+    b = (a.astype(int) + np.where(a < 128, 4, -4)).astype(np.uint8)
+    assert measures["psnr"](a, b) == pytest.approx(10 * math.log10(255**2 / 16), abs=1e-4)
+    assert measures["psnr"](a, a) == math.inf
+    assert measures["ssim"](a, a) == pytest.approx(1)
+    assert measures["ms_ssim"](a, a) == pytest.approx(1)
+    assert measures["ssimulacra2"](a, a) == pytest.approx(100)
+    worse = ref.noise(192, 192)
+    for name, measure in measures.items():
+        values = [metrics.METRICS[name].quality(measure(a, x)) for x in (b, worse)]
+        assert values[0] > values[1], name
+
+
+def test_lpips() -> None:
+    shared = DATA.parent / "weights" / "torch" / "hub"
+    for folder in (Path(torch.hub.get_dir()), shared):
+        if list(folder.glob("checkpoints/squeezenet1_1-*.pth")):
+            break
+    else:
+        pytest.skip("no SqueezeNet weights in the torch hub cache: LPIPS needs them")
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(folder)
+    try:
+        measures, _ = metrics.load(["lpips"])
+    finally:
+        torch.hub.set_dir(before)
+    a = ref.texture(192, 192, 1)
+    assert measures["lpips"](a, a) == pytest.approx(0, abs=1e-6)
+    assert 0.2 < measures["lpips"](a, ref.noise(192, 192)) < 2
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights and no network."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+def test_weights_that_cannot_be_had_cost_one_line() -> None:
+    measures, missing = metrics.load(["lpips", "dists", "psnr"])
+    assert list(measures) == ["psnr"]
+    assert missing["lpips"].startswith("LPIPS is left out: its weights could not be loaded (")
+    assert missing["dists"].startswith("DISTS is left out: its weights could not be loaded (")
+    assert "\n" not in "".join(missing.values())
+
+
+# ------------------------------------------------------------------------------- crops
+
+
+def test_crops_are_fixed_by_the_seed(tmp_path: Path) -> None:
+    for k, size in enumerate([(600, 500), (700, 420), (256, 200)]):
+        Image.fromarray(ref.texture(size[1], size[0], k)).save(tmp_path / f"{k}.png")
+    crops = choose_crops("a", tmp_path, 6, 200, seed=3)
+    assert crops == choose_crops("a", tmp_path, 6, 200, seed=3)
+    assert crops != choose_crops("a", tmp_path, 6, 200, seed=4)
+    fewer = choose_crops("a", tmp_path, 4, 200, seed=3)
+    assert set(fewer) < set(crops)
+    # the small image is taken whole, once, at native size only
+    [whole] = [c for c in crops if c.path.name == "2.png"]
+    assert (whole.scale, whole.width, whole.height) == ("native", 256, 200)
+    assert len({c.key for c in crops}) == len(crops)
+    assert {c.scale for c in crops} == {"native", "half"}
+    for crop in crops:
+        pixels = crop.read()
+        assert pixels.shape == (crop.height, crop.width, 3)
+        full = np.asarray(Image.open(crop.path)).astype(float)
+        if crop.scale == "half":
+            full = full[: full.shape[0] // 2 * 2, : full.shape[1] // 2 * 2]
+            full = (full[::2, ::2] + full[1::2, ::2] + full[::2, 1::2] + full[1::2, 1::2]) / 4
+        part = full[crop.row : crop.row + crop.height, crop.col : crop.col + crop.width]
+        assert np.abs(pixels - part).max() <= 0.5
+
+
+def test_folders_that_cannot_be_cropped(tmp_path: Path) -> None:
+    with pytest.raises(CropError, match="a: no images in"):
+        choose_crops("a", tmp_path, 1, 200, 0)
+    Image.fromarray(ref.constant(300, 100)).save(tmp_path / "small.png")
+    with pytest.raises(CropError, match=r"a: small\.png is smaller than 176 pixels"):
+        choose_crops("a", tmp_path, 1, 200, 0)
+    (tmp_path / "broken.png").write_bytes(b"no")
+    with pytest.raises(CropError, match=r"a: broken\.png cannot be read"):
+        choose_crops("a", tmp_path, 1, 200, 0)
+
+
+# -------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(2):
+        Image.fromarray(ref.texture(180, 190, k)).save(folder / f"{k}.png")
+    return folder
+
+
+def run(out: Path, folder: Path, *args: str) -> Result:
+    options = [str(out), "--set", f"toy={folder}", "--size", "180", *args]
+    return CliRunner().invoke(benchmark.main, options)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.usefixtures("offline")
+def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    available("jpegxl")
+
+    def refuse(*_: object) -> bytes:
+        raise OSError("disk is made of cheese")
+
+    monkeypatch.setitem(PEERS, "webp", replace(PEERS["webp"], encode=refuse, ladder=(1, 2)))
+    monkeypatch.setattr(benchmark, "OUR_RATES", (0.1, 0.3, 0.6))
+    monkeypatch.setattr(benchmark, "SHEET_RATES", (0.6,))
+    out = tmp_path / "out"
+    codecs = ["--codec", "jpegxl", "--codec", "jpeg2000", "--codec", "webp"]
+    result = run(out, pictures, *codecs)
+    assert result.exit_code == 0, result.output
+    assert "LPIPS is left out: its weights could not be loaded" in result.stderr
+    assert "2/2 toy native" in result.stderr
+
+    points = rows(out / "points.csv")
+    assert list(points[0]) == benchmark.POINT_FIELDS
+    assert {p["codec"] for p in points} == {"pcdc", "jpegxl", "jpeg2000"}
+    assert len({p["crop"] for p in points}) == 2
+    for p in points:
+        assert float(p["bpp"]) == pytest.approx(8 * int(p["bytes"]) / (180 * 190), rel=1e-5)
+        assert int(p["bytes"]) <= int(p["file_bytes"])
+        assert not p["lpips"]
+        assert math.isfinite(float(p["ssimulacra2"]))
+        if p["codec"] == "pcdc":
+            assert float(p["bpp"]) <= float(p["setting"])
+    rates = [float(p["bpp"]) for p in points if p["codec"] == "jpeg2000"]
+    assert min(rates) < 0.06
+    assert 1.1 < max(rates) < 2
+
+    failures = rows(out / "failures.csv")
+    assert len(failures) == 4  # two settings of WebP on two pictures
+    assert failures[0]["error"] == "OSError: disk is made of cheese"
+
+    ratios = {(r["peer"], r["metric"]): r for r in rows(out / "ratios.csv")}
+    assert {m for _, m in ratios} == {"ssimulacra2", "ms_ssim", "psnr"}
+    found = ratios["jpeg2000", "psnr"]
+    assert found["crops_compared"] == found["crops"] == "2"
+    assert float(found["low"]) <= float(found["ratio"]) <= float(found["high"])
+    assert ratios["webp", "psnr"]["crops_compared"] == "0"
+
+    summary = (out / "summary.md").read_text()
+    for text in ("## toy, native size (2 crops)", "| JPEG XL | ", "none of 2", "libjxl", "SHA-256"):
+        assert text in summary
+    assert "webp: OSError: disk is made of cheese (4 times)" in summary
+    assert (out / "curves.svg").read_text().startswith("<?xml")
+    assert Image.open(out / "curves.png").size[0] > 1000
+    [first, second] = sorted((out / "crops").iterdir())
+    assert first.name == "toy-native-0_x0_y0-0.60bpp.png"
+    assert Image.open(first).size == Image.open(second).size
+
+    # the same again measures nothing again; other settings need another folder
+    before = (out / "points.csv").read_bytes()
+    monkeypatch.setattr(benchmark.Bench, "measure", None)
+    assert run(out, pictures, *codecs).exit_code == 0
+    assert (out / "points.csv").read_bytes() == before
+    other = run(out, pictures, *codecs, "--seed", "1")
+    assert other.exit_code == 1
+    assert "holds a run with other settings (seed)" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--set", "x"], 2, "'x' is not NAME=DIR"),
+        (["--set", "x=nowhere"], 2, "nowhere is not a directory"),
+        (["--set", "toy=."], 2, "toy is given twice"),
+        (["--model", "nosuch"], 1, "nosuch: no such model"),
+        (["--codec", "gif"], 2, "'gif' is not one of"),
+    ],
+)
+def test_bad_input(
+    args: list[str], code: int, message: str, pictures: Path, tmp_path: Path
+) -> None:
+    result = run(tmp_path / "out", pictures, *args)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_library_costs_one_line(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    monkeypatch.setattr(benchmark, "resume", lambda *_: pytest.exit("never"))
+    with pytest.raises(ImportError, match="No module named 'pillow_heif'"):
+        PEERS["hevc"].library()
+    measures, missing = metrics.load(["ssim", "ssimulacra2"])
+    assert not measures
+    assert missing["ssimulacra2"] == "SSIMULACRA 2 is left out: No module named 'ssimulacra2'"
+
+
+def test_whole_frames(flight: Path, tmp_path: Path) -> None:
+    available("avif")
+    out = tmp_path / "frames"
+    args = [str(out), str(flight), "--ratio", "24", "--peer", "jpeg2000", "--peer", "avif"]
+    result = CliRunner().invoke(benchmark_frames.main, args)
+    assert result.exit_code == 0, result.output
+    found = rows(out / "frames.csv")
+    assert [r["codec"] for r in found] == 3 * ["pcdc", "jpeg2000", "avif"]
+    for ours, *peers in (found[k : k + 3] for k in (0, 3, 6)):
+        assert int(ours["bytes"]) <= int(ours["budget"])
+        assert all(int(p["bytes"]) <= int(ours["bytes"]) for p in peers)
+        assert all(float(p["psnr"]) > 15 for p in [ours, *peers])
+    assert "| 24 | avif |" in (out / "table.md").read_text()

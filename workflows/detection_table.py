@@ -1,0 +1,275 @@
+"""Detectors on archived images at several ratios, beside HEVC intra and JPEG at the same bytes.
+
+    python workflows/detection_table.py OUT_DIR FLIGHT_DIR --model yolo11s.pt [--labels DIR]
+        [--source-ratio 10 --source-ratio 21.2 --source-ratio 40] [--peer hevc --peer jpeg]
+
+Every frame goes through `archive ingest` and comes back from the archive's bytes; each peer then
+gets as many bytes as the archive took for that frame, metadata and index included. (A peer's
+lowest quality may take more: the column `bytes` says what was used.) The numbers are those of
+`archive verify-detection`: labels are the reference, without them the originals' detections are.
+
+Writes OUT_DIR/detection.csv (a row for each ratio, codec, detector, class group and metric, with
+95 % bootstrap intervals over frames) and OUT_DIR/detection.md.
+Needs `pip install 'archive-pipeline[verify]' pillow-heif`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import Image
+
+from archive_pipeline.boxes import Detections
+from archive_pipeline.detection_metrics import METRICS
+from archive_pipeline.detectors import (
+    Detector,
+    DetectorFile,
+    Read,
+    detect,
+    find_detectors,
+    load_detector,
+    whole,
+)
+from archive_pipeline.ingest import Budget, ingest
+from archive_pipeline.ingest import Options as IngestOptions
+from archive_pipeline.labels import Groups, Labels, find_labels, parse_groups
+from archive_pipeline.models import DEFAULT_MODEL
+from archive_pipeline.originals import find_original, read_original
+from archive_pipeline.store import Archive, ImageEntry
+from archive_pipeline.verdict import GroupResult, ModelReport, judge
+from archive_pipeline.verify import Options, Task, choose_groups, compare
+
+Pixels = NDArray[np.uint8]
+FIELDS = [
+    "source_ratio", "codec", "bytes", "images", "model", "reference", "class", "objects", "metric",
+    "original", "restored", "delta", "low", "high",
+]  # fmt: skip
+
+
+def jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Baseline JPEG with optimised Huffman tables, 4:2:0."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def hevc(pixels: Pixels, quality: int) -> bytes:
+    """HEVC intra by x265, 4:2:0: what BPG is, in HEIF."""
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=quality)
+    return buffer.getvalue()
+
+
+def decode_jpeg(data: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def decode_hevc(data: bytes) -> Pixels:
+    return np.asarray(pillow_heif.open_heif(io.BytesIO(data)).to_pillow().convert("RGB"))
+
+
+PEERS: dict[str, tuple[Callable[[Pixels, int], bytes], Callable[[bytes], Pixels]]] = {
+    "hevc": (hevc, decode_hevc),
+    "jpeg": (jpeg, decode_jpeg),
+}
+
+
+def encode_to(size: int, pixels: Pixels, encode: Callable[[Pixels, int], bytes]) -> bytes:
+    """The best quality (1 to 99) of at most `size` bytes; quality 1 where none is."""
+    low, high = 2, 99
+    best = encode(pixels, 1)
+    while low <= high:
+        quality = (low + high) // 2
+        data = encode(pixels, quality)
+        if len(data) <= size:
+            best, low = data, quality + 1
+        else:
+            high = quality - 1
+    return best
+
+
+@dataclass
+class Codec:
+    """What was found in one codec's images at one ratio."""
+
+    bytes: list[int] = field(default_factory=list)
+    results: dict[tuple[str, str], dict[str, GroupResult]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Detectors with their groups, and the reference."""
+
+    detectors: tuple[tuple[DetectorFile, Groups], ...]
+    labels: Labels | None
+    options: Options
+
+    def task(self, archive: Archive, entry: ImageEntry) -> Task:
+        label = None if self.labels is None else self.labels.find(entry.flight, entry.id)
+        names = None if self.labels is None else self.labels.names
+        return Task(archive.url, entry, None, label, names, self.detectors, self.options)
+
+
+def run_image(archive: Archive, entry: ImageEntry, setting: Setting, codecs: dict[str, Codec]):
+    """Compare one frame of an archive, and the peers at its bytes, with its original."""
+    image = archive.image(entry)
+    source, problem, _ = find_original(image, None)
+    if source is None:
+        raise click.ClickException(problem)
+    width, height = source.width, source.height
+    everything = (0, 0, width, height)
+    original = whole(partial(read_original, source), width, height)
+    size = archive.size_of(entry.key)
+    versions: dict[str, Read] = {"pcdc": whole(image.read, width, height)}
+    codecs["pcdc"].bytes.append(size)
+    for name in (codec for codec in codecs if codec in PEERS):
+        encode, decode = PEERS[name]
+        data = encode_to(size, original(everything), encode)
+        pixels = decode(data)
+        versions[name] = partial(crop, pixels)
+        codecs[name].bytes.append(len(data))
+    task = setting.task(archive, entry)
+    for file, groups in setting.detectors:
+        detector: Detector = load_detector(file, setting.options.device)
+        side = setting.options.slice or detector.input_size
+        readers = [original, *versions.values()]
+        found: list[Detections] = detect(detector, readers, width, height, side, height)
+        for name, after in zip(versions, found[1:], strict=True):
+            for group, result in compare(task, detector, groups, found[0], after).items():
+                own = codecs[name].results.setdefault((file.sha256, group), {})
+                own[f"{entry.flight}/{entry.id}"] = result
+
+
+def crop(pixels: Pixels, window: tuple[int, int, int, int]) -> Pixels:
+    col, row, width, height = window
+    return pixels[row : row + height, col : col + width]
+
+
+def rows_of(ratio: float, name: str, codec: Codec, setting: Setting) -> list[dict]:
+    """Rows of the CSV for one codec at one ratio."""
+    rows = []
+    reference = "originals" if setting.labels is None else "labels"
+    options = setting.options
+    for file, groups in setting.detectors:
+        report = ModelReport(file.name, file.sha256, reference, len(codec.bytes), 0)
+        for group in groups:
+            results = codec.results[file.sha256, group]
+            judge(report, group, results, options.confidence, options.tolerance)
+            for metric in METRICS:
+                low, high = report.intervals[group][metric] or (None, None)
+                rows.append(
+                    {
+                        "source_ratio": ratio,
+                        "codec": name,
+                        "bytes": sum(codec.bytes),
+                        "images": len(codec.bytes),
+                        "model": file.name,
+                        "reference": reference,
+                        "class": group,
+                        "objects": report.objects[group],
+                        "metric": metric,
+                        "original": report.original[group][metric],
+                        "restored": report.restored[group][metric],
+                        "delta": report.delta[group][metric],
+                        "low": low,
+                        "high": high,
+                    }
+                )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a row for each ratio, codec, detector and class, differences with intervals."""
+    lines = [
+        "| source ratio | codec | bytes | detector | class | " + " | ".join(METRICS) + " |",
+        "|---|---|---|---|---|" + "---|" * len(METRICS),
+    ]
+    keys = ("source_ratio", "codec", "bytes", "model", "class")
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        cells = []
+        for row in rows:
+            if tuple(row[k] for k in keys) == key:
+                cells.append(
+                    "-"
+                    if row["delta"] is None
+                    else f"{row['restored']:.3f} ({row['delta']:+.3f}; "
+                    f"{row['low']:+.3f} to {row['high']:+.3f})"
+                )
+        lines.append("| " + " | ".join([*(str(k) for k in key), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("flight", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", "models", multiple=True, required=True, help="Detector; repeatable.")
+@click.option("--labels", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--classes", multiple=True, metavar="GROUP[=NAME,...]")
+@click.option(
+    "--source-ratio", "ratios", type=float, multiple=True, default=(10, 21.2, 40), show_default=True
+)
+@click.option("--codec-model", default=DEFAULT_MODEL, show_default=True)
+@click.option(
+    "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=tuple(PEERS)
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def main(
+    out: Path,
+    flight: Path,
+    models: tuple[str, ...],
+    labels: Path | None,
+    classes: tuple[str, ...],
+    ratios: tuple[float, ...],
+    codec_model: str,
+    peers: tuple[str, ...],
+    device: str,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    options = Options(models, parse_groups(classes), device=device)
+    found = None if labels is None else find_labels(labels)
+    loaded = [load_detector(file, device) for file in find_detectors(models)]
+    detectors, warnings = choose_groups(loaded, options.groups, found)
+    for line in warnings:
+        click.echo(line, err=True)
+    setting = Setting(detectors, found, options)
+    rows: list[dict] = []
+    work = Path(tempfile.mkdtemp(dir=out))
+    try:
+        for ratio in ratios:
+            url = str(work / f"ratio-{ratio:g}.zarr")
+            budget = Budget(source_ratio=ratio)
+            done = ingest(url, [(flight.name, flight)], IngestOptions(budget, codec_model, device))
+            for outcome in done.outcomes:
+                if outcome.error:
+                    click.echo(f"{outcome.path}: {outcome.error}", err=True)
+            archive = Archive.open(url)
+            codecs = {name: Codec() for name in ("pcdc", *peers)}
+            for entry in archive.images():
+                if found is None or found.find(entry.flight, entry.id) is not None:
+                    run_image(archive, entry, setting, codecs)
+                    click.echo(f"{ratio:g} {entry.id}", err=True)
+            for name, codec in codecs.items():
+                rows += rows_of(ratio, name, codec, setting)
+    finally:
+        shutil.rmtree(work)
+    with (out / "detection.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    (out / "detection.md").write_text(table(rows))
+    click.echo(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The codecs that the benchmarks compare with, each at the settings that serve it best.
+
+Pixels are uint8 (height, width, 3) RGB. Chroma formats, tunings and efforts were chosen by their
+rates at equal quality; `Peer.note` says which they are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, features
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A codec with one knob.
+
+    Attributes:
+        label: name in tables and plots.
+        note: what is set besides the knob.
+        library: returns the library's name and version, or raises ImportError.
+        ladder: settings of a rate-distortion curve, from few bytes to many.
+        settings: all settings that a search may use, from few bytes to many.
+        encode: pixels and a setting to a file.
+        decode: a file to pixels.
+        size: bytes of a file that count; all of them unless said otherwise.
+    """
+
+    label: str
+    note: str
+    library: Callable[[], str]
+    ladder: Sequence[float]
+    settings: Sequence[float]
+    encode: Callable[[Pixels, float], bytes]
+    decode: Callable[[bytes], Pixels]
+    size: Callable[[bytes], int] = len
+
+
+def _imagecodecs() -> ModuleType:
+    return importlib.import_module("imagecodecs")
+
+
+def _pillow_heif() -> ModuleType:
+    return importlib.import_module("pillow_heif")
+
+
+def _pillow(feature: str, name: str) -> Callable[[], str]:
+    def version() -> str:
+        if not features.check(feature):
+            raise ImportError(f"Pillow was built without {name}")
+        return f"{name} {features.version(feature)}"
+
+    return version
+
+
+def _imagecodecs_version(library: str) -> Callable[[], str]:
+    def version() -> str:
+        versions = dict(v.rsplit("-", 1) for v in _imagecodecs().version().split(", "))
+        return f"{library} {versions[library]}"
+
+    return version
+
+
+def _save(pixels: Pixels, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _open(data: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def coded_size(file: bytes) -> int:
+    """Bytes of a HEIF or AVIF file that carry the picture: coded data and decoder configuration.
+
+    The boxes around them, some 260 bytes, would weigh on small crops and on nothing else.
+    """
+    total = at = 0
+    while at < len(file):
+        length = int.from_bytes(file[at : at + 4], "big") or len(file) - at
+        if file[at + 4 : at + 8] == b"mdat":
+            total += length - 8
+        at += length
+    for name in (b"hvcC", b"av1C"):
+        at = file.find(name)
+        if at >= 0:
+            total += int.from_bytes(file[at - 4 : at], "big") - 8
+    return total
+
+
+def _jpeg(pixels: Pixels, quality: float) -> bytes:
+    return _save(pixels, "JPEG", quality=int(quality), optimize=True, progressive=True)
+
+
+def _jpeg2000(pixels: Pixels, bpp: float) -> bytes:
+    """Encode with at most `bpp` bits a pixel."""
+    return _save(
+        pixels,
+        "JPEG2000",
+        quality_mode="rates",
+        quality_layers=[24 / bpp],
+        irreversible=True,
+        mct=1,
+        no_jp2=True,
+    )
+
+
+def _webp(pixels: Pixels, quality: float) -> bytes:
+    return _save(pixels, "WEBP", quality=int(quality), method=6)
+
+
+def _avif(pixels: Pixels, quality: float) -> bytes:
+    return _save(pixels, "AVIF", quality=int(quality), speed=4, max_threads=1)
+
+
+def _jpegxl(pixels: Pixels, distance: float) -> bytes:
+    data: bytes = _imagecodecs().jpegxl_encode(
+        pixels, distance=distance, effort=7, usecontainer=False, numthreads=1
+    )
+    return data
+
+
+def _jpegxl_decode(data: bytes) -> Pixels:
+    pixels: Pixels = _imagecodecs().jpegxl_decode(data, numthreads=1)
+    return pixels
+
+
+def _hevc(pixels: Pixels, quality: float, tune: str) -> bytes:
+    height, width = pixels.shape[:2]
+    heif = _pillow_heif()
+    image = heif.from_bytes("RGB", (width, height), np.ascontiguousarray(pixels).tobytes())
+    buffer = io.BytesIO()
+    options = {"preset": "slow", "tune": tune}
+    image.save(buffer, quality=int(quality), chroma="420", enc_params=options)
+    return buffer.getvalue()
+
+
+def _hevc_decode(data: bytes) -> Pixels:
+    image = _pillow_heif().open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+    return np.asarray(image)[..., :3]
+
+
+def _hevc_version() -> str:
+    return "x265 " + _pillow_heif().libheif_info()["HEIF"]
+
+
+PEERS = {
+    "jpeg": Peer(
+        "JPEG",
+        "4:2:0, progressive, optimised tables",
+        _pillow("jpg", "libjpeg-turbo"),
+        (2, 4, 7, 11, 16, 23, 32, 43, 55, 67, 77, 85, 91, 95),
+        range(1, 96),
+        _jpeg,
+        _open,
+    ),
+    "jpeg2000": Peer(
+        "JPEG 2000",
+        "irreversible wavelet and colour transform, codestream without boxes",
+        _pillow("jpg_2000", "OpenJPEG"),
+        tuple(0.05 * 2 ** (k / 2) for k in range(11)),
+        tuple(0.02 * 1.01**k for k in range(600)),
+        _jpeg2000,
+        _open,
+    ),
+    "webp": Peer(
+        "WebP",
+        "4:2:0, method 6",
+        _pillow("webp", "libwebp"),
+        (0, 3, 8, 15, 24, 34, 45, 57, 68, 76, 83, 89, 94),
+        range(101),
+        _webp,
+        _open,
+    ),
+    "avif": Peer(
+        "AVIF",
+        "4:2:0, speed 4",
+        _pillow("avif", "libavif"),
+        (0, 4, 9, 14, 20, 26, 33, 40, 48, 56, 64, 72, 80, 88),
+        range(101),
+        _avif,
+        _open,
+        coded_size,
+    ),
+    "jpegxl": Peer(
+        "JPEG XL",
+        "VarDCT, effort 7, codestream without boxes",
+        _imagecodecs_version("libjxl"),
+        (25, 20, 16, 13, 10.5, 8.5, 6.8, 5.4, 4.3, 3.4, 2.7, 2.1, 1.6, 1.2, 0.9),
+        tuple(25 / 1.01**k for k in range(400)),
+        _jpegxl,
+        _jpegxl_decode,
+    ),
+    "hevc_psnr": Peer(
+        "HEVC intra (PSNR)",
+        "4:2:0, preset slow, tune psnr; decoded by libde265",
+        _hevc_version,
+        range(0, 91, 5),
+        range(101),
+        partial(_hevc, tune="psnr"),
+        _hevc_decode,
+        coded_size,
+    ),
+    "hevc": Peer(
+        "HEVC intra",
+        "4:2:0, preset slow, tune ssim; decoded by libde265",
+        _hevc_version,
+        range(0, 91, 5),
+        range(101),
+        partial(_hevc, tune="ssim"),
+        _hevc_decode,
+        coded_size,
+    ),
+}
+
+
+def search(peer: Peer, pixels: Pixels, size: int, *, at_most: bool) -> tuple[float, bytes] | None:
+    """Find the finest setting within `size` bytes, or the coarsest that takes at least so many.
+
+    Counted bytes (`Peer.size`) are taken to grow along `Peer.settings`.
+
+    Returns:
+        The setting and its file, or None if no setting that was tried serves.
+    """
+    low, high = 0, len(peer.settings)
+    found = None
+    while low < high:
+        middle = (low + high) // 2
+        data = peer.encode(pixels, peer.settings[middle])
+        counted = peer.size(data)
+        if counted <= size if at_most else counted >= size:
+            found = peer.settings[middle], data
+        if counted < size or (at_most and counted == size):
+            low = middle + 1
+        else:
+            high = middle
+    return found
