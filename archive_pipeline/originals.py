@@ -1,0 +1,78 @@
+"""The original files of archived images: where they are now, told apart by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archive_pipeline.flight import SourceImage, find_images, read_pixels
+from archive_pipeline.georef import Window
+from archive_pipeline.store import ArchivedImage, ImageEntry
+
+
+def by_name(folder: Path) -> dict[str, list[Path]]:
+    """Images of a folder by their names, letter case aside.
+
+    Raises:
+        FlightError: there are none.
+    """
+    found: dict[str, list[Path]] = {}
+    for _, path in find_images(folder):
+        found.setdefault(path.name.casefold(), []).append(path)
+    return found
+
+
+def candidates(found: dict[str, list[Path]], entry: ImageEntry) -> tuple[Path, ...]:
+    """Files that may be an image's original, the likeliest first; their SHA-256 decides."""
+    paths = found.get(entry.id.rpartition("/")[2].casefold(), [])
+    parts = Path(entry.flight, entry.id).parts
+
+    def alike(path: Path) -> int:
+        ends = zip(reversed(path.parts), reversed(parts), strict=False)
+        return next((i for i, (a, b) in enumerate(ends) if a != b), len(parts))
+
+    return tuple(sorted(paths, key=alike, reverse=True))
+
+
+def find_original(
+    image: ArchivedImage, paths: tuple[Path, ...] | None
+) -> tuple[SourceImage | None, str, bool]:
+    """The original of an archived image, by its SHA-256.
+
+    Args:
+        paths: files that may be it; None for the path that it was archived from.
+
+    Returns:
+        A source to read pixels from; or None, what became of it, and whether another file is there.
+    """
+    source = image.source
+    problem = f"the original is not at {source.path} (see --originals)"
+    if paths is not None:
+        problem = "no file of its name is among the originals"
+    other = False
+    for path in (source.path,) if paths is None else paths:
+        try:
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problem = f"the original {path} cannot be read: {error.strerror}"
+            continue
+        if sha256 == source.sha256:
+            return replace(source, path=path), "", False
+        problem, other = f"{path} is not the file that was archived (its SHA-256 differs)", True
+    return None, problem, other
+
+
+def read_original(source: SourceImage, window: Window) -> NDArray[np.uint8]:
+    """Pixels uint8 (height, width, 3) of a window of an original.
+
+    Raises:
+        SourceError: the file is gone or damaged.
+    """
+    return read_pixels(source, window)[0]

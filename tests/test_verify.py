@@ -1,0 +1,511 @@
+"""Verification: numbers against pycocotools, verdicts, what is missing or damaged, side effects."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import HEIGHT, WIDTH, Run
+from PIL import Image, ImageFilter
+from toy_detector import NAMES, Objects, paint, paint_frame, save_toy_detector, write_labels
+
+from archive_pipeline.boxes import Detections
+from archive_pipeline.detection_metrics import METRICS, Summary, intervals, match
+from archive_pipeline.store import Archive
+
+if importlib.util.find_spec("ultralytics") is None:  # not imported: it would write settings
+    pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
+
+# What is painted on the three frames of the shared flight, by their order.
+OBJECTS: list[Objects] = [
+    [("car", 40, 40, 60, 30), ("car", 300, 200, 30, 60), ("person", 600, 100, 24, 24)],
+    [("car", 100, 240, 50, 40), ("car", 500, 60, 60, 30), ("person", 200, 40, 30, 30)],
+    [("car", 620, 200, 60, 40), ("car", 60, 150, 40, 60), ("car", 350, 40, 60, 28)],
+]
+SOFT = ("--tolerance", 0.2)  # what a codec may change of the toy's numbers, without judging it
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy_detector(tmp_path_factory.mktemp("toy") / "toy.torchscript")
+
+
+@pytest.fixture(scope="module")
+def painted(flight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flight with painted objects; not to be changed."""
+    folder = tmp_path_factory.mktemp("painted") / "town"
+    for frame, objects in zip(sorted(flight.iterdir()), OBJECTS, strict=True):
+        paint_frame(frame, objects, folder / frame.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def town(painted: Path, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its archive, with the toy's detections; not to be changed."""
+    from click.testing import CliRunner
+
+    from archive_pipeline.cli import main
+
+    url = tmp_path_factory.mktemp("town") / "town.zarr"
+    args = ("ingest", painted, "--archive", url, "--ratio", 8, "--workers", 0, "--detect", toy)
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == 0, result.output
+    return url
+
+
+@pytest.fixture(scope="module")
+def labels(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled") / "labels" / "town"
+    for frame, objects in zip(sorted(painted.iterdir()), OBJECTS, strict=True):
+        write_labels(folder / f"{frame.stem}.txt", objects, WIDTH, HEIGHT)
+    (folder.parents[1] / "data.yaml").write_text(f"names: {json.dumps(list(NAMES.values()))}\n")
+    return folder
+
+
+@pytest.fixture
+def verify(run: Run, toy: Path) -> Run:
+    """Run verify-detection in this process: verify(archive, ...)."""
+
+    def call(url: object, *args: object, model: object = toy) -> Any:
+        models = ("--model", model) if model else ()
+        return run("verify-detection", "--archive", url, *models, "--workers", 0, "--json", *args)
+
+    return call
+
+
+def random_case(seed: int) -> list[tuple[Detections, np.ndarray]]:
+    """Images with detections that hit, miss and repeat reference objects."""
+    random = np.random.default_rng(seed)
+    images = []
+    for _ in range(6):
+        objects = random.integers(0, 12)
+        corner = random.uniform(0, 500, (objects, 2))
+        boxes = np.concatenate([corner, corner + random.uniform(10, 60, (objects, 2))], axis=1)
+        near = boxes[random.random(objects) < 0.8]
+        found = np.concatenate([near, near[: len(near) // 3], random.uniform(0, 500, (4, 4))])
+        found += random.normal(0, 3, found.shape)
+        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 5)
+        scores = random.permutation(9000)[: len(found)] / 1e4  # no two equal
+        images.append((Detections.of(found, scores, np.zeros(len(found))), boxes))
+    return images
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_is_that_of_pycocotools(
+    seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    images = random_case(seed)
+    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1}], "info": {}}
+    found = []
+    for number, (detections, boxes) in enumerate(images, 1):
+        truth["images"].append({"id": number, "width": 600, "height": 600})
+        for x0, y0, x1, y1 in boxes.tolist():
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": 1, "iscrowd": 0, "category_id": 1}
+            truth["annotations"].append(
+                {**box, "id": len(truth["annotations"]) + 1, "image_id": number}
+            )
+        for (x0, y0, x1, y1), score in zip(detections.boxes, detections.scores, strict=True):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": 1, "score": score}
+            found.append({**box, "image_id": number})
+    coco = COCO()
+    coco.dataset = truth
+    coco.createIndex()
+    judge = COCOeval(coco, coco.loadRes(found), "bbox")
+    judge.params.maxDets = [1000] * 3
+    judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+    judge.evaluate()
+    judge.accumulate()
+    expected = judge.eval["precision"][:, :, 0, 0, 0].mean(axis=1)
+    summary = Summary([match(d, boxes, 0.5) for d, boxes in images], 0.25)
+    ours = summary.metrics(np.ones(len(images)))
+    assert ours["map50"] == pytest.approx(expected[0], abs=1e-9)
+    assert ours["map50_95"] == pytest.approx(expected.mean(), abs=1e-9)
+
+
+def test_weights_are_repetitions() -> None:
+    matched = [match(d, boxes, 0.5) for d, boxes in random_case(7)]
+    weights = np.array([2, 0, 1, 3, 0, 1.0])
+    repeated = [m for m, w in zip(matched, weights, strict=True) for _ in range(int(w))]
+    by_weight = Summary(matched, 0.3).metrics(weights)
+    by_hand = Summary(repeated, 0.3).metrics(np.ones(len(repeated)))
+    assert by_weight == pytest.approx(by_hand)
+
+
+def test_numbers_of_nothing_are_undefined() -> None:
+    nothing = match(Detections.of([], [], []), np.zeros((0, 4)), 0.5)
+    for images in ([], [nothing]):
+        summary = Summary(images, 0.25)
+        assert all(math.isnan(v) for v in summary.metrics(np.ones(len(images))).values())
+        assert set(intervals(summary, summary, resamples=5).values()) == {None}
+
+
+def test_intervals_are_paired_and_repeatable() -> None:
+    one = Summary([match(d, boxes, 0.5) for d, boxes in random_case(1)], 0.25)
+    two = Summary([match(d, boxes, 0.5) for d, boxes in random_case(2)], 0.25)
+    assert set(intervals(one, one).values()) == {(0.0, 0.0)}
+    first = intervals(one, two)
+    assert first == intervals(one, two)
+    low, high = first["recall"] or (0, 0)
+    assert low < high
+
+
+def test_restored_images_pass(verify: Run, town: Path) -> None:
+    result = verify(town, *SOFT)
+    assert result.code == 0, result.err
+    assert result.json["passed"] is True
+    assert result.json["failed"] == []
+    (model,) = result.json["models"]
+    assert (model["model"], model["images"], model["reference"]) == (
+        "toy.torchscript", 3, "originals",
+    )  # fmt: skip
+    assert model["objects"] == {"vehicle": 7, "person": 2}
+    for numbers in (model["original"], model["restored"], model["delta"]):
+        assert set(numbers) == {"vehicle", "person"}
+        assert set(numbers["vehicle"]) == set(METRICS)
+    assert model["original"]["vehicle"] | {"confidence": 1} == dict.fromkeys(METRICS, 1.0)
+    assert model["delta"]["vehicle"]["ratio"] == 0
+    for name in METRICS:
+        low, high = model["interval"]["vehicle"][name]
+        assert low <= high
+
+
+def test_labels_are_the_reference(verify: Run, town: Path, labels: Path) -> None:
+    result = verify(town, "--labels", labels, *SOFT)
+    assert result.code == 0, result.err
+    (model,) = result.json["models"]
+    assert model["reference"] == "labels"
+    assert model["objects"] == {"vehicle": 7, "person": 2}
+    assert model["original"]["vehicle"]["recall"] == 1
+    assert 0.9 < model["original"]["vehicle"]["iou"] <= 1
+
+
+def test_identical_pixels_differ_by_exactly_nothing(verify: Run, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for number in range(3):  # so small that they are stored losslessly
+        pixels = np.random.default_rng(number).integers(60, 140, (96, 160, 3), np.uint8)
+        painted = paint(pixels, [("car", 20 + 10 * number, 30, 40, 24)])
+        Image.fromarray(painted).save(folder / f"{number}.png")
+    url = tmp_path / "a.zarr"
+    assert run("ingest", folder, "--archive", url, "--workers", 0).code == 0
+    assert {entry.record["codec"] for entry in Archive.open(url).images()} == {"lossless"}
+    result = verify(url, "--tolerance", 0)
+    assert result.code == 0, result.err
+    (model,) = result.json["models"]
+    assert model["objects"]["vehicle"] == 3
+    assert set(model["delta"]["vehicle"].values()) == {0.0}
+    assert [0.0, 0.0] in model["interval"]["vehicle"].values()
+
+
+@pytest.fixture
+def sabotaged(run: Run, painted: Path, town: Path, tmp_path: Path) -> Path:
+    """The archive with the pixels of two of its three images blurred."""
+    frames = sorted(painted.iterdir())
+    blurred = tmp_path / "blurred" / "town"
+    blurred.mkdir(parents=True)
+    for frame in frames[:2]:
+        with Image.open(frame) as image:
+            soft = image.filter(ImageFilter.GaussianBlur(25))
+            soft.save(blurred / frame.name, exif=image.info["exif"], quality=95)
+    other = tmp_path / "other.zarr"
+    assert run("ingest", blurred, "--archive", other, "--ratio", 8, "--workers", 0).code == 0
+    url = Path(shutil.copytree(town, tmp_path / "sabotaged.zarr"))
+    for frame in frames[:2]:
+        pixels = Path("flights", "town", frame.name, "pixels")
+        shutil.rmtree(url / pixels)
+        shutil.copytree(other / pixels, url / pixels)
+    return url
+
+
+def test_a_sabotaged_archive_fails_and_names_the_images(
+    verify: Run, run: Run, toy: Path, sabotaged: Path, painted: Path
+) -> None:
+    result = verify(sabotaged, *SOFT)
+    assert result.code == 4
+    assert result.json["passed"] is False
+    (model,) = result.json["models"]
+    ratio = next(f for f in model["failures"] if (f["class"], f["metric"]) == ("vehicle", "ratio"))
+    assert ratio["delta"] == pytest.approx(-4 / 7, abs=1e-6)
+    bad = [f"town/{frame.name}" for frame in sorted(painted.iterdir())[:2]]
+    assert sorted(ratio["images"][:2]) == bad
+    args = ("verify-detection", "--archive", sabotaged, "--model", toy, "--workers", 0, *SOFT)
+    printed = run(*args)
+    assert printed.code == 4
+    (line,) = [x for x in printed.out.splitlines() if "below tolerance" in x and "vehicle" in x]
+    assert "toy.torchscript: vehicle: ratio -0.571" in line
+    assert all(name in line for name in bad)
+
+
+def test_missing_and_other_originals_are_counted(
+    verify: Run, run: Run, painted: Path, toy: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(painted, tmp_path / "elsewhere" / "town"))
+    url = tmp_path / "a.zarr"
+    assert run("ingest", moved, "--archive", url, "--ratio", 8, "--workers", 0).code == 0
+    first, second, third = sorted(moved.iterdir())
+    shutil.copy(third, second)
+    first.unlink()
+    result = verify(url, *SOFT)
+    assert result.code == 3
+    assert result.json["passed"] is True
+    assert result.json["models"][0]["images"] == 1
+    errors = {f["image"]: f["error"] for f in result.json["failed"]}
+    assert "the original is not at" in errors[f"town/{first.name}"]
+    assert "--originals" in errors[f"town/{first.name}"]
+    assert "not the file that was archived" in errors[f"town/{second.name}"]
+    assert result.err.count("Failed: ") == 2
+    # elsewhere, below another folder with a file of the same name
+    shutil.copytree(painted, tmp_path / "all" / "b")
+    shutil.copytree(moved, tmp_path / "all" / "a")
+    result = verify(url, "--originals", tmp_path / "all", *SOFT)
+    assert (result.code, result.json["models"][0]["images"]) == (0, 3)
+    shutil.rmtree(moved)
+    result = verify(url, *SOFT)
+    assert result.code == 1
+    assert result.json["passed"] is False
+    assert result.err.splitlines()[-1] == (
+        "Error: nothing is proven: no image could be compared (3 were not)"
+    )
+    assert set(result.json["models"][0]["delta"]["vehicle"].values()) == {None}
+
+
+def test_stored_detections_stand_in_for_deleted_originals(
+    verify: Run, run: Run, painted: Path, labels: Path, toy: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(painted, tmp_path / "town"))
+    url = tmp_path / "a.zarr"
+    ingest = ("ingest", moved, "--archive", url, "--ratio", 8, "--workers", 0)
+    assert run(*ingest, "--detect", toy, "--json").json["ingested"] == 3
+    for entry in Archive.open(url).images():
+        assert entry.record["archive_bytes"] <= WIDTH * HEIGHT * 3 / 8
+        assert Archive.open(url).size_of(entry.key) == entry.record["archive_bytes"]
+    assert run("check", "--archive", url).code == 0
+    again = run(*ingest, "--detect", toy, "--json")
+    assert (again.code, again.json["skipped"]) == (0, 3)
+    live = verify(url, *SOFT).json["models"][0]
+    shutil.rmtree(moved)
+    result = verify(url, *SOFT)
+    assert result.code == 0, result.err
+    (model,) = result.json["models"]
+    assert model["images_by_stored_detections"] == 3
+    for key in ("original", "restored", "delta"):
+        assert model[key] == live[key]
+    assert verify(url, "--labels", labels, *SOFT).code == 0
+    for args, message in (
+        (("--slice", 320), "slices of 640 pixels, not 320"),
+        (("--confidence", 0.05), "from a confidence of 0.1, not 0.05"),
+    ):
+        result = verify(url, *args)
+        assert result.code == 1
+        assert message in result.json["failed"][0]["error"]
+
+
+def test_detections_cannot_be_added_later(run: Run, own_archive: Path, flight: Path, toy: Path,
+                                          tmp_path: Path) -> None:  # fmt: skip
+    ingest = ("ingest", flight, "--archive", own_archive, "--ratio", 16, "--workers", 0)
+    result = run(*ingest, "--detect", toy, "--json")
+    assert result.code == 3
+    assert {f["error"] for f in result.json["failed"]} == {
+        "archived without detections by this model; use --overwrite to store them"
+    }
+    result = run("ingest", flight, "--archive", tmp_path / "b.zarr", "--detect", "nonsense")
+    assert result.code == 1
+    assert result.err.startswith("Error: nonsense: no such file")
+    assert not (tmp_path / "b.zarr").exists()
+
+
+def test_labels_and_images_that_do_not_fit(verify: Run, town: Path, labels: Path,
+                                           tmp_path: Path) -> None:  # fmt: skip
+    own = Path(shutil.copytree(labels, tmp_path / "labels"))
+    shutil.copy(labels.parents[1] / "data.yaml", own)
+    first, second, third = sorted(own.glob("*.txt"))
+    first.rename(own / "unrelated.txt")
+    second.write_text("0 0.5 0.5\n")
+    result = verify(town, "--labels", own, *SOFT)
+    assert result.code == 3
+    errors = [f["error"] for f in result.json["failed"]]
+    assert any("no label file" in e and f"town/{first.stem}" in e for e in errors)
+    assert any("line 1 is not a label" in e and second.name in e for e in errors)
+    assert any(
+        "1 label files without an image: unrelated.txt" in w for w in result.json["warnings"]
+    )
+    third.write_text("7 0.5 0.5 0.1 0.1\n")
+    result = verify(town, "--labels", own)
+    assert "class 7 has no name" in result.err
+    assert result.code == 1
+    third.write_text("")  # an image without objects
+    result = verify(town, "--labels", own, "--classes", "person")
+    assert "nothing to compare was found or labelled" in result.err
+    assert result.code == 1
+    for folder, message in ((tmp_path / "empty", "no label files"),):
+        folder.mkdir()
+        result = verify(town, "--labels", folder)
+        assert (result.code, len(result.err.splitlines())) == (1, 1)
+        assert message in result.err
+    (own / "data.yaml").write_text("nothing: here\n")
+    assert "no class names" in verify(town, "--labels", own).err
+
+
+def test_polygons_and_names_given(verify: Run, town: Path, labels: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(labels, tmp_path / "labels"))
+    for path in own.glob("*.txt"):
+        lines = []
+        for line in path.read_text().splitlines():
+            number, x, y, w, h = (float(v) for v in line.split())
+            corners = [(x - w / 2, y - h / 2), (x + w / 2, y - h / 2), (x + w / 2, y + h / 2)]
+            lines.append(" ".join(map(str, [int(number), *(v for c in corners for v in c)])))
+        path.write_text("\n".join(lines))
+    names = tmp_path / "classes.txt"
+    names.write_text("car\nperson\n")
+    (model,) = verify(town, "--labels", own, "--names", names, *SOFT).json["models"]
+    assert model["objects"] == {"vehicle": 7, "person": 2}
+    assert model["original"]["vehicle"]["iou"] > 0.9
+
+
+def test_nothing_found_anywhere_proves_nothing(verify: Run, archive: Path) -> None:
+    result = verify(archive)
+    assert result.code == 1
+    assert result.json["passed"] is False
+    assert "NaN" not in result.out
+    (model,) = result.json["models"]
+    assert model["images"] == 3
+    assert set(model["original"]["person"].values()) == {None}
+    assert "nothing to compare was found or labelled (toy.torchscript)" in result.err
+
+
+def test_objects_where_the_reference_has_none_fail(
+    verify: Run, town: Path, labels: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(labels, tmp_path / "labels"))
+    for path in own.glob("*.txt"):
+        path.write_text("")
+    result = verify(town, "--labels", own, "--names", labels.parents[1] / "data.yaml")
+    # as many wrong detections before as after: no difference
+    assert result.json["models"][0]["detections"]["vehicle"] == [7, 7]
+    assert result.code == 0
+
+
+def test_models_and_classes(verify: Run, town: Path, toy: Path, tmp_path: Path) -> None:
+    result = verify(town, model="nonsense.pt")
+    assert result.code == 1
+    assert result.err == (
+        "Error: nonsense.pt: no such file, and no model that Ultralytics publishes\n"
+    )
+    result = verify(town, "--classes", "building")
+    assert result.code == 1
+    assert result.err == (
+        "Error: toy.torchscript: knows no class of 'building' "
+        "(classes of toy.torchscript: car, person)\n"
+    )
+    result = verify(town, "--classes", "building", "--classes", "anything=person,car", *SOFT)
+    assert result.code == 0
+    assert list(result.json["models"][0]["delta"]) == ["anything"]
+    assert result.json["models"][0]["objects"] == {"anything": 9}
+    assert "Warning: toy.torchscript: knows no class of 'building'" in result.err
+    assert verify(town, "--classes", "=car").code == 2
+    second = save_toy_detector(tmp_path / "second.torchscript", 320)
+    result = verify(town, "--model", second, *SOFT)
+    assert result.code == 0, result.err
+    assert [m["model"] for m in result.json["models"]] == [
+        "toy.torchscript", "second.torchscript",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--tolerance", "-1"),
+        ("--confidence", "2"),
+        ("--iou", "0"),
+        ("--slice", "8"),
+        ("--originals", "nowhere"),
+        ("--labels", "nowhere"),
+        ("--classes", "a="),
+    ],
+)
+def test_usage_errors(verify: Run, town: Path, args: tuple[str, str]) -> None:
+    result = verify(town, *args)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines()[-1].startswith("Error: ")
+
+
+def test_rasters_that_are_no_photographs_are_left_out(
+    verify: Run, run: Run, town: Path, painted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    Image.fromarray(np.full((40, 50), 7, np.uint16)).save(folder / "height.tif")
+    url = Path(shutil.copytree(town, tmp_path / "a.zarr"))
+    assert run("ingest", folder, "--archive", url, "--workers", 0).code == 0
+    result = verify(url, *SOFT)
+    assert result.code == 0
+    assert [s["image"] for s in result.json["skipped"]] == ["mixed/height.tif"]
+
+
+def test_damaged_images_are_named(verify: Run, town: Path, painted: Path, tmp_path: Path) -> None:
+    url = Path(shutil.copytree(town, tmp_path / "a.zarr"))
+    first = sorted(painted.iterdir())[0].name
+    pixels = url / "flights" / "town" / first / "pixels"
+    (shard,) = (p for p in pixels.rglob("*") if p.is_file() and p.name != "zarr.json")
+    shard.write_bytes(shard.read_bytes()[:100])
+    result = verify(url, *SOFT)
+    assert result.code == 3
+    assert [f["image"] for f in result.json["failed"]] == [f"town/{first}"]
+
+
+def test_workers_agree_and_nothing_is_left_behind(
+    command: Run, verify: Run, town: Path, toy: Path, tmp_path: Path
+) -> None:
+    places = {name: tmp_path / name for name in ("home", "cwd", "tmp")}
+    for place in places.values():
+        place.mkdir()
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    calls = tmp_path / "calls.txt"
+    calls.touch()
+    # every process notes whom it talks to
+    (hook / "sitecustomize.py").write_text(
+        "import sys\n"
+        "def note(event, args):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo'):\n"
+        "        host = args[1][0] if event == 'socket.connect' else args[0]\n"
+        f"        open({str(calls)!r}, 'a').write(f'{{host}}\\n')\n"
+        "sys.addaudithook(note)\n"
+    )
+    report = tmp_path / "report"
+    env = {
+        "HOME": str(places["home"]),
+        "TMPDIR": str(places["tmp"]),
+        "PYTHONPATH": str(hook),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **dict.fromkeys(("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "YOLO_CONFIG_DIR"), ""),
+    }
+    before = os.stat(toy.parent).st_mtime_ns
+    result = command(
+        "verify-detection", "--archive", town, "--model", toy, "--workers", 2, "--json",
+        "--report", report, *SOFT, env=env, cwd=places["cwd"],
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert result.err == ""
+    hosts = set(calls.read_text().split())
+    assert hosts
+    assert not {h for h in hosts if h != "localhost" and not h.startswith("127.")}
+    assert [p for place in places.values() for p in place.rglob("*")] == []
+    assert os.stat(toy.parent).st_mtime_ns == before
+    assert sorted(p.name for p in report.iterdir()) == [
+        "images.csv", "report.html", "result.json", "summary.csv",
+    ]  # fmt: skip
+    own, other = result.json, verify(town, *SOFT).json
+    for found in (own, other):
+        del found["seconds"]
+    assert own == other
