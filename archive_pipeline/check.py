@@ -84,6 +84,10 @@ def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
             problems.append(f"{entry.flight}/{entry.id}: metadata contradict the record")
     except ArchiveError as error:
         problems.append(str(error))
+    try:
+        image.detections(len)
+    except ArchiveError as error:
+        problems.append(str(error))
     problems += _check_array(archive, image, "pixels", image.read)
     if entry.record["mask"] != "none":
         problems += _check_array(archive, image, "mask", image.read_mask)

@@ -288,7 +288,7 @@ def _compare_neighbours(
     for _, result in cluster.run(client, compare_frames, runs):
         for key, warning in result if isinstance(result, list) else ():
             found.setdefault(key, Warned(str(paths[key]), warning))
-    return [found[key] for key in paths if key in found]
+    return [found[key] for key in sorted(found)]
 
 
 @dataclass(frozen=True)

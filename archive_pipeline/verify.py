@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import dask
 import numpy as np
 
 from archive_pipeline import cluster
@@ -201,6 +200,8 @@ def verify(
         FlightError: the folder of originals holds no images.
         LabelError: the labels cannot be used.
     """
+    import dask
+
     from archive_pipeline.models import use_device, use_steps
 
     started = time.monotonic()

@@ -339,7 +339,7 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ratios["webp", "psnr"]["crops_compared"] == "0"
 
     summary = (out / "summary.md").read_text()
-    for text in ("## toy, native size (2 crops)", "| JPEG XL | ", "none of 2", "libjxl", "SHA-256"):
+    for text in ("toy, native size (crops: 2)", "| JPEG XL | ", "none of 2", "libjxl", "SHA-256"):
         assert text in summary
     assert "webp: OSError: disk is made of cheese (4 times)" in summary
     assert (out / "curves.svg").read_text().startswith("<?xml")

@@ -150,8 +150,10 @@ def caption(panel: Panel) -> list[str]:
 
 
 def draw_sheet(sheet: Sheet) -> Image.Image:
-    """Draw the middle of each panel at one screen pixel a pixel, captions above."""
-    height, width = (min(side, MAX_PANEL) for side in sheet.panels[0].pixels.shape[:2])
+    """Draw the middle of each panel, captions above; small ones are enlarged 2, 3... times."""
+    shape = sheet.panels[0].pixels.shape
+    zoom = max(1, MAX_PANEL // max(shape[:2]))
+    height, width = (zoom * min(side, MAX_PANEL) for side in shape[:2])
     count = len(sheet.panels)
     title = 40
     canvas = Image.new(
@@ -168,7 +170,10 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
         draw.text((left, top), panel.label, STYLES[OURS][0] if ours else INK, fonts[17])
         for line, text in enumerate(caption(panel)):
             draw.text((left, top + 21 + 17 * line), text, MUTED, fonts[14])
-        row, col = ((a - b) // 2 for a, b in zip(panel.pixels.shape, (height, width), strict=False))
-        part = panel.pixels[row : row + height, col : col + width]
-        canvas.paste(Image.fromarray(np.ascontiguousarray(part)), (left, top + CAPTION))
+        row, col = (shape[0] - height // zoom) // 2, (shape[1] - width // zoom) // 2
+        part = panel.pixels[row : row + height // zoom, col : col + width // zoom]
+        picture = Image.fromarray(np.ascontiguousarray(part))
+        canvas.paste(
+            picture.resize((width, height), Image.Resampling.NEAREST), (left, top + CAPTION)
+        )
     return canvas

@@ -173,7 +173,7 @@ def markdown(run: Run, points: list[Row], failures: list[Row], results: list[Res
     ]
     for group in groups_of(points):
         crops = len({r["crop"] for r in points if (r["set"], r["scale"]) == group})
-        lines += ["", f"## {group[0]}, {group[1]} size ({crops} crops)", ""]
+        lines += ["", f"## {group[0]}, {group[1]} size (crops: {crops})", ""]
         lines += headline(results, group)
     rows = [["PCDC (ours)", "tiles as in the archive", "", *speeds(points, OURS)]]
     for name, version in run.versions.items():
@@ -184,7 +184,8 @@ def markdown(run: Run, points: list[Row], failures: list[Row], results: list[Res
         "",
         f"Megapixels per CPU second of one process (this machine has {os.cpu_count()} cores), all "
         "threads counted; ours encodes to a target size. HEVC and AVIF are counted without the "
-        "boxes of their files, as a bare bitstream; `file_bytes` in points.csv has them.",
+        "boxes of their files, as a bare bitstream; `file_bytes` in points.csv has them. "
+        "curves.png shows means over crops where every crop has a value.",
     ]
     counts = Counter((f["codec"], f["error"]) for f in failures)
     notes = run.notes + [f"{codec}: {error} ({n} times)" for (codec, error), n in counts.items()]

@@ -152,14 +152,14 @@ def _hevc_decode(data: bytes) -> Pixels:
 
 
 def _hevc_version() -> str:
-    return "x265 " + _pillow_heif().libheif_info()["HEIF"]
+    return str(_pillow_heif().libheif_info()["HEIF"])
 
 
 PEERS = {
     "jpeg": Peer(
         "JPEG",
         "4:2:0, progressive, optimised tables",
-        _pillow("jpg", "libjpeg-turbo"),
+        _pillow("libjpeg_turbo", "libjpeg-turbo"),
         (2, 4, 7, 11, 16, 23, 32, 43, 55, 67, 77, 85, 91, 95),
         range(1, 96),
         _jpeg,
