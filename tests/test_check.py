@@ -140,7 +140,7 @@ def test_model_damage(run: Run, own_archive: Path, tmp_path: Path) -> None:
         assert folder.name in result.err
         path.unlink()
         # a model without denoiser is whole, too, so one that lacks its own is another
-        with pytest.raises(ArchiveError, match="is missing|its hash is another"):
+        with pytest.raises(ArchiveError, match=r"is missing|its hash is another"):
             Archive.open(own_archive).use_model(folder.name)
         path.write_bytes(data)
 
