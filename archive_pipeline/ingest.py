@@ -365,12 +365,11 @@ def _known(archive: Archive, task: Task) -> Outcome | None:
 
 def ingest_image(task: Task) -> Outcome:
     """Archive one image (runs on a worker); errors of the image become its outcome."""
-    from archive_pipeline.models import is_known, use_device
+    from archive_pipeline.models import use_device
 
     use_device(task.options.device)
     archive = Archive.open(task.archive, writable=True)
-    if not is_known(task.model):
-        archive.use_model(task.model)
+    archive.ensure_model(task.model)
     expected: tuple[type[Exception], ...] = (SourceError, ArchiveError)
     if task.detectors:
         from archive_pipeline.detectors import DetectorError

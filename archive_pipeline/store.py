@@ -290,6 +290,17 @@ class Archive:
             raise ArchiveError(f"{self.url}: models/{sha256} is damaged: its hash is another")
         register(files)
 
+    def ensure_model(self, sha256: str) -> None:
+        """Make a stored model known to the codec, unless this process knows it already.
+
+        Raises:
+            ArchiveError: it is missing, or its contents do not have this hash.
+        """
+        from archive_pipeline.models import is_known
+
+        if not is_known(sha256):
+            self.use_model(sha256)
+
     def require_denoiser(self, entry: ImageEntry) -> None:
         """Make sure that an image can be decoded with denoising steps; lossless ones always can.
 
@@ -298,11 +309,10 @@ class Archive:
         """
         if entry.record["codec"] != "pcdc":
             return
-        from archive_pipeline.models import has_denoiser, is_known
+        from archive_pipeline.models import has_denoiser
 
         sha256 = entry.record["model"]
-        if not is_known(sha256):
-            self.use_model(sha256)
+        self.ensure_model(sha256)
         if not has_denoiser(sha256):
             raise ArchiveError(
                 f"{entry.flight}/{entry.id}: its model {sha256[:12]} has no denoiser; "
@@ -585,13 +595,10 @@ class ArchivedImage:
         inner = getattr(sharding, "codecs", array.metadata.codecs)  # type: ignore[union-attr]
         for codec in inner:
             if isinstance(codec, PCDCCodec):
-                from archive_pipeline.models import is_known
-
-                if not is_known(codec.model):
-                    try:
-                        self.archive.use_model(codec.model)
-                    except ArchiveError as error:
-                        raise self._damaged("pixels", error) from error
+                try:
+                    self.archive.ensure_model(codec.model)
+                except ArchiveError as error:
+                    raise self._damaged("pixels", error) from error
 
     def _require(
         self, array: zarr.Array, name: str, low: tuple[int, ...], high: tuple[int, ...]
