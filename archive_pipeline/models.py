@@ -21,10 +21,13 @@ _device = "cpu"
 _decoder = (0, 0)  # denoising steps, seed
 
 
-def use_device(device: str) -> None:
-    """Run codecs on this torch device from now on: "cpu", "cuda", or "auto" for what is there.
+def use_device(device: str, steps: int = 0, seed: int = 0) -> None:
+    """Run codecs like this from now on.
 
-    Pixels are then those of the deterministic decoder until `use_steps` says otherwise.
+    Args:
+        device: torch device: "cpu", "cuda", or "auto" for what is there.
+        steps: denoising steps of the decoder; 0 is deterministic.
+        seed: of the denoiser's noise.
 
     Raises:
         ValueError: CUDA is asked for and there is none.
@@ -36,13 +39,7 @@ def use_device(device: str) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device is available")
-    _device, _decoder = device, (0, 0)
-
-
-def use_steps(steps: int, seed: int) -> None:
-    """Decode with so many denoising steps and this seed from now on; 0 is deterministic."""
-    global _decoder
-    _decoder = (steps, seed)
+    _device, _decoder = device, (steps, seed)
 
 
 def decoder() -> tuple[int, int]:

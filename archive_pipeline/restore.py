@@ -177,7 +177,7 @@ def restore(
         ValueError: the bounding box or its CRS is invalid.
         OutputError: a mosaic cannot be written.
     """
-    from archive_pipeline.models import use_device, use_steps
+    from archive_pipeline.models import use_device
 
     started = time.monotonic()
     if scheduler is not None:  # its workers have a working directory of their own
@@ -185,8 +185,7 @@ def restore(
     archive = Archive.open(archive_url)
     chosen, failed = select(archive, selection)
     if mosaic:
-        use_device(device)
-        use_steps(steps, seed)
+        use_device(device, steps, seed)
         if steps:
             for entry, _ in chosen:
                 archive.require_denoiser(entry)
@@ -244,10 +243,9 @@ def restore_image(task: Task) -> dict[str, Any]:
     Raises:
         ArchiveError, OutputError: one line that names the image.
     """
-    from archive_pipeline.models import use_device, use_steps
+    from archive_pipeline.models import use_device
 
-    use_device(task.device)
-    use_steps(task.steps, task.seed)
+    use_device(task.device, task.steps, task.seed)
     archive = Archive.open(task.archive)
     if task.steps:
         archive.require_denoiser(task.entry)

@@ -202,7 +202,7 @@ def verify(
     """
     import dask
 
-    from archive_pipeline.models import use_device, use_steps
+    from archive_pipeline.models import use_device
 
     started = time.monotonic()
     if scheduler is not None:  # its workers have a working directory of their own
@@ -216,8 +216,8 @@ def verify(
         workers = 0
         if scheduler is not None:
             raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
-    use_device(options.device)  # the report's pictures are decoded here
-    use_steps(options.steps, options.seed)
+    # the report's pictures are decoded here
+    use_device(options.device, options.steps, options.seed)
     archive = Archive.open(archive_url)
     labels = None if options.labels is None else find_labels(options.labels, options.names)
     found = None if options.originals is None else by_name(options.originals)
@@ -325,12 +325,12 @@ def verify_image(task: Task) -> ImageResult:
     Raises:
         VerifyError, ArchiveError, SourceError, LabelError, DetectorError: one line.
     """
-    from archive_pipeline.models import use_device, use_steps
+    from archive_pipeline.models import use_device
 
-    use_device(task.options.device)
-    use_steps(task.options.steps, task.options.seed)
+    options = task.options
+    use_device(options.device, options.steps, options.seed)
     archive = Archive.open(task.archive)
-    if task.options.steps:
+    if options.steps:
         archive.require_denoiser(task.entry)
     image = archive.image(task.entry)
     width, height = task.entry.record["width"], task.entry.record["height"]
@@ -344,11 +344,11 @@ def verify_image(task: Task) -> ImageResult:
     groups: dict[str, dict[str, GroupResult]] = {}
     errors = []
     for file, names in task.detectors:
-        detector = load_detector(file, task.options.device)
-        size = task.options.slice or detector.input_size
+        detector = load_detector(file, options.device)
+        size = options.slice or detector.input_size
         known = None if stored is None else stored.get(file.sha256)
         if stored is not None:
-            unfit = _unfit(known, file, size, task.options.confidence)
+            unfit = _unfit(known, file, size, options.confidence)
             if unfit:
                 errors.append(f"{task.name}: {problem}, and {unfit}")
                 continue
