@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from archive_pipeline.index import KEY, read_index
+from archive_pipeline.index import KEY, read_index, write_index
 from archive_pipeline.store import (
     Archive,
     ArchivedImage,
@@ -27,6 +27,7 @@ class Report:
     images: int = 0
     models: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out or mended
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive check --json`."""
@@ -35,19 +36,28 @@ class Report:
             "images": self.images,
             "models": self.models,
             "problems": self.problems,
+            "notes": self.notes,
         }
 
 
-def check(archive_url: str, progress: Callable[[int], None] = lambda total: None) -> Report:
+def check(
+    archive_url: str,
+    progress: Callable[[int], None] = lambda total: None,
+    *,
+    repair: bool = False,
+) -> Report:
     """Check every checksum, decode every tile, compare the index with the contents.
+
+    Images that are written meanwhile are taken as they were or as they are then.
 
     Args:
         progress: called after each image with the number of images.
+        repair: write the index anew if it does not agree.
 
     Raises:
-        ArchiveError: there is no archive to check.
+        ArchiveError: there is no archive to check, or the index cannot be written.
     """
-    archive = Archive.open(archive_url)
+    archive = Archive.open(archive_url, writable=repair)
     report = Report()
     for sha256 in archive.list_names("models"):
         report.models += 1
@@ -55,14 +65,47 @@ def check(archive_url: str, progress: Callable[[int], None] = lambda total: None
     keys = list(archive.keys())
     found = {}
     for key in keys:
-        entry = _try(report, partial(archive.entry, key))
+        entry, problems = _check_key(archive, key)
+        if problems and (archive.is_written() or _sha256(archive, key) != _of(entry)):
+            with archive.exclusive(key):  # a writer was at it, or still is
+                entry, problems = _check_key(archive, key)
         if entry is not None:
             report.images += 1
-            found[key] = entry.record.get("sha256")
-            report.problems += _check_image(archive, entry)
+            found[key] = _of(entry)
+        report.problems += problems
         progress(len(keys))
-    _check_index(archive, report, found)
+    if archive.is_written() and not repair:
+        report.notes.append(f"{KEY} was not compared: an ingest is running, which will write it")
+        return report
+    differences = _compare_index(archive, found)
+    if differences and repair:
+        count = write_index(archive)
+        report.notes += [f"was: {line}" for line in differences]
+        report.notes.append(f"{KEY} was written anew: {count} images")
+        differences = _compare_index(archive, found)
+    report.problems += differences
     return report
+
+
+def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]]:
+    """The image at a key, None where none is committed, and what is wrong with it."""
+    try:
+        entry = archive.entry(key)
+    except ArchiveError as error:
+        return None, [str(error)]
+    return entry, [] if entry is None else _check_image(archive, entry)
+
+
+def _of(entry: ImageEntry | None) -> str | None:
+    return None if entry is None else entry.record["sha256"]
+
+
+def _sha256(archive: Archive, key: str) -> str | None:
+    """The source's hash of the image that is committed now, if one is."""
+    try:
+        return _of(archive.entry(key))
+    except ArchiveError:
+        return None
 
 
 def _try(report: Report, action: Callable[[], Any]) -> Any:
@@ -118,20 +161,25 @@ def _check_array(
     return problems
 
 
-def _check_index(archive: Archive, report: Report, found: dict[str, Any]) -> None:
+def _compare_index(archive: Archive, found: dict[str, str | None]) -> list[str]:
+    """What the index says otherwise than the images, a line each."""
     try:
         index = read_index(archive)
     except ArchiveError as error:
-        report.problems.append(str(error))
-        return
+        return [str(error)]
     if index is None:
-        if found:
-            report.problems.append(f"{archive.url}: {KEY} is missing; the next ingest writes it")
-        return
-    for key in sorted(found.keys() - index.keys()):
-        report.problems.append(f"{key}: not in {KEY}")
-    for key in sorted(index.keys() - found.keys()):
-        report.problems.append(f"{key}: in {KEY}, but no such image is committed")
-    for key in sorted(found.keys() & index.keys()):
-        if index[key] != found[key]:
-            report.problems.append(f"{key}: {KEY} describes another image")
+        return [f"{archive.url}: {KEY} is missing; --repair writes it"] if found else []
+    problems = []
+    for key in sorted(found.keys() | index.keys()):
+        if index.get(key) == found.get(key):
+            continue
+        now = _sha256(archive, key)  # it may have been written since
+        if index.get(key) == now:
+            continue
+        if key not in index:
+            problems.append(f"{key}: not in {KEY}")
+        elif now is None:
+            problems.append(f"{key}: in {KEY}, but no such image is committed")
+        else:
+            problems.append(f"{key}: {KEY} describes another image")
+    return problems
