@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import re
 import sys
@@ -49,6 +50,19 @@ def _errors(verbose: int) -> Iterator[None]:
         sys.exit(1)
 
 
+@contextmanager
+def _logs(verbose: int, quiet: bool) -> Iterator[None]:
+    """Show the package's log on stderr: what -v asks for, or warnings, or errors with -q."""
+    handler = logging.StreamHandler()
+    logger = logging.getLogger("archive_pipeline")
+    logger.setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def common(function: Callable[..., None]) -> Callable[..., None]:
     """Options of every command."""
 
@@ -63,12 +77,17 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="Only errors and results.")
-    @click.option("-v", "--verbose", count=True, help="More detail; tracebacks of errors.")
+    @click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="More detail: Dask's dashboard, workers that die, tracebacks of errors.",
+    )
     @functools.wraps(function)
-    def wrapped(*args: Any, verbose: int, **kwargs: Any) -> None:
+    def wrapped(*args: Any, verbose: int, quiet: bool, **kwargs: Any) -> None:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # worker processes' too
-        with _errors(verbose):
-            function(*args, verbose=verbose, **kwargs)
+        with _errors(verbose), _logs(verbose, quiet):
+            function(*args, verbose=verbose, quiet=quiet, **kwargs)
 
     return wrapped
 
@@ -124,6 +143,7 @@ class _Progress:
         self.label = label
         self.shown = not quiet and sys.stderr.isatty()
         self.bar: Any = None
+        self.before = 0
 
     def step(self, total: int) -> None:
         if not self.shown:
@@ -131,8 +151,22 @@ class _Progress:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=self.label, unit="image", file=sys.stderr)
+            self.bar = tqdm(
+                total=total,
+                initial=self.before,
+                desc=self.label,
+                unit="image",
+                file=sys.stderr,
+                smoothing=0.1,  # workers finish in bursts
+            )
         self.bar.update()
+
+    def skip(self) -> None:
+        """Count something that took no time: the remaining time is that of the others."""
+        self.before += 1
+        if self.bar is not None:
+            self.bar.initial += 1
+            self.bar.update()
 
     def echo(self, line: str) -> None:
         """Print a line to stderr above the bar."""
@@ -228,7 +262,10 @@ def ingest(
     bar = _Progress("ingest", quiet)
 
     def progress(outcome: Outcome, total: int) -> None:
-        bar.step(total)
+        if outcome.status == "skipped":
+            bar.skip()
+        else:
+            bar.step(total)
         if outcome.error:
             bar.echo(f"Failed: {outcome.path}: {outcome.error}")
 
@@ -273,6 +310,10 @@ def _print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str
         f"{archive_url}: {result['ingested']} ingested, {result['skipped']} skipped, "
         f"{len(result['failed'])} failed in {result['seconds']:.1f} s"
     )
+    if report.workers_lost:
+        click.echo(
+            f"  {report.workers_lost} workers died, {report.retries} images were tried again"
+        )
     if not result["ingested"]:
         return
     stored = result["archive_bytes"]
@@ -289,7 +330,11 @@ def _print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str
     if lossless:
         click.echo(f"  {lossless} of the images stored losslessly")
     click.echo(f"  models, once an archive: {_size(result['model_bytes'])}")
-    click.echo(f"  {result['megapixels_per_second']:.2f} megapixels a second")
+    click.echo(
+        f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time"
+    )
+    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.stages.items())
+    click.echo(f"  seconds of work: {spent}")
 
 
 @main.command()
@@ -430,20 +475,26 @@ def _print_info(result: dict[str, Any], quiet: bool) -> None:
 
 
 @main.command()
+@click.option(
+    "--repair", is_flag=True, help="Write the index anew if it does not agree; nothing else."
+)
 @common
-def check(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
+def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bool) -> None:
     """Verify every checksum, decode every tile, compare the index with the contents.
 
-    Exit code 1 when anything is broken, each thing named.
+    Exit code 1 when anything is broken, each thing named. Broken images are mended by ingesting
+    them again with --overwrite.
     """
     from archive_pipeline.check import check as run
 
     bar = _Progress("check", quiet)
     with bar:
-        report = run(archive_url, progress=bar.step)
+        report = run(archive_url, progress=bar.step, repair=repair)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
+        for note in report.notes if not quiet else ():
+            click.echo(note, err=True)
         for problem in report.problems:
             click.echo(f"Broken: {problem}", err=True)
         if not report.problems:

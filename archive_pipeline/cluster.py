@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -17,6 +20,20 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 START_UP_TASKS = 1  # for each core; starting a worker takes about as long as an image
 FRAME_MEMORY = 2 << 30  # bytes a worker takes at most with a 20-megapixel frame
 QUEUED_PER_THREAD = 4  # tasks handed to the scheduler ahead of time, for each thread
+QUEUED_LEAST = 16  # a cluster that grows with its tasks must see some
+CENSUS_SECONDS = 5  # workers come and go: counted anew so often
+DEATHS = 3  # of its worker, after which a task is suspected, and then blamed (local clusters)
+GPU = "GPU"  # the workers' resource that tasks on a GPU ask for, as dask-cuda's users name it
+
+logger = logging.getLogger(__name__)
+
+
+class ClusterError(Exception):
+    """A scheduler that cannot be reached or was lost; one line that names it."""
+
+
+class WorkerDied(Exception):
+    """A task whose workers die of it; one line."""
 
 
 def local_workers(tasks: int) -> int:
@@ -36,42 +53,79 @@ def cpu_count() -> int:
 
 
 @contextmanager
-def connect(scheduler: str | None, workers: int | None, tasks: int) -> Iterator[Client | None]:
-    """Yield a Dask client for `tasks` image tasks, or None to run them in this process.
+def connect(
+    scheduler: str | None, workers: int | None, tasks: int, device: str = "cpu"
+) -> Iterator[Pool]:
+    """Yield the workers for `tasks` image tasks: this process where that is quickest.
 
     Args:
         scheduler: address of a running scheduler; a local cluster otherwise.
-        workers: local worker processes; 0 is this process; by default see `local_workers`.
+        workers: local worker processes; 0 is this process; by default one a GPU if the device may
+            be one, else see `local_workers`.
         tasks: number of image tasks.
+        device: "auto", "cpu" or "cuda", where the tasks compute.
 
     Raises:
-        OSError: no scheduler answers at the address.
+        ClusterError: no scheduler answers at the address.
     """
     if scheduler is not None:
         from distributed import Client
+        from distributed.utils import silence_logging_cmgr
 
-        with Client(scheduler, timeout="10s") as client:
-            yield client
+        with silence_logging_cmgr(logging.CRITICAL), ExitStack() as stack:
+            try:
+                client = stack.enter_context(Client(scheduler, timeout="10s"))
+            except (OSError, ValueError) as error:
+                raise ClusterError(f"{scheduler}: no Dask scheduler answers there") from error
+            logger.info("Dask dashboard: %s", client.dashboard_link)
+            if not client.nthreads():
+                logger.warning("%s has no workers yet; waiting for them", scheduler)
+            with Pool(client, gpu=device != "cpu", scheduler=scheduler) as pool:
+                yield pool
         return
     count = local_workers(tasks) if workers is None else min(workers, tasks)
     if count == 0:
-        yield None
+        with Pool(None) as pool:
+            yield pool
         return
+    gpus = 0 if device == "cpu" else gpu_count()
+    if workers is None and gpus:
+        count = min(gpus, tasks)
+    with (
+        _local_cluster(count, gpus, limited=workers is None) as client,
+        Pool(client, gpu=gpus > 0) as pool,
+    ):
+        yield pool
+
+
+def gpu_count() -> int:
+    """CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
+    """Worker processes on this machine, as many as its memory allows if `limited`."""
     import dask
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
 
-    if workers is None:
+    if limited:
         count = max(1, min(count, MEMORY_LIMIT // FRAME_MEMORY))
     environ = {name: str(max(1, cpu_count() // count)) for name in THREAD_VARIABLES}
     settings = {
         # A frame takes seconds, so Dask's logs of long-running event loops say nothing new.
         "logging.distributed": "critical",
+        "distributed.scheduler.allowed-failures": DEATHS - 1,
         # Read when a worker starts and imports NumPy and PyTorch.
         **{f"distributed.nanny.pre-spawn-environ.{n}": v for n, v in environ.items()},
         # Dask's own value gives memory back after every tensor: half the time goes into that.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     }
+    # its dashboard takes seconds to import, so only for who wants to know
+    dashboard = logger.isEnabledFor(logging.INFO) and find_spec("bokeh") is not None
     with _restored(THREAD_VARIABLES), dask.config.set(settings), ExitStack() as stack:
         with _interrupts_held():
             started = LocalCluster(
@@ -79,11 +133,34 @@ def connect(scheduler: str | None, workers: int | None, tasks: int) -> Iterator[
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=0,  # a worker at its limit would be killed, with other memory to spare
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": dashboard},
                 silence_logs="CRITICAL",
+                resources={GPU: 1} if gpus else None,
             )
             stack.enter_context(started)
-        yield stack.enter_context(Client(started))
+        client = stack.enter_context(Client(started))
+        if dashboard:
+            logger.info("Dask dashboard: %s", client.dashboard_link)
+        if gpus:
+            client.register_plugin(_pin_to_gpu(gpus))
+        yield client
+
+
+def _pin_to_gpu(gpus: int) -> Any:
+    """A plugin that shows each worker one GPU, in turn; CUDA looks when it is first used."""
+    from distributed import WorkerPlugin
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = named.split(",") if named else [str(i) for i in range(gpus)]
+
+    class PinToGPU(WorkerPlugin):
+        name = "pin-to-gpu"
+
+        def setup(self, worker: Any) -> None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(worker.name) % len(devices)]
+
+    return PinToGPU()
 
 
 @contextmanager
@@ -120,34 +197,139 @@ def _restored(names: tuple[str, ...]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def run(
-    client: Client | None, function: Callable[[Any], T], items: list[Any]
-) -> Iterator[tuple[Any, T | BaseException]]:
-    """Yield (item, result or exception) as tasks finish, few of them queued at a time."""
-    if client is None:
-        for item in items:
+class Pool:
+    """Workers that tasks are given to, or this process.
+
+    Attributes:
+        client: Dask's, None for this process.
+        retries: tasks that were handed to another worker since theirs had died.
+        lost: workers that died.
+    """
+
+    def __init__(self, client: Client | None, gpu: bool = False, scheduler: str = "") -> None:
+        self.client = client
+        self.retries = 0
+        self.lost = 0
+        self._scheduler = scheduler
+        self._may_use_gpu = gpu
+        self._threads, self._counted = 1, -float(CENSUS_SECONDS)
+        self._resources: dict[str, int] | None = None
+        self._of: dict[Any, Any] = {}  # items by the key of their task
+        if client is not None:
+            client.subscribe_topic("all", self._note)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.client is not None:  # else the scheduler complains that nobody listens
+            self.client.unsubscribe_topic("all")
+
+    @property
+    def size(self) -> int:
+        """Threads that tasks run on."""
+        if self.client is not None:
+            self._count_workers()
+        return self._threads
+
+    def run(
+        self, function: Callable[[Any], T], items: list[Any], gpu: bool = True
+    ) -> Iterator[tuple[Any, T | BaseException]]:
+        """Yield (item, result or exception) as tasks finish, few of them queued at a time.
+
+        A task whose worker dies is run on another. When a worker dies, all tasks it had are
+        suspected; after a few deaths a task runs again alone, after all others, and if its
+        workers still die its result is `WorkerDied`.
+
+        Args:
+            function: of the module level, as Dask sends it by name.
+            items: its arguments; small, as they pass through the scheduler.
+            gpu: whether the tasks want a GPU, where workers have that resource.
+
+        Raises:
+            ClusterError: the scheduler was lost.
+        """
+        if self.client is None:
+            for item in items:
+                try:
+                    yield item, function(item)
+                except Exception as error:
+                    yield item, error
+            return
+        from distributed import KilledWorker
+
+        suspects = []
+        for item, result in self._run(function, items, gpu):
+            if isinstance(result, KilledWorker):
+                suspects.append(item)
+            else:
+                yield item, result
+        for suspect in suspects:
+            for item, result in self._run(function, [suspect], gpu):
+                if isinstance(result, KilledWorker):
+                    result = WorkerDied(
+                        f"its worker died {result.allowed_failures + 1} times while it worked on "
+                        "nothing else; out of memory, or a library crashes on this file"
+                    )
+                yield item, result
+
+    def _run(
+        self, function: Callable[[Any], T], items: list[Any], gpu: bool
+    ) -> Iterator[tuple[Any, T | BaseException]]:
+        from distributed import as_completed
+
+        waiting = list(reversed(items))
+        done = as_completed()
+        self._submit(function, waiting, done, gpu)
+        for future in done:
             try:
-                yield item, function(item)
-            except Exception as error:
-                yield item, error
-        return
-    from distributed import as_completed
+                failure = future.exception()
+                result = future.result() if failure is None else failure
+            except Exception as error:  # where a result cannot be fetched, the scheduler is gone
+                raise self._scheduler_lost() from error
+            if future.cancelled():
+                raise self._scheduler_lost()
+            yield self._of.pop(future.key), result
+            future.release()
+            self._submit(function, waiting, done, gpu)
 
-    waiting = list(reversed(items))
-    of: dict[Any, Any] = {}
-    threads = max(1, sum(client.nthreads().values()))
+    def _submit(
+        self, function: Callable[[Any], T], waiting: list[Any], done: Any, gpu: bool
+    ) -> None:
+        """Hand as many tasks over as keep the workers busy."""
+        assert self.client is not None
+        if not waiting:
+            return
+        self._count_workers()
+        while waiting and len(self._of) < max(self._threads * QUEUED_PER_THREAD, QUEUED_LEAST):
+            item = waiting.pop()
+            resources = self._resources if gpu else None
+            future = self.client.submit(function, item, pure=False, resources=resources)
+            self._of[future.key] = item
+            done.add(future)
 
-    def submit() -> Any:
-        item = waiting.pop()
-        future = client.submit(function, item, pure=False)
-        of[future.key] = item
-        return future
+    def _count_workers(self) -> None:
+        assert self.client is not None
+        if time.monotonic() - self._counted < CENSUS_SECONDS:
+            return
+        self._counted = time.monotonic()
+        workers = self.client.scheduler_info()["workers"].values()
+        self._threads = max(1, sum(worker["nthreads"] for worker in workers))
+        has_gpu = any(worker["resources"].get(GPU) for worker in workers)
+        self._resources = {GPU: 1} if has_gpu and self._may_use_gpu else None
 
-    done = as_completed([submit() for _ in range(min(len(waiting), threads * QUEUED_PER_THREAD))])
-    for future in done:
-        item = of.pop(future.key)
-        failure = future.exception()
-        yield item, future.result() if failure is None else failure
-        future.release()
-        if waiting:
-            done.add(submit())
+    def _note(self, event: tuple[float, Any]) -> None:
+        """Count what a worker's death costs (called by the client's own thread)."""
+        _, message = event
+        if isinstance(message, dict) and message.get("action") == "remove-worker":
+            if message["expected"]:
+                return
+            tasks = {*message["processing-tasks"], *message["lost-computed-tasks"]}
+            again = len(tasks & self._of.keys())
+            self.lost += 1
+            self.retries += again
+            logger.info("worker %s died; %d tasks run again", message["worker"], again)
+
+    def _scheduler_lost(self) -> ClusterError:
+        where = f"{self._scheduler}: the Dask scheduler" if self._scheduler else "Dask's scheduler"
+        return ClusterError(f"{where} was lost; run the command again to continue")

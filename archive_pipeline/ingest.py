@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from archive_pipeline.georef import Georef, Window
 from archive_pipeline.index import is_current, write_index
 from archive_pipeline.jpeg_segments import blank_thumbnail
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
+from archive_pipeline.pcdc.stages import stage, timed
 from archive_pipeline.store import (
     TILE,
     Archive,
@@ -40,16 +43,21 @@ from archive_pipeline.store import (
 from archive_pipeline.zarr_codec import trim
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from archive_pipeline.detectors import DetectorFile
 
+INDEX_PASSES = 3  # of writing the index while others commit images; the last of them mends it
+# what a store fails with for all images, not for one
+STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
 NEIGHBOURS = 32  # consecutive frames compared in one task
 THUMBNAIL_WIDTH = 1000  # pixels; enough to match frames, and quick to decode from a JPEG
 # Zarr conventions of georeferenced arrays, by their registered identifiers.
 PROJ = {"uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f", "name": "proj"}
 SPATIAL = {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"}
+
+
+class StoreFailed(ArchiveError):
+    """An archive that takes no more images: a full disk, for one."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ class Outcome:
     raw_bytes: int = 0
     archive_bytes: int = 0
     pixels: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `Report.stages`
 
 
 @dataclass(frozen=True)
@@ -136,12 +145,29 @@ class Report:
         neighbours: frames whose tags contradict their neighbours' pixels.
         seconds: wall time.
         model_bytes: size of the archive's models, each stored once.
+        workers: threads that images were given to.
+        retries: images given to another worker since theirs had died.
+        workers_lost: workers that died.
     """
 
     outcomes: list[Outcome]
     neighbours: list[Warned]
     seconds: float
     model_bytes: int
+    workers: int = 1
+    retries: int = 0
+    workers_lost: int = 0
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds that images took by stage, summed over workers.
+
+        "start" is importing libraries and loading the model, once a worker; "encode" the networks
+        and the allocation of the budget; "entropy" coding the symbols; "write" all the rest.
+        """
+        names = ("start", "read", "detect", "encode", "entropy", "write")
+        sums = {name: sum(o.seconds.get(name, 0.0) for o in self.outcomes) for name in names}
+        return {name: round(seconds, 3) for name, seconds in sums.items() if seconds}
 
     @property
     def warnings(self) -> list[Warned]:
@@ -166,6 +192,10 @@ class Report:
             "megapixels_per_second": round(
                 sum(o.pixels for o in done) / 1e6 / max(self.seconds, 1e-9), 3
             ),
+            "stages": self.stages,
+            "workers": self.workers,
+            "workers_lost": self.workers_lost,
+            "retries": self.retries,
             "warnings": [asdict(w) for w in self.warnings],
             "images": [asdict(o) for o in self.outcomes],
         }
@@ -191,7 +221,8 @@ def ingest(
         FlightError: a flight directory cannot be used.
         ModelError: there is no such model.
         DetectorError: there is no such detector.
-        ArchiveError: the archive cannot be written.
+        ArchiveError: the archive cannot be written, or no longer.
+        ClusterError: there is no such scheduler, or it was lost.
     """
     started = time.monotonic()
     for flight, _ in flights:
@@ -218,8 +249,8 @@ def ingest(
         progress(outcome, len(tasks))
 
     pending = []
-    with ThreadPoolExecutor() as pool:
-        for task, known in zip(tasks, pool.map(partial(_known, archive), tasks), strict=True):
+    with ThreadPoolExecutor() as threads:
+        for task, known in zip(tasks, threads.map(partial(_known, archive), tasks), strict=True):
             if known is None:
                 pending.append(task)
             else:
@@ -227,16 +258,43 @@ def ingest(
     if pending:
         sha256 = _add_model(archive, options.model)
         pending = [replace(task, model=sha256) for task in pending]
-    with cluster.connect(scheduler, workers, len(pending)) as client:
-        for task, result in cluster.run(client, ingest_image, pending):
-            if isinstance(result, BaseException):
+    with (
+        archive.writing(),
+        _index_kept(archive, bool(pending)),
+        cluster.connect(scheduler, workers, len(pending), options.device) as pool,
+    ):
+        size = pool.size
+        for task, result in pool.run(ingest_image, pending):
+            if isinstance(result, StoreFailed):
+                done = sum(outcome.status == "ingested" for outcome in outcomes)
+                raise StoreFailed(f"{result}; {done} images were archived; run again for the rest")
+            if isinstance(result, cluster.WorkerDied):
+                result = _failed(task, str(result))
+            elif isinstance(result, BaseException):
                 result = _failed(task, f"{type(result).__name__}: {result}")
             note(result)
-        neighbours = _compare_neighbours(archive, client, outcomes)
-    if pending or not is_current(archive):
-        write_index(archive)
+        neighbours = _compare_neighbours(archive, pool, outcomes)
     models = archive.size_of("models") if archive.list_names("models") else 0
-    return Report(outcomes, neighbours, time.monotonic() - started, models)
+    seconds = time.monotonic() - started
+    return Report(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
+
+
+@contextmanager
+def _index_kept(archive: Archive, changed: bool) -> Iterator[None]:
+    """Write the index when images were written, even if that ended early."""
+    try:
+        yield
+    except (ArchiveError, cluster.ClusterError):
+        with suppress(ArchiveError):  # a full disk may have no room for it, either
+            write_index(archive)
+        raise
+    if changed:
+        write_index(archive)
+    # who writes last has then seen what all others committed
+    for _ in range(INDEX_PASSES):
+        if is_current(archive):
+            break
+        write_index(archive)
 
 
 def _add_model(archive: Archive, name: str | None) -> str:
@@ -261,7 +319,7 @@ def _find_detectors(options: Options) -> tuple[DetectorFile, ...]:
 
 
 def _compare_neighbours(
-    archive: Archive, client: Client | None, outcomes: list[Outcome]
+    archive: Archive, pool: cluster.Pool, outcomes: list[Outcome]
 ) -> list[Warned]:
     """Compare new frames that their cameras' tags locate with their neighbours.
 
@@ -285,7 +343,7 @@ def _compare_neighbours(
             if len(run) > 1 and any(frame.key in new for frame in run):
                 runs.append(_Run(width, height, run))
     found: dict[str, Warned] = {}
-    for _, result in cluster.run(client, compare_frames, runs):
+    for _, result in pool.run(compare_frames, runs, gpu=False):
         for key, warning in result if isinstance(result, list) else ():
             found.setdefault(key, Warned(str(paths[key]), warning))
     return [found[key] for key in sorted(found)]
@@ -364,24 +422,48 @@ def _known(archive: Archive, task: Task) -> Outcome | None:
 
 
 def ingest_image(task: Task) -> Outcome:
-    """Archive one image (runs on a worker); errors of the image become its outcome."""
-    from archive_pipeline.models import use_device
+    """Archive one image (runs on a worker); errors of the image become its outcome.
 
-    use_device(task.options.device)
+    Raises:
+        StoreFailed: the archive takes no more.
+    """
+    with timed() as seconds, stage("write"):
+        outcome = _ingest_image(task)
+    return replace(outcome, seconds=seconds)
+
+
+def _ingest_image(task: Task) -> Outcome:
+    """`ingest_image`, by stages."""
+    with stage("start"):
+        from archive_pipeline.models import use_device
+
+        use_device(task.options.device)
     archive = Archive.open(task.archive, writable=True)
     archive.ensure_model(task.model)
-    expected: tuple[type[Exception], ...] = (SourceError, ArchiveError)
+    key = image_key(task.flight, task.id)
+    expected: tuple[type[Exception], ...] = (SourceError, ArchiveError, OSError)
     if task.detectors:
         from archive_pipeline.detectors import DetectorError
 
         expected = (*expected, DetectorError)
     try:
-        source = read_source(task.path, task.id, task.options.ground_elevation)
-        entry = _write(archive, task, source)
+        with archive.exclusive(key):
+            # archived since by another ingest, or by a worker that died before it could say so
+            known = _known(archive, task)
+            if known is not None:
+                return known
+            with stage("read"):
+                source = read_source(task.path, task.id, task.options.ground_elevation)
+            entry = _write(archive, task, source)
     except expected as error:
+        cause = error.__cause__ if isinstance(error, ArchiveError) else error
+        if isinstance(cause, OSError) and cause.errno in STORE_ERRORS:
+            with suppress(ArchiveError):
+                archive.delete(key)  # makes room for the index
+            raise StoreFailed(f"cannot write to {task.archive}: {cause.strerror}") from error
+        if isinstance(error, OSError):  # of the source, they are SourceErrors
+            return _failed(task, f"cannot write to {task.archive}: {error.strerror or error}")
         return _failed(task, str(error))
-    except OSError as error:  # of the source, they are SourceErrors
-        return _failed(task, f"cannot write to {task.archive}: {error.strerror or error}")
     return Outcome(
         task.flight,
         task.id,
@@ -425,7 +507,9 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
 
         size = (source.width, source.height, TILE)
         read = reader.read_rgb
-        writer.write_detections(pack_detections(task.detectors, task.options.device, read, *size))
+        with stage("detect"):
+            found = pack_detections(task.detectors, task.options.device, read, *size)
+        writer.write_detections(found)
         record["detectors"] = [detector.sha256 for detector in task.detectors]
     pixels = None
     conventions = _conventions(source)
@@ -460,6 +544,7 @@ class _Reader:
         self.source = source
         self._whole: tuple[np.ndarray, np.ndarray | None] | None = None
 
+    @stage("read")
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
         if window != (0, 0, self.source.width, self.source.height):
             return read_pixels(self.source, window)

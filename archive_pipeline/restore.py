@@ -176,6 +176,7 @@ def restore(
         ArchiveError: the archive cannot be used, or a name is not in it.
         ValueError: the bounding box or its CRS is invalid.
         OutputError: a mosaic cannot be written.
+        ClusterError: there is no such scheduler, or it was lost.
     """
     from archive_pipeline.models import use_device
 
@@ -217,12 +218,15 @@ def restore(
         local = 0
         if scheduler is not None:
             raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
-    with cluster.connect(scheduler, local, len(tasks)) as client:
-        for task, result in cluster.run(client, restore_image, tasks):
+    with cluster.connect(scheduler, local, len(tasks), device) as pool:
+        for task, result in pool.run(restore_image, tasks):
             if isinstance(result, BaseException):
                 name = f"{task.entry.flight}/{task.entry.id}"
-                expected = isinstance(result, (ArchiveError, OutputError))
-                text = str(result) if expected else f"{name}: {type(result).__name__}: {result}"
+                text = f"{name}: {type(result).__name__}: {result}"
+                if isinstance(result, (ArchiveError, OutputError)):
+                    text = str(result)
+                elif isinstance(result, cluster.WorkerDied):
+                    text = f"{name}: {result}"
                 failed.append({"image": name, "error": " ".join(text.split())})
             else:
                 files.append(result)

@@ -23,6 +23,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,6 +41,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from archive_pipeline.flight import SourceImage
 from archive_pipeline.georef import Georef, Window
+from archive_pipeline.locks import is_locked, locked
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES
 from archive_pipeline.zarr_codec import PCDCCodec
 
@@ -186,8 +188,35 @@ class Archive:
                     archive.store, attributes={ATTRIBUTE: {"format": FORMAT}}, overwrite=False
                 )
             except Exception as error:  # what a store raises depends on its backend
-                raise ArchiveError(f"{url}: {_reason(error)}") from error
+                if archive.read_key("zarr.json") is None:  # nor has another process made it
+                    raise ArchiveError(f"{url}: {_reason(error)}") from error
         return cls.open(url, writable=True)
+
+    # ----------------------------------------------------------------- locks
+
+    @contextmanager
+    def exclusive(self, key: str) -> Iterator[None]:
+        """Keep other processes from writing an image; on local file systems, else no lock."""
+        digest = hashlib.sha256(key.encode()).digest()
+        byte = 1 + int.from_bytes(digest[:7], "big")
+        path = self._lock_file()
+        with nullcontext() if path is None else locked(path, byte):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let readers know that images are being written; on local file systems."""
+        path = self._lock_file()
+        with nullcontext() if path is None else locked(path, 0, shared=True):
+            yield
+
+    def is_written(self) -> bool:
+        """Whether some process is `writing`, as far as that can be known."""
+        path = self._lock_file()
+        return path is not None and is_locked(path, 0)
+
+    def _lock_file(self) -> Path | None:
+        return self.store.root / "zarr.json" if isinstance(self.store, LocalStore) else None
 
     # ------------------------------------------------------------ plain keys
 

@@ -58,6 +58,17 @@ class VerifyError(Exception):
     """An image that cannot be compared; one line that names it and why."""
 
 
+# errors that say all there is to say
+EXPECTED = (
+    VerifyError,
+    ArchiveError,
+    SourceError,
+    LabelError,
+    DetectorError,
+    cluster.WorkerDied,
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """Settings of a verification, as the command line has them.
@@ -259,13 +270,11 @@ def verify(
     with (
         TemporaryDirectory() as scratch,
         dask.config.set({"temporary-directory": scratch}),  # else workers leave theirs in /tmp
-        cluster.connect(scheduler, workers, len(tasks)) as client,
+        cluster.connect(scheduler, workers, len(tasks), options.device) as pool,
     ):
-        for task, result in cluster.run(client, verify_image, tasks):
+        for task, result in pool.run(verify_image, tasks):
             if isinstance(result, BaseException):
-                expected = isinstance(
-                    result, (VerifyError, ArchiveError, SourceError, LabelError, DetectorError)
-                )
+                expected = isinstance(result, EXPECTED)
                 text = str(result) if expected else f"{type(result).__name__}: {result}"
                 if task.name not in text:
                     text = f"{task.name}: {text}"

@@ -28,6 +28,7 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON, parse_named_configuration
 
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, MAX_SIDE
+from archive_pipeline.pcdc.stages import stage
 
 NAME = "pcdc"
 
@@ -96,8 +97,10 @@ class PCDCCodec(ArrayBytesCodec):
         return await asyncio.to_thread(self._decode, list(chunks_and_specs))
 
     def _encode(self, batch: list[tuple[NDBuffer | None, ArraySpec]]) -> list[Buffer | None]:
-        from archive_pipeline.models import codec_for  # torch: only when pixels are touched
+        with stage("start"):
+            from archive_pipeline.models import codec_for  # torch: only when pixels are touched
 
+            codec = codec_for(self.model)
         at = [i for i, (chunk, _) in enumerate(batch) if chunk is not None]
         tiles = []
         for i in at:
@@ -109,7 +112,8 @@ class PCDCCodec(ArrayBytesCodec):
         budget = int(self.bits_per_pixel * pixels / 8) + EMPTY_BYTES * sum(
             not t.size for t in tiles
         )
-        streams = codec_for(self.model).encode(tiles, budget)
+        with stage("encode"):
+            streams = codec.encode(tiles, budget)
         out: list[Buffer | None] = [None] * len(batch)
         for i, stream in zip(at, streams, strict=True):
             out[i] = batch[i][1].prototype.buffer.from_bytes(stream)

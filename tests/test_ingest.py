@@ -193,8 +193,8 @@ def test_local_workers_and_their_threads() -> None:
     assert cluster.local_workers(1) == 0
     assert cluster.local_workers(10_000) == cluster.cpu_count()
     before = dict(os.environ)
-    with cluster.connect(None, 1, 3) as client:
-        results = [r for _, r in cluster.run(client, _threads, [0])]
+    with cluster.connect(None, 1, 3) as pool:
+        results = [r for _, r in pool.run(_threads, [0])]
     assert results == [(cluster.cpu_count(), str(cluster.cpu_count()), None)]
     names = cluster.THREAD_VARIABLES
     assert {n: os.environ.get(n) for n in names} == {n: before.get(n) for n in names}
@@ -212,7 +212,7 @@ def _threads(_: int) -> tuple[int, str | None, str | None]:
 
 
 def test_tasks_that_fail_do_not_stop_others() -> None:
-    results = dict(cluster.run(None, _one_over, [1, 0, 2]))
+    results = dict(cluster.Pool(None).run(_one_over, [1, 0, 2]))
     assert (results[1], results[2]) == (1, 0.5)
     assert isinstance(results[0], ZeroDivisionError)
 
@@ -249,27 +249,6 @@ def test_archive_where_none_can_be(run: Run, flight: Path, tmp_path: Path) -> No
     assert result.code == 1
     assert len(result.err.splitlines()) == 1
     assert "file/a.zarr" in result.err
-
-
-def test_disk_error_is_one_line(
-    run: Run, flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from zarr.storage import LocalStore
-
-    plain = LocalStore.set
-
-    async def full(self: LocalStore, key: str, value: object) -> None:
-        if "pixels/c" in key:
-            raise OSError(28, "No space left on device")
-        await plain(self, key, value)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LocalStore, "set", full)
-    url = tmp_path / "a.zarr"
-    result = run("ingest", flight, "--archive", url, "--ratio", 16, "--workers", 0, "--json")
-    assert result.code == 3
-    reason = f"cannot write to {url}: No space left on device"
-    assert {f["error"] for f in result.json["failed"]} == {reason}
-    assert ids(url) == []
 
 
 def test_neighbours_that_contradict_the_tags(

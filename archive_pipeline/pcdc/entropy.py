@@ -17,6 +17,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from archive_pipeline.pcdc.stages import stage
+
 PRECISION = 14
 TOTAL = 1 << PRECISION
 LOW = 1 << 24  # lower end of the state interval, also every encoder's first state
@@ -124,6 +126,7 @@ def _interleave(rows: list[NDArray], lanes: int, fill: int, dtype: type) -> NDAr
     return np.ascontiguousarray(out.reshape(len(rows), steps, lanes).transpose(1, 0, 2))
 
 
+@stage("entropy")
 def encode(tables: Tables, phases: list[list[tuple[NDArray, NDArray]]], lanes: int) -> list[bytes]:
     """Encode tiles that share a lane count.
 
