@@ -23,6 +23,7 @@ QUEUED_PER_THREAD = 4  # tasks handed to the scheduler ahead of time, for each t
 QUEUED_LEAST = 16  # a cluster that grows with its tasks must see some
 CENSUS_SECONDS = 5  # workers come and go: counted anew so often
 DEATHS = 3  # of its worker, after which a task is suspected, and then blamed (local clusters)
+UNPICKLED = "Error during deserialization of the task graph"  # what Dask then says
 GPU = "GPU"  # the workers' resource that tasks on a GPU ask for, as dask-cuda's users name it
 
 logger = logging.getLogger(__name__)
@@ -289,6 +290,9 @@ class Pool:
                 raise self._scheduler_lost() from error
             if future.cancelled():
                 raise self._scheduler_lost()
+            if isinstance(failure, RuntimeError) and UNPICKLED in str(failure):
+                where = self._scheduler or "the local cluster"
+                raise ClusterError(f"{where}: it needs the same packages that this process has")
             yield self._of.pop(future.key), result
             future.release()
             self._submit(function, waiting, done, gpu)

@@ -1,0 +1,160 @@
+"""Workers without images: their deaths, their GPUs, a scheduler that is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from archive_pipeline import cluster
+from archive_pipeline.locks import is_locked, locked
+from archive_pipeline.pcdc.stages import stage, timed
+
+POISON = 7
+
+
+@contextmanager
+def dask_processes(*workers: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A scheduler and workers with these options as processes; yields its address and process."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # these tests' functions
+    environ = {**os.environ, "PYTHONPATH": paths}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environ}
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0"]
+    command += ["--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--host", "127.0.0.1"]
+    processes = [subprocess.Popen(command, **quiet)]
+    try:
+        lines = processes[0].stderr
+        assert lines is not None
+        address = next(line.split()[-1] for line in lines if "Scheduler at:" in line)
+        for options in workers:
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", address]
+            command += ["--nthreads", "1", "--no-dashboard", *options.split()]
+            processes.append(subprocess.Popen(command, **{**quiet, "stderr": subprocess.DEVNULL}))
+        yield address, processes[0]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.communicate(timeout=60)
+
+
+def _die_of_poison(number: int) -> int:
+    if number == POISON:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.02)
+    return number
+
+
+def test_only_the_task_that_kills_its_workers_fails() -> None:
+    with cluster.connect(None, 2, 40) as pool:
+        results = dict(pool.run(_die_of_poison, list(range(40))))
+        assert isinstance(results.pop(POISON), cluster.WorkerDied)
+        assert results == {n: n for n in range(40) if n != POISON}
+        # suspected after so many deaths, and blamed after as many more alone
+        assert pool.lost == 2 * cluster.DEATHS
+        assert pool.retries >= pool.lost
+
+
+def _environment(_: int) -> str | None:
+    time.sleep(0.1)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_local_workers_see_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with cluster._local_cluster(2, 2, False) as client, cluster.Pool(client, gpu=True) as pool:
+        found = {result for _, result in pool.run(_environment, list(range(20)))}
+    assert found == {"3", "5"}
+
+
+def _worker(_: int) -> str:
+    from distributed import get_worker
+
+    time.sleep(0.1)
+    return str(get_worker().name)
+
+
+@pytest.mark.slow
+def test_tasks_go_to_the_workers_that_have_gpus() -> None:
+    with dask_processes("--resources GPU=1 --name with", "--name without") as (address, _):
+        with cluster.connect(address, None, 20, "auto") as pool:
+            pool.client.wait_for_workers(2, timeout=60)
+            assert pool.size == 2
+            assert {worker for _, worker in pool.run(_worker, list(range(10)))} == {"with"}
+            others = {worker for _, worker in pool.run(_worker, list(range(10)), gpu=False)}
+            assert others == {"with", "without"}
+        with cluster.connect(address, None, 20, "cpu") as pool:
+            assert len({worker for _, worker in pool.run(_worker, list(range(10)))}) == 2
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost_or_never_was_is_named() -> None:
+    with dask_processes("") as (address, scheduler):
+        with cluster.connect(address, None, 50) as pool:
+            results = pool.run(_worker, list(range(50)))
+            next(results)
+            scheduler.kill()
+            with pytest.raises(cluster.ClusterError, match=f"{address}: .* was lost"):
+                list(results)
+        with (
+            pytest.raises(cluster.ClusterError, match=f"{address}: no Dask scheduler"),
+            cluster.connect(address, None, 50),
+        ):
+            pass
+
+
+@pytest.mark.slow
+def test_a_cluster_without_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dask_processes("") as (address, _), cluster.connect(address, None, 1) as pool:
+        monkeypatch.setattr(_worker, "__module__", "not_installed_there")
+        monkeypatch.setitem(sys.modules, "not_installed_there", sys.modules[__name__])
+        with pytest.raises(cluster.ClusterError, match=f"{address}: .*same packages"):
+            list(pool.run(_worker, [0]))
+
+
+def test_stages_share_the_time_among_them() -> None:
+    with timed() as seconds, stage("outer"):
+        time.sleep(0.02)
+        with stage("inner"):
+            time.sleep(0.06)
+        with stage("inner"):
+            time.sleep(0.02)
+    assert seconds.keys() == {"outer", "inner"}
+    assert 0.08 <= seconds["inner"] < 0.5
+    assert 0.02 <= seconds["outer"] < 0.08
+    with stage("nobody asks"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks of open files are Linux's")
+def test_locks_exclude_processes_and_end_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    code = (
+        "import sys, time; from pathlib import Path; from archive_pipeline.locks import locked\n"
+        f"with locked(Path({str(path)!r}), 5): print('held', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    assert is_locked(path, 5)
+    with locked(path, 6):  # another byte, another lock
+        assert not is_locked(path, 4)
+    started = time.monotonic()
+    subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {other.pid}"])
+    with locked(path, 5):
+        assert time.monotonic() - started > 0.2
+        assert is_locked(path, 5)
+    other.communicate()
+    assert not is_locked(path, 5)
+    with locked(path, 5, shared=True), locked(path, 5, shared=True):
+        assert is_locked(path, 5)
+    with locked(tmp_path / "none", 5):
+        assert not is_locked(tmp_path / "none", 5)
