@@ -20,7 +20,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 START_UP_TASKS = 1  # for each core; starting a worker takes about as long as an image
 FRAME_MEMORY = 2 << 30  # bytes a worker takes at most with a 20-megapixel frame
 QUEUED_PER_THREAD = 4  # tasks handed to the scheduler ahead of time, for each thread
-QUEUED_LEAST = 16  # a cluster that grows with its tasks must see some
+QUEUED_LEAST = 64  # a cluster that grows with its tasks must see some
 CENSUS_SECONDS = 5  # workers come and go: counted anew so often
 DEATHS = 3  # of its worker, after which a task is suspected, and then blamed (local clusters)
 UNPICKLED = "Error during deserialization of the task graph"  # what Dask then says
@@ -305,12 +305,15 @@ class Pool:
         if not waiting:
             return
         self._count_workers()
-        while waiting and len(self._of) < max(self._threads * QUEUED_PER_THREAD, QUEUED_LEAST):
-            item = waiting.pop()
-            resources = self._resources if gpu else None
-            future = self.client.submit(function, item, pure=False, resources=resources)
+        most = max(self._threads * QUEUED_PER_THREAD, QUEUED_LEAST)
+        if len(self._of) > most // 2:  # many at once cost the scheduler less than one by one
+            return
+        items = [waiting.pop() for _ in range(min(len(waiting), most - len(self._of)))]
+        resources = self._resources if gpu else None
+        futures = self.client.map(function, items, pure=False, resources=resources)
+        for item, future in zip(items, futures, strict=True):
             self._of[future.key] = item
-            done.add(future)
+        done.update(futures)
 
     def _count_workers(self) -> None:
         assert self.client is not None
