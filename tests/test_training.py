@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 import csv
+import functools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT
 from golden import reference as ref
 from PIL import Image
+from torch import nn
 
 from archive_pipeline.models import DEFAULT_MODEL, shipped
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
-from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model import FILES, Model, build_files, digest, transform_digest
+from archive_pipeline.pcdc.transforms import TransformCodec
 
 sys.path.insert(0, str(ROOT / "workflows"))
+from checkpoints import read_checkpoint, write_checkpoint
+from training_samples import Crops, random_steps
+from transform_loss import quantise, rate_distortion
+from transform_start import load_released
+
 train_transform = pytest.importorskip("train_transform", reason="needs the `train` extra")
+train_denoiser = pytest.importorskip("train_denoiser", reason="needs the `train` extra")
+training = pytest.importorskip("training", reason="needs the `train` extra")
 
 BRIEF = ("--minutes", "0.03", "--batch", "1", "--size", "64", "--threads", "1", "--device", "cpu")
 
 
-def workflow(name: str, *args: object) -> str:
-    done = subprocess.run(
+def execute(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, str(ROOT / "workflows" / name), *(str(a) for a in args)],
         capture_output=True,
         text=True,
         env=ref.subprocess_environment(),
         timeout=300,
     )
+
+
+def workflow(name: str, *args: object) -> str:
+    """What a workflow prints."""
+    done = execute(name, *args)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def refusal(name: str, *args: object) -> str:
+    """What a workflow says that has to fail."""
+    done = execute(name, *args)
+    assert done.returncode == 1, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +98,21 @@ def test_stage_1_trains_resumes_and_releases(crops: Path, tmp_path: Path) -> Non
 def test_released_weights_are_a_start_with_the_same_output() -> None:
     """Also those of an earlier format, whose smaller kernels are set into the larger ones."""
     released = ref.tiny_codec().model.networks
-    config = train_transform.replace(released.config, edge_kernel=3)
-    grown = train_transform.TransformCodec(config)
-    train_transform.load_released(grown, released)
+    grown = TransformCodec(replace(released.config, edge_kernel=3))
+    load_released(grown, released)
     x = torch.from_numpy(ref.texture(64, 64)).permute(2, 0, 1)[None].float() / 127.5 - 1
     step = torch.tensor([30])
     levels = torch.zeros(1, 1, 4, 4).long()
     with torch.no_grad():
-        a = train_transform.rate_distortion(released, x, step, levels, noise=False)
-        b = train_transform.rate_distortion(grown.eval(), x, step, levels, noise=False)
+        a = rate_distortion(released, x, step, levels, noise=False)
+        b = rate_distortion(grown.eval(), x, step, levels, noise=False)
     torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
     torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
 
 
 def test_image_steps_cover_the_range_in_every_batch() -> None:
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([train_transform.random_steps(6, generator) for _ in range(4000)])
+    draws = torch.stack([random_steps(6, generator) for _ in range(4000)])
     assert draws.min() == MIN_IMAGE_STEP
     assert draws.max() == MAX_IMAGE_STEP
     assert (draws.diff(dim=1) >= 0).all()  # one from each sixth of the distribution
@@ -99,21 +123,38 @@ def test_image_steps_cover_the_range_in_every_batch() -> None:
     assert abs(draws.float().std() - expected.float().std()) < 0.1
 
 
-@pytest.mark.slow
-def test_stage_2_trains_and_releases_for_its_own_transform_only(
-    crops: Path, tmp_path: Path
-) -> None:
-    try:
-        from train_denoiser import lpips
+@functools.cache
+def other_transform() -> dict[str, bytes]:
+    """Files of a transform codec of the default widths, other than the shipped one."""
+    torch.manual_seed(3)
+    return build_files(TransformCodec())
 
-        lpips("cpu")
-    except Exception as error:  # torchvision raises what its download does
-        pytest.skip(f"LPIPS weights cannot be loaded: {error}")
+
+@pytest.fixture
+def shipped_transform(tmp_path: Path) -> Path:
+    """A model folder with the shipped transform codec and no denoiser."""
     model = tmp_path / "model"
     model.mkdir()
-    for path in (shipped() / DEFAULT_MODEL).glob("*.*"):
-        (model / path.name).write_bytes(path.read_bytes())
-    run = tmp_path / "run"
+    for name in FILES:
+        (model / name).write_bytes((shipped() / DEFAULT_MODEL / name).read_bytes())
+    return model
+
+
+@pytest.fixture
+def perceptual() -> None:
+    """LPIPS can be loaded."""
+    try:
+        train_denoiser.lpips("cpu")
+    except Exception as error:  # torchvision raises what its download does
+        pytest.skip(f"LPIPS weights cannot be loaded: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("perceptual")
+def test_stage_2_trains_and_releases_for_its_own_transform_only(
+    crops: Path, shipped_transform: Path, tmp_path: Path
+) -> None:
+    model, run = shipped_transform, tmp_path / "run"
     workflow("train_denoiser.py", crops, "--model", model, "--run", run, *BRIEF)
     sha256 = workflow("release_model.py", run / "checkpoint.pt", model).strip()
     released = Model.from_folder(model)
@@ -124,11 +165,256 @@ def test_stage_2_trains_and_releases_for_its_own_transform_only(
     assert codec.decode(streams, 64, 64, 1)[0].shape == (64, 64, 3)
 
     other = ref.write_model(tmp_path / "other")
-    refused = subprocess.run(
-        [sys.executable, ROOT / "workflows/release_model.py", run / "checkpoint.pt", other],
-        capture_output=True,
-        text=True,
-        env=ref.subprocess_environment(),
+    assert "was trained for transform" in refusal("release_model.py", run / "checkpoint.pt", other)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("perceptual")
+def test_stage_2_starts_from_the_denoiser_of_another_transform(crops: Path, tmp_path: Path) -> None:
+    """A released one, and a run's checkpoint, which --resume refuses for another transform."""
+    model = tmp_path / "other"
+    model.mkdir()
+    for name, content in other_transform().items():
+        (model / name).write_bytes(content)
+    first, second = tmp_path / "first", tmp_path / "second"
+    args = (crops, "--model", model, *BRIEF, "--lr", "1e-12")  # what is trained stays as it was
+    workflow("train_denoiser.py", *args, "--run", first, "--start", shipped() / DEFAULT_MODEL)
+    state = torch.load(first / "checkpoint.pt", weights_only=True)
+    assert state["model"] == digest(other_transform())
+    assert state["step"] > 0
+    expected = Model.from_folder(shipped() / DEFAULT_MODEL).denoiser().state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(state["average"][name], value, rtol=1e-4, atol=1e-6)
+
+    args = (crops, "--model", DEFAULT_MODEL, *BRIEF)
+    problem = refusal("train_denoiser.py", *args, "--run", first, "--resume")
+    assert f"is a run for transform {state['model'][:12]}" in problem
+    workflow("train_denoiser.py", *args, "--run", second, "--start", first / "checkpoint.pt")
+    moved = torch.load(second / "checkpoint.pt", weights_only=True)
+    assert moved["model"] == transform_digest(Model.from_folder(shipped() / DEFAULT_MODEL).files)
+    assert moved["step"] > 0
+
+
+def test_starts_that_hold_no_denoiser(shipped_transform: Path, tmp_path: Path) -> None:
+    denoiser = train_denoiser.Denoiser(latents=24, width_8=32, width_16=32, layers=1)
+    checkpoint = tmp_path / "checkpoint.pt"
+    for text, state in {
+        "no checkpoint of a denoiser": {"codec": {}, "average": {}},
+        "no checkpoint of a training stage": {"weights": {}},
+        "a denoiser of other widths": {"denoiser": {}, "average": denoiser.state_dict()},
+    }.items():
+        write_checkpoint(checkpoint, state)
+        with pytest.raises(click.ClickException, match=text):
+            train_denoiser.load_start(train_denoiser.Denoiser(), checkpoint)
+    checkpoint.write_bytes(b"no")
+    with pytest.raises(click.ClickException, match=r"checkpoint\.pt is no checkpoint"):
+        train_denoiser.load_start(denoiser, checkpoint)
+    with pytest.raises(click.ClickException, match="has no denoiser"):
+        train_denoiser.load_start(denoiser, shipped_transform)
+
+
+def test_both_stages_quantise_alike() -> None:
+    """What the denoiser is shown is what the transform's rate and error are measured on."""
+    networks = ref.tiny_codec().model.networks
+    x = torch.from_numpy(ref.texture(64, 128)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    step, offsets = torch.tensor([30]), torch.zeros(1, 1, 4, 8).long()
+    offsets[..., 4:] = -8
+    with torch.no_grad():
+        _, expected, steps = rate_distortion(networks, x, step, offsets, noise=False)
+    y_hat, exponent, x_bar = train_denoiser.decode(networks, x, step, offsets)
+    torch.testing.assert_close(x_bar, expected)
+    torch.testing.assert_close(networks.g_s(y_hat, exponent), x_bar)
+    latents = quantise(networks, x, step, offsets)
+    assert torch.equal(latents.step, steps)
+    assert torch.equal(latents.q, latents.q.round())
+    assert (latents.q - latents.v).abs().max() <= 0.5 + 1e-4
+
+
+def test_bfloat16_autocast_keeps_the_integer_network_exact() -> None:
+    """As runs on CUDA use it: rate and error stay near float32's, and gradients reach all parts."""
+    networks = TransformCodec(ref.tiny_codec().model.networks.config)
+    networks.load_state_dict(ref.tiny_codec().model.networks.state_dict())
+    x = torch.from_numpy(ref.texture(64, 64)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    step, offsets = torch.tensor([30]), torch.zeros(1, 1, 4, 4).long()
+    exact = rate_distortion(networks, x, step, offsets, noise=False)
+    seen = {}
+    networks.h_scale.register_forward_hook(lambda *a: seen.update(index=a[2], z_hat=a[1][0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        bits, x_bar, _ = rate_distortion(networks, x, step, offsets, noise=True)
+    assert torch.equal(seen["index"], networks.h_scale(seen["z_hat"], step))
+    assert torch.equal(seen["index"].short(), networks.h_scale.indices(seen["z_hat"], step))
+    assert bits.dtype == torch.float32
+    assert float(bits.detach()) == pytest.approx(float(exact[0]), rel=0.1)
+    assert float((x_bar - exact[1]).abs().mean()) < 0.02
+    (bits.sum() + x_bar.float().square().sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in networks.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_training_goes_on_uncompiled(crops: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    workflow("train_transform.py", crops, "--run", run, *BRIEF, "--compile")
+    step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    spent = torch.load(run / "checkpoint.pt", weights_only=True)["minutes"]  # compilation's, too
+    more = ("--resume", *BRIEF, "--minutes", spent + 0.03)
+    workflow("train_transform.py", crops, "--run", run, *more)
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] > step > 0
+
+
+# ------------------------------------------------------------------------------ shared parts
+
+
+def settings(folder: Path, **changes: object) -> training.Settings:
+    values = {"crops": folder, "folder": folder, "minutes": 1.0, "device": "cpu", "batch": 1}
+    values |= {"size": 64, "lr": 0.1, "seed": 0, "threads": 0, "start": None}
+    values |= {"resume": False, "compile": None}
+    return training.Settings(**{**values, **changes})
+
+
+def test_learning_rate() -> None:
+    """Up in a line, down in half a cosine, and never to nothing."""
+    assert training.learning_rate(0.5, 0, 0) == pytest.approx(0.5 / 200)
+    assert training.learning_rate(0.5, 99, 0) == pytest.approx(0.25)
+    assert training.learning_rate(0.5, 10**6, 0) == 0.5
+    assert training.learning_rate(0.5, 10**6, 0.5) == pytest.approx(0.25)
+    assert training.learning_rate(0.5, 10**6, 1) == pytest.approx(0.01)
+
+
+def make_run(folder: Path, **changes: object) -> training.Run:
+    torch.manual_seed(0)
+    network, average = nn.Linear(3, 2), nn.Linear(3, 2)
+    average.load_state_dict(network.state_dict())
+    options = settings(folder, **changes)
+    run = training.Run(options, "net", network, average, clip=1.0, measure="bpp", notes={"a": "b"})
+    if options.resume:
+        run.restore(read_checkpoint(options.checkpoint))
+    run.begin()
+    return run
+
+
+def take_step(run: training.Run, factor: float = 1.0) -> None:
+    x = torch.linspace(-1, 1, 12).view(4, 3)
+    run.update(factor * (run.network(x) - x.sum(1, keepdim=True)).square().mean())
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(training.time, "monotonic", lambda: 0.6 * next(clock))
+    whole = make_run(tmp_path, minutes=0.2)
+    for _ in range(3):
+        take_step(whole)
+    whole.save()
+    resumed = make_run(tmp_path, minutes=0.2, resume=True)
+    assert (resumed.step, resumed.minutes) == (3, pytest.approx(0.03))
+    for _ in range(2):
+        take_step(whole)
+        take_step(resumed)
+    for one, other in ((whole.network, resumed.network), (whole.average, resumed.average)):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+    assert resumed.step == whole.step == 5
+    assert set(read_checkpoint(tmp_path / "checkpoint.pt")) == {
+        *("net", "average", "optimiser", "step", "minutes", "a")
+    }
+    assert not (tmp_path / "checkpoint.part").exists()
+
+
+def test_gradients_that_are_not_finite_change_no_weights(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for _ in range(2):  # SOAP's first step only measures
+        take_step(run)
+    before = [p.clone() for p in run.network.parameters()]
+    take_step(run, float("nan"))
+    assert run.step == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
+    take_step(run)
+    assert not torch.equal(before[0], next(run.network.parameters()))
+    assert all(p.isfinite().all() for p in run.average.parameters())
+
+
+def test_averages_follow() -> None:
+    network, average = nn.Linear(1, 1), nn.Linear(1, 1)
+    nn.init.ones_(network.weight)
+    nn.init.zeros_(average.weight)
+    training.follow(average, network, 0)  # decay 1 / 10
+    assert average.weight.item() == pytest.approx(0.9)
+    training.follow(average, network, 10**6)
+    assert average.weight.item() == pytest.approx(0.9 + 0.1 * 0.0005)
+
+
+def test_log_and_validation_rows(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    take_step(run)
+    run.log(2.5, 0.25, 255**2 / 1000)
+    run.report([(16, "1.5"), (24, "0.7")], "fine")
+    rows = list(csv.reader((tmp_path / "log.csv").open()))
+    assert rows[0] == ["step", "minutes", "lr", "loss", "bpp", "psnr", "grad"]
+    assert rows[1][0::3] == ["1", "2.5000", rows[1][6]]
+    assert rows[1][4:6] == ["0.2500", "30.00"]
+    validation = list(csv.reader((tmp_path / "validation.csv").open()))
+    assert [row[0:1] + row[2:] for row in validation] == [["1", "16", "1.5"], ["1", "24", "0.7"]]
+
+
+def test_runs_are_not_overwritten_and_nothing_is_resumed_from_nowhere(
+    crops: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for stage in (train_transform, train_denoiser):
+        args = [str(crops), "--run", str(run), *BRIEF]
+        nothing = CliRunner().invoke(stage.main, [*args, "--resume"])
+        assert nothing.exit_code == 1
+        assert "no such file to resume from" in nothing.stderr
+        odd = CliRunner().invoke(stage.main, [*args, "--size", "100"])
+        assert odd.exit_code == 2
+        assert "100 is no multiple of 64" in odd.stderr
+    run.mkdir()
+    (run / "checkpoint.pt").write_bytes(b"precious")
+    kept = CliRunner().invoke(train_transform.main, args)
+    assert kept.exit_code == 1
+    assert "holds a run: --resume it, or name another" in kept.stderr
+    assert (run / "checkpoint.pt").read_bytes() == b"precious"
+
+
+def test_crops_need_two_large_enough_images(crops: Path) -> None:
+    assert Crops(crops, 64, 0).batch(2).shape == (2, 3, 64, 64)
+    with pytest.raises(click.ClickException, match="fewer than 2 images of at least 128"):
+        Crops(crops, 128, 0)
+
+
+# -------------------------------------------------------------------------------------- plots
+
+
+@pytest.mark.parametrize("measure", ["bpp", "lpips"])
+def test_plots(measure: str, tmp_path: Path) -> None:
+    plot = pytest.importorskip("plot_training")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "log.csv").write_text(
+        f"step,minutes,lr,loss,{measure},psnr,grad\n"
+        "50,1.0,1e-3,2.0,0.5,30,1\n"
+        "100,2.0,1e-3,1.5,0.4,31,1\n"
+        "200,3.0,1e-3,9.0,0.4,31,1\n"  # lost: the session after resumed from step 120
+        "150,3.1,1e-3,1.4,0.4,31,1\n"
     )
-    assert refused.returncode == 1
-    assert "was trained for transform" in refused.stderr
+    steps = "" if measure == "bpp" else "1,"
+    (tmp_path / "validation.csv").write_text(
+        f"60,1.2,16,{steps}1.2,35.0\n60,1.2,24,{steps}0.7,33.0\n"
+        f"120,2.4,16,{steps}1.1,35.5\n120,2.4,24,{steps}0.6,33.5\n"
+    )
+    logs = plot.Logs.read(tmp_path)
+    assert logs.log["loss"].tolist() == [2.0, 1.5, 1.4]
+    assert logs.validation.tolist()[3] == [2.4, 24, 1, 0.6, 33.5]
+    result = CliRunner().invoke(plot.main, [str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "training.png").size[0] > 1000
+    assert "<svg" in (tmp_path / "training.svg").read_text()
+
+
+def test_plots_of_something_else(tmp_path: Path) -> None:
+    plot = pytest.importorskip("plot_training")
+    missing = CliRunner().invoke(plot.main, [str(tmp_path)])
+    assert missing.exit_code == 1
+    assert "log.csv: No such file" in missing.stderr
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    other = CliRunner().invoke(plot.main, [str(tmp_path)])
+    assert other.exit_code == 1
+    assert "holds no logs of a training run" in other.stderr

@@ -17,15 +17,16 @@ import shutil
 from pathlib import Path
 
 import click
-import torch
+from checkpoints import read_checkpoint
 from safetensors.torch import save as save_tensors
 
 from archive_pipeline.pcdc.model import (
     DENOISER_CONFIG,
     DENOISER_WEIGHTS,
     Model,
+    ModelError,
     build_files,
-    read_folder,
+    transform_digest,
 )
 from archive_pipeline.pcdc.transforms import TransformCodec
 
@@ -43,18 +44,21 @@ def release_denoiser(state: dict, folder: Path) -> None:
     """Write the denoiser's files.
 
     Raises:
-        click.ClickException: it was trained for another transform codec.
+        click.ClickException: the folder holds no model, or not the transform it was trained for.
     """
-    files = read_folder(folder)
-    transform = Model({name: files[name] for name in files if "/" not in name})
-    if transform.sha256 != state["model"]:
+    try:
+        model = Model.from_folder(folder)
+    except ModelError as error:
+        raise click.ClickException(str(error)) from error
+    transform = transform_digest(model.files)
+    if transform != state["model"]:
         raise click.ClickException(
             f"this denoiser was trained for transform {state['model'][:12]}, "
-            f"{folder} holds {transform.sha256[:12]}"
+            f"{folder} holds {transform[:12]}"
         )
     from archive_pipeline.pcdc.denoiser import Denoiser
 
-    denoiser = Denoiser(latents=transform.networks.config.latents)
+    denoiser = Denoiser(latents=model.networks.config.latents)
     denoiser.load_state_dict(state["average"])
     (folder / DENOISER_CONFIG).parent.mkdir(exist_ok=True)
     config = {"_class_name": "Denoiser", **denoiser.config}
@@ -68,7 +72,7 @@ def release_denoiser(state: dict, folder: Path) -> None:
 @click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(checkpoint: Path, folder: Path) -> None:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_checkpoint(checkpoint)
     if "denoiser" in state:
         release_denoiser(state, folder)
     else:

@@ -59,6 +59,11 @@ def digest(files: dict[str, bytes]) -> str:
     return total.hexdigest()
 
 
+def transform_digest(files: dict[str, bytes]) -> str:
+    """SHA-256 of a model's transform codec alone: what its denoiser was trained for."""
+    return digest({name: files[name] for name in FILES})
+
+
 class Model:
     """Networks and tables ready for coding.
 

@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "workflows")]
 
 from golden import reference as ref  # noqa: E402
-from train_transform import klt_start, random_offsets, rate_distortion  # noqa: E402
+from training_samples import random_offsets  # noqa: E402
+from transform_loss import rate_distortion  # noqa: E402
+from transform_start import klt_start  # noqa: E402
 
 from archive_pipeline.models import DEFAULT_MODEL, shipped  # noqa: E402
 from archive_pipeline.pcdc.allocation import BudgetTooSmall  # noqa: E402

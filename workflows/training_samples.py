@@ -1,0 +1,94 @@
+"""What a training batch is made of: crops of images, image steps and block levels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from archive_pipeline.pcdc.constants import BLOCK, LEVEL_OFFSETS, MAX_IMAGE_STEP, MIN_IMAGE_STEP
+from archive_pipeline.pcdc.transforms import expand_blocks
+
+VALIDATION_SHARE = 25  # every 25th image is held out
+
+
+class Crops:
+    """Random training crops from a file packed by `pack_crops.py`.
+
+    Raises:
+        click.ClickException: it holds too few images of at least `size` pixels.
+    """
+
+    def __init__(self, path: Path, size: int, seed: int) -> None:
+        self.pixels = np.load(path, mmap_mode="r")
+        index = [e for e in json.loads(path.with_suffix(".json").read_text()) if min(e[2:]) >= size]
+        if len(index) < 2:  # one to validate with, one to train on
+            raise click.ClickException(f"{path}: fewer than 2 images of at least {size} pixels")
+        self.train = [e for i, e in enumerate(index) if i % VALIDATION_SHARE]
+        self.held_out = [e for i, e in enumerate(index) if i % VALIDATION_SHARE == 0]
+        # between per-image and per-pixel sampling, so that flights of small frames do not rule
+        weight = np.sqrt([e[2] * e[3] for e in self.train])
+        self.weight = weight / weight.sum()
+        self.size = size
+        self.rng = np.random.default_rng(seed)
+
+    def _cut(self, entry: list, top: int, left: int, size: int) -> np.ndarray:
+        _, offset, height, width = entry
+        frame = self.pixels[offset : offset + height * width * 3].reshape(height, width, 3)
+        return np.ascontiguousarray(frame[top : top + size, left : left + size])
+
+    def batch(self, count: int) -> Tensor:
+        """Return (count, 3, size, size) uint8: random place, scale 0.5..1, flips, rotations."""
+        out = []
+        for k in self.rng.choice(len(self.train), count, p=self.weight):
+            entry = self.train[k]
+            limit = min(2 * self.size, *entry[2:])
+            size = self.size
+            if self.rng.random() < 0.5:
+                size = int(self.rng.integers(self.size, limit + 1))
+            top = int(self.rng.integers(entry[2] - size + 1))
+            left = int(self.rng.integers(entry[3] - size + 1))
+            crop = self._cut(entry, top, left, size)
+            if size != self.size:
+                crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
+            crop = np.rot90(crop, int(self.rng.integers(4)))
+            out.append(crop[:, ::-1] if self.rng.random() < 0.5 else crop)
+        return torch.from_numpy(np.stack(out).transpose(0, 3, 1, 2).copy())
+
+    def validation(self, count: int) -> Tensor:
+        """The same (count, 3, size, size) uint8 crops of held-out images on every call."""
+        rng = np.random.default_rng(1)
+        out = []
+        for i in range(count):
+            entry = self.held_out[i % len(self.held_out)]
+            top = int(rng.integers(entry[2] - self.size + 1))
+            left = int(rng.integers(entry[3] - self.size + 1))
+            out.append(self._cut(entry, top, left, self.size))
+        return torch.from_numpy(np.stack(out).transpose(0, 3, 1, 2).copy())
+
+
+def random_steps(count: int, generator: torch.Generator) -> Tensor:
+    """Image steps (count,) of a batch, spread evenly over a bell-shaped distribution.
+
+    The rates users ask for are in the middle of the range, and a batch that always holds some of
+    each has less noise in its gradient than independent draws.
+    """
+    share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    tail = torch.minimum(share, 1 - share)
+    bell = torch.where(share < 0.5, (tail / 2).sqrt(), 1 - (tail / 2).sqrt())
+    span = MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP
+    return (MIN_IMAGE_STEP + bell**0.65 * span).long().clamp(max=MAX_IMAGE_STEP)
+
+
+def random_offsets(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Level offsets of a batch: none for half of the samples, random blocks for the others."""
+    table = torch.tensor(LEVEL_OFFSETS)
+    shape = (count, 1, -(-height // BLOCK), -(-width // BLOCK))
+    levels = torch.randint(len(LEVEL_OFFSETS), shape, generator=generator)
+    varied = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    return expand_blocks(torch.where(varied, table[levels], 0), height, width)

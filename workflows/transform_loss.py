@@ -1,0 +1,93 @@
+"""Quantisation, rate and error of the transform codec, as training sees them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from archive_pipeline.pcdc.constants import HYPER_LIMIT, SCALE_COUNT
+from archive_pipeline.pcdc.layers import round_half_up
+from archive_pipeline.pcdc.transforms import TransformCodec, scale_of, step_size
+
+BORDER_WEIGHTS = (6.0, 1.25)  # the outermost pixels, and the seven next to them
+
+
+def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
+    """Bits of integer-binned Gaussian symbols: -log2(Phi((v+.5)/s) - Phi((v-.5)/s))."""
+    v = v.abs()
+    upper = torch.special.ndtr((0.5 - v) / scale)
+    lower = torch.special.ndtr((-0.5 - v) / scale)
+    return -torch.log2((upper - lower).clamp_min(2.0**-16))
+
+
+class Latents(NamedTuple):
+    """A batch of quantised latents, float32, on the grids of y (h, w) and z (h/4, w/4).
+
+    Attributes:
+        z, z_hat: hyper-latents (N, Z, h/4, w/4) and the same rounded.
+        mean: predicted means of y (N, M, h, w).
+        exponent, step: step exponents, integers, and steps (N, 1, h, w).
+        v, q: (y - mean) / step (N, M, h, w) and the same rounded: the symbols.
+    """
+
+    z: Tensor
+    z_hat: Tensor
+    mean: Tensor
+    exponent: Tensor
+    step: Tensor
+    v: Tensor
+    q: Tensor
+
+    @property
+    def y_hat(self) -> Tensor:
+        """What the decoder gets (N, M, h, w)."""
+        return self.mean + self.step * self.q
+
+
+def quantise(codec: TransformCodec, x: Tensor, image_step: Tensor, offsets: Tensor) -> Latents:
+    """Quantise pixels x (N, 3, H, W) in -1..1 at image steps (N,), gradients passing straight on.
+
+    offsets (N, 1, h, w) are the level offsets of the latents.
+    """
+    y = codec.g_a(x).float()  # under autocast, only the networks inside work in bfloat16
+    z = codec.h_a(y, image_step).float().clamp(-HYPER_LIMIT, HYPER_LIMIT)
+    z_hat = round_half_up(z)
+    exponent = image_step.view(-1, 1, 1, 1) + offsets
+    step = step_size(exponent)
+    mean = codec.h_mean(z_hat, image_step).float()
+    v = (y - mean) / step
+    return Latents(z, z_hat, mean, exponent, step, v, round_half_up(v))
+
+
+def rate_distortion(
+    codec: TransformCodec, x: Tensor, image_step: Tensor, offsets: Tensor, *, noise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return bits a sample (N,), reconstruction (N, 3, H, W) in -1..1 and the step map.
+
+    Arguments as for `quantise`. noise=True measures bits with additive uniform noise (training),
+    else with real rounding.
+    """
+    latents = quantise(codec, x, image_step, offsets)
+    with torch.autocast(x.device.type, enabled=False):  # its integers need more than 8 bits
+        index = codec.h_scale(latents.z_hat, image_step) - offsets
+    y_scale = scale_of(index.clamp(0, SCALE_COUNT - 1))
+    z_scale = scale_of(codec.prior(image_step))[:, :, None, None]
+
+    def symbols(exact: Tensor, rounded: Tensor) -> Tensor:
+        return exact + (torch.rand_like(exact) - 0.5) if noise else rounded
+
+    y_bits = gaussian_bits(symbols(latents.v, latents.q), y_scale)
+    z_bits = gaussian_bits(symbols(latents.z, latents.z_hat), z_scale)
+    bits = y_bits.sum((1, 2, 3)) + z_bits.sum((1, 2, 3))
+    return bits, codec.g_s(latents.y_hat, latents.exponent), latents.step
+
+
+def border_weights(size: int) -> Tensor:
+    """Error weights (1, 1, size, size) that make up for a tile's border having neighbours on one
+    side only: at the weight of the seven next to them, the outermost pixels keep more error."""
+    weight = torch.full((1, 1, size, size), BORDER_WEIGHTS[0])
+    weight[..., 1:-1, 1:-1] = BORDER_WEIGHTS[1]
+    weight[..., 8:-8, 8:-8] = 1.0
+    return weight
