@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from conftest import DATA, ROOT
 from golden import reference as ref
 from PIL import Image
+from toy_detector import Objects, paint_frame, save_toy_detector
 
 sys.path.append(str(ROOT / "workflows"))
 import benchmark
@@ -25,7 +26,7 @@ import benchmark_frames
 import metrics
 from benchmark_crops import CropError, choose_crops
 from benchmark_summary import cell
-from peers import PEERS, coded_size, search
+from peers import FRAME_PEERS, PEERS, coded_size, search, within
 from rate_distortion import Comparison, Curve, Ratio, bootstrap, compare, rate_ratio
 
 LINE = [(0.05 * 2**k, float(k)) for k in range(6)]  # one more of quality a doubling of the rate
@@ -167,6 +168,8 @@ def test_search_meets_sizes_from_both_sides() -> None:
     assert search(peer, pixels, 60, at_most=False) == (6, bytes(60))
     assert search(peer, pixels, 9, at_most=True) is None
     assert search(peer, pixels, 300, at_most=False) is None
+    assert within(peer, pixels, 55) == bytes(50)
+    assert within(peer, pixels, 9) == bytes(10)
 
 
 def test_boxes_do_not_count() -> None:
@@ -413,6 +416,26 @@ def test_avif_of_a_frame_fits_its_bytes() -> None:
     available("avif")
     pixels = ref.texture(96, 96)
     file = benchmark_frames.avif(pixels, 1500)
-    assert 1200 < PEERS["avif"].size(file) <= 1500
+    assert 1200 < FRAME_PEERS["avif"].size(file) <= 1500
     with pytest.raises(click.ClickException, match="AVIF cannot code a frame in 20 bytes"):
         benchmark_frames.avif(pixels, 20)
+
+
+def test_detection_table_gives_peers_the_archives_bytes(flight: Path, tmp_path: Path) -> None:
+    detection_table = pytest.importorskip("detection_table")
+    pytest.importorskip("ultralytics")
+    available("hevc")
+    frames = tmp_path / "painted"
+    objects: Objects = [("car", 40, 50, 60, 40), ("person", 400, 120, 50, 70)]
+    paint_frame(sorted(flight.iterdir())[0], objects, frames / "one.jpg")
+    out, toy = tmp_path / "out", save_toy_detector(tmp_path / "toy.torchscript")
+    args = [str(out), str(frames), "--model", str(toy), "--source-ratio", "4", "--device", "cpu"]
+    result = CliRunner().invoke(detection_table.main, args)
+    assert result.exit_code == 0, result.output
+    found = rows(out / "detection.csv")
+    sizes = {r["codec"]: int(r["bytes"]) for r in found}
+    assert list(sizes) == ["pcdc", "hevc", "jpeg"]
+    assert 0.8 * sizes["pcdc"] < sizes["hevc"] <= sizes["pcdc"]
+    assert 0.8 * sizes["pcdc"] < sizes["jpeg"] <= sizes["pcdc"]
+    cars = [r for r in found if r["metric"] == "ratio" and r["class"] == "vehicle"]
+    assert [(r["objects"], float(r["restored"])) for r in cars] == 3 * [("1", 1.0)]

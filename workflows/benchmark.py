@@ -369,6 +369,7 @@ def main(
         "size": size,
         "seed": seed,
         "libraries": versions,
+        "peers": {name: PEERS[name].note for name in versions},
         "metrics": list(measures),
     }
     points, failures = resume(out, settings)

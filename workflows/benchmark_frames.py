@@ -1,6 +1,6 @@
 """Compare the archive with JPEG 2000 and AVIF: quality at equal bytes, and time.
 
-    python workflows/benchmark_frames.py OUT FLIGHT_DIR [--ratio 48 --ratio 96 ...] [--model NAME]
+    python workflows/benchmark_frames.py OUT FLIGHT_DIR [--ratio 24 --ratio 48 ...] [--model NAME]
 
 Every frame goes through `archive ingest` and comes back from the archive's bytes; each peer then
 gets as many bytes as the archive took for that frame, metadata and index included. Writes
@@ -21,7 +21,7 @@ import click
 import numpy as np
 from metrics import psnr
 from numpy.typing import NDArray
-from peers import PEERS, search
+from peers import FRAME_PEERS, search
 
 from archive_pipeline.flight import read_pixels
 from archive_pipeline.ingest import Budget, Options, ingest
@@ -51,7 +51,7 @@ def jpeg2000(pixels: Pixels, size: int) -> bytes:
     """
     target = size
     while target > 0:
-        data = PEERS["jpeg2000"].encode(pixels, 8 * target / (pixels.size / 3))
+        data = FRAME_PEERS["jpeg2000"].encode(pixels, 8 * target / (pixels.size / 3))
         if len(data) <= size:
             return data
         target -= max(1, len(data) - size)  # OpenJPEG may miss its rate by a few bytes
@@ -64,7 +64,7 @@ def avif(pixels: Pixels, size: int) -> bytes:
     Raises:
         click.ClickException: the coarsest takes more.
     """
-    found = search(PEERS["avif"], pixels, size, at_most=True)
+    found = search(FRAME_PEERS["avif"], pixels, size, at_most=True)
     if found is None:
         raise click.ClickException(f"AVIF cannot code a frame in {size} bytes")
     return found[1]
@@ -110,7 +110,7 @@ def run_peer(name: str, row: dict) -> dict:
     started = time.perf_counter()
     data = ENCODERS[name](row["original"], row["bytes"])
     encoded = time.perf_counter()
-    restored = PEERS[name].decode(data)
+    restored = FRAME_PEERS[name].decode(data)
     decoded = time.perf_counter()
     return {
         **{k: row[k] for k in ("image", "ratio", "budget")},
@@ -146,7 +146,7 @@ def table(rows: list[dict]) -> str:
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("flight", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--ratio", "ratios", type=float, multiple=True, default=(48, 96, 160))
+@click.option("--ratio", "ratios", type=float, multiple=True, default=(24, 48, 96, 160))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option(
     "--peer", "peers", type=click.Choice(list(ENCODERS)), multiple=True, default=("jpeg2000",)

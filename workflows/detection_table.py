@@ -10,25 +10,23 @@ lowest quality may take more: the column `bytes` says what was used.) The number
 
 Writes OUT_DIR/detection.csv (a row for each ratio, codec, detector, class group and metric, with
 95 % bootstrap intervals over frames) and OUT_DIR/detection.md.
-Needs `pip install 'archive-pipeline[verify]' pillow-heif`.
+Needs `pip install 'archive-pipeline[verify,benchmark]'`; peers are those of `peers.py`.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
-import pillow_heif
 from numpy.typing import NDArray
-from PIL import Image
+from peers import FRAME_PEERS as PEERS
+from peers import within
 
 from archive_pipeline.boxes import Detections
 from archive_pipeline.detection_metrics import METRICS
@@ -55,48 +53,6 @@ FIELDS = [
     "source_ratio", "codec", "bytes", "images", "model", "reference", "class", "objects", "metric",
     "original", "restored", "delta", "low", "high",
 ]  # fmt: skip
-
-
-def jpeg(pixels: Pixels, quality: int) -> bytes:
-    """Baseline JPEG with optimised Huffman tables, 4:2:0."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
-    return buffer.getvalue()
-
-
-def hevc(pixels: Pixels, quality: int) -> bytes:
-    """HEVC intra by x265, 4:2:0: what BPG is, in HEIF."""
-    buffer = io.BytesIO()
-    pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=quality)
-    return buffer.getvalue()
-
-
-def decode_jpeg(data: bytes) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def decode_hevc(data: bytes) -> Pixels:
-    return np.asarray(pillow_heif.open_heif(io.BytesIO(data)).to_pillow().convert("RGB"))
-
-
-PEERS: dict[str, tuple[Callable[[Pixels, int], bytes], Callable[[bytes], Pixels]]] = {
-    "hevc": (hevc, decode_hevc),
-    "jpeg": (jpeg, decode_jpeg),
-}
-
-
-def encode_to(size: int, pixels: Pixels, encode: Callable[[Pixels, int], bytes]) -> bytes:
-    """The best quality (1 to 99) of at most `size` bytes; quality 1 where none is."""
-    low, high = 2, 99
-    best = encode(pixels, 1)
-    while low <= high:
-        quality = (low + high) // 2
-        data = encode(pixels, quality)
-        if len(data) <= size:
-            best, low = data, quality + 1
-        else:
-            high = quality - 1
-    return best
 
 
 @dataclass
@@ -134,11 +90,10 @@ def run_image(archive: Archive, entry: ImageEntry, setting: Setting, codecs: dic
     versions: dict[str, Read] = {"pcdc": whole(image.read, width, height)}
     codecs["pcdc"].bytes.append(size)
     for name in (codec for codec in codecs if codec in PEERS):
-        encode, decode = PEERS[name]
-        data = encode_to(size, original(everything), encode)
-        pixels = decode(data)
-        versions[name] = partial(crop, pixels)
-        codecs[name].bytes.append(len(data))
+        peer = PEERS[name]
+        data = within(peer, original(everything), size)
+        versions[name] = partial(crop, peer.decode(data))
+        codecs[name].bytes.append(peer.size(data))
     task = setting.task(archive, entry)
     for file, groups in setting.detectors:
         detector: Detector = load_detector(file, setting.options.device)
@@ -221,7 +176,7 @@ def table(rows: list[dict]) -> str:
 )
 @click.option("--codec-model", default=DEFAULT_MODEL, show_default=True)
 @click.option(
-    "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=tuple(PEERS)
+    "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=("hevc", "jpeg")
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(
@@ -235,6 +190,11 @@ def main(
     peers: tuple[str, ...],
     device: str,
 ) -> None:
+    for name in peers:
+        try:
+            PEERS[name].library()
+        except ImportError as error:
+            raise click.ClickException(f"{PEERS[name].label} cannot run: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
     options = Options(models, parse_groups(classes), device=device)
     found = None if labels is None else find_labels(labels)

@@ -24,8 +24,10 @@ def main(out: Path, folders: tuple[Path, ...]) -> None:
         p
         for f in folders
         for p in sorted(f.iterdir())
-        if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif"}
+        if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
     ]
+    if not paths:
+        raise click.ClickException(f"no images in {', '.join(map(str, folders))}")
     sizes = []
     for path in paths:
         with Image.open(path) as image:

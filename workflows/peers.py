@@ -2,8 +2,8 @@
 
 Pixels are uint8 (height, width, 3) RGB. HEVC's chroma format was chosen by its rates at equal
 quality, and both of its tunings run: one needs fewer bytes at equal PSNR, the other at equal
-SSIMULACRA 2. AVIF and JPEG XL have efforts beyond these that take fewer bytes and several times
-as long. `Peer.note` says what is set.
+SSIMULACRA 2. Efforts are what still takes about 10 s a crop; whole frames (`FRAME_PEERS`) make do
+with less. `Peer.note` says what is set.
 """
 
 from __future__ import annotations
@@ -122,13 +122,13 @@ def _webp(pixels: Pixels, quality: float) -> bytes:
     return _save(pixels, "WEBP", quality=int(quality), method=6)
 
 
-def _avif(pixels: Pixels, quality: float) -> bytes:
-    return _save(pixels, "AVIF", quality=int(quality), speed=4, max_threads=1)
+def _avif(pixels: Pixels, quality: float, speed: int) -> bytes:
+    return _save(pixels, "AVIF", quality=int(quality), speed=speed, max_threads=1)
 
 
-def _jpegxl(pixels: Pixels, distance: float) -> bytes:
+def _jpegxl(pixels: Pixels, distance: float, effort: int) -> bytes:
     data: bytes = _imagecodecs().jpegxl_encode(
-        pixels, distance=distance, effort=7, usecontainer=False, numthreads=1
+        pixels, distance=distance, effort=effort, usecontainer=False, numthreads=1
     )
     return data
 
@@ -138,12 +138,12 @@ def _jpegxl_decode(data: bytes) -> Pixels:
     return pixels
 
 
-def _hevc(pixels: Pixels, quality: float, tune: str) -> bytes:
+def _hevc(pixels: Pixels, quality: float, preset: str, tune: str) -> bytes:
     height, width = pixels.shape[:2]
     heif = _pillow_heif()
     image = heif.from_bytes("RGB", (width, height), np.ascontiguousarray(pixels).tobytes())
     buffer = io.BytesIO()
-    options = {"preset": "slow", "tune": tune}
+    options = {"preset": preset, "tune": tune}
     image.save(buffer, quality=int(quality), chroma="420", enc_params=options)
     return buffer.getvalue()
 
@@ -155,6 +155,47 @@ def _hevc_decode(data: bytes) -> Pixels:
 
 def _hevc_version() -> str:
     return str(_pillow_heif().libheif_info()["HEIF"])
+
+
+def avif_peer(speed: int) -> Peer:
+    """AVIF at one of its speeds, 0 (slowest) to 10."""
+    return Peer(
+        "AVIF",
+        f"4:2:0, speed {speed}",
+        _pillow("avif", "libavif"),
+        (0, 4, 9, 14, 20, 26, 33, 40, 48, 56, 64, 72, 80, 88),
+        range(101),
+        partial(_avif, speed=speed),
+        _open,
+        coded_size,
+    )
+
+
+def jpegxl_peer(effort: int) -> Peer:
+    """JPEG XL at one of its efforts, 1 (fastest) to 10."""
+    return Peer(
+        "JPEG XL",
+        f"VarDCT, effort {effort}, codestream without boxes",
+        _imagecodecs_version("libjxl"),
+        (25, 20, 16, 13, 10.5, 8.5, 6.8, 5.4, 4.3, 3.4, 2.7, 2.1, 1.6, 1.2, 0.9),
+        tuple(25 / 1.01**k for k in range(400)),
+        partial(_jpegxl, effort=effort),
+        _jpegxl_decode,
+    )
+
+
+def hevc_peer(label: str, tune: str, preset: str) -> Peer:
+    """HEVC intra by one of x265's tunings and presets."""
+    return Peer(
+        label,
+        f"4:2:0, preset {preset}, tune {tune}; decoded by libde265",
+        _hevc_version,
+        range(0, 91, 5),
+        range(101),
+        partial(_hevc, preset=preset, tune=tune),
+        _hevc_decode,
+        coded_size,
+    )
 
 
 PEERS = {
@@ -185,45 +226,17 @@ PEERS = {
         _webp,
         _open,
     ),
-    "avif": Peer(
-        "AVIF",
-        "4:2:0, speed 4",
-        _pillow("avif", "libavif"),
-        (0, 4, 9, 14, 20, 26, 33, 40, 48, 56, 64, 72, 80, 88),
-        range(101),
-        _avif,
-        _open,
-        coded_size,
-    ),
-    "jpegxl": Peer(
-        "JPEG XL",
-        "VarDCT, effort 7, codestream without boxes",
-        _imagecodecs_version("libjxl"),
-        (25, 20, 16, 13, 10.5, 8.5, 6.8, 5.4, 4.3, 3.4, 2.7, 2.1, 1.6, 1.2, 0.9),
-        tuple(25 / 1.01**k for k in range(400)),
-        _jpegxl,
-        _jpegxl_decode,
-    ),
-    "hevc_psnr": Peer(
-        "HEVC intra (PSNR)",
-        "4:2:0, preset slow, tune psnr; decoded by libde265",
-        _hevc_version,
-        range(0, 91, 5),
-        range(101),
-        partial(_hevc, tune="psnr"),
-        _hevc_decode,
-        coded_size,
-    ),
-    "hevc": Peer(
-        "HEVC intra",
-        "4:2:0, preset slow, tune ssim; decoded by libde265",
-        _hevc_version,
-        range(0, 91, 5),
-        range(101),
-        partial(_hevc, tune="ssim"),
-        _hevc_decode,
-        coded_size,
-    ),
+    "avif": avif_peer(2),
+    "jpegxl": jpegxl_peer(9),
+    "hevc_psnr": hevc_peer("HEVC intra (PSNR)", "psnr", "slow"),
+    "hevc": hevc_peer("HEVC intra", "ssim", "slow"),
+}
+
+# for whole frames, 50 times as large as crops: a search would take hours at the settings above
+FRAME_PEERS = {
+    **PEERS,
+    "avif": avif_peer(4),
+    "jpegxl": jpegxl_peer(7),
 }
 
 
@@ -248,3 +261,9 @@ def search(peer: Peer, pixels: Pixels, size: int, *, at_most: bool) -> tuple[flo
         else:
             high = middle
     return found
+
+
+def within(peer: Peer, pixels: Pixels, size: int) -> bytes:
+    """The finest file within `size` bytes, or the coarsest there is if none is so small."""
+    found = search(peer, pixels, size, at_most=True)
+    return found[1] if found else peer.encode(pixels, peer.settings[0])
