@@ -62,6 +62,8 @@ def check(
     for sha256 in archive.list_names("models"):
         report.models += 1
         _try(report, partial(archive.use_model, sha256))
+    for name in archive.list_names("policies"):
+        _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
     keys = list(archive.keys())
     found = {}
     for key in keys:

@@ -197,6 +197,19 @@ def main() -> None:
 @click.option("--bpp", type=float, help="Archive bits a pixel.")
 @click.option("--source-ratio", type=float, help="Source file bytes over archive bytes.")
 @click.option("--model", help="Shipped model's name or a model folder.")
+@click.option(
+    "--allocation",
+    type=click.Choice(["policy", "greedy", "uniform"]),
+    help="What decides where an image's bits go: the model's learned policy, the least squared "
+    "error, or all blocks alike.  [default: policy, if the model has one]",
+)
+@click.option(
+    "--adapt",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    help="Updates of the policy on each image, judged by decoding (slow; needs the extra `train`).",
+)
 @click.option("--overwrite", is_flag=True, help="Encode images again that the archive has.")
 @click.option(
     "--ground-elevation",
@@ -224,6 +237,8 @@ def ingest(
     bpp: float | None,
     source_ratio: float | None,
     model: str | None,
+    allocation: str | None,
+    adapt: int,
     overwrite: bool,
     ground_elevation: float | None,
     detect: tuple[str, ...],
@@ -244,6 +259,8 @@ def ingest(
         raise click.UsageError("--ratio, --bpp and --source-ratio must be positive")
     if name is not None and len(flights) > 1:
         raise click.UsageError("--flight names a single FLIGHT_DIR")
+    if adapt and allocation not in (None, "policy"):
+        raise click.UsageError("--adapt updates the policy; --allocation says not to use it")
     named = [(name or directory.resolve().name or "flight", directory) for directory in flights]
     if len({flight for flight, _ in named}) < len(named):
         raise click.UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
@@ -258,6 +275,8 @@ def ingest(
         overwrite,
         ground_elevation,
         detect,
+        allocation,
+        adapt,
     )
     bar = _Progress("ingest", quiet)
 

@@ -95,6 +95,8 @@ class Options:
     overwrite: bool = False
     ground_elevation: float | None = None
     detect: tuple[str, ...] = ()  # detectors whose finds in the originals are stored
+    allocation: str | None = None  # of `ALLOCATIONS`; the model's policy, if any, else "uniform"
+    adapt: int = 0  # updates that the policy is given on every image
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Task:
     path: Path
     options: Options
     model: str = ""  # SHA-256 of a model that is in the archive
+    allocation: str = "uniform"
+    policy: str = ""  # SHA-256 of a policy that is in the archive, where allocation is by it
     detectors: tuple[DetectorFile, ...] = ()
 
 
@@ -219,7 +223,8 @@ def ingest(
 
     Raises:
         FlightError: a flight directory cannot be used.
-        ModelError: there is no such model.
+        ModelError: there is no such model, or it lacks the policy that is asked for.
+        UtilityError: what `adapt` needs cannot be had.
         DetectorError: there is no such detector.
         ArchiveError: the archive cannot be written, or no longer.
         ClusterError: there is no such scheduler, or it was lost.
@@ -256,8 +261,9 @@ def ingest(
             else:
                 note(known)
     if pending:
-        sha256 = _add_model(archive, options.model)
-        pending = [replace(task, model=sha256) for task in pending]
+        model, allocation, policy = _add_model(archive, options)
+        chosen = partial(replace, model=model, allocation=allocation, policy=policy)
+        pending = [chosen(task) for task in pending]
     with (
         archive.writing(),
         _index_kept(archive, bool(pending)),
@@ -274,7 +280,7 @@ def ingest(
                 result = _failed(task, f"{type(result).__name__}: {result}")
             note(result)
         neighbours = _compare_neighbours(archive, pool, outcomes)
-    models = archive.size_of("models") if archive.list_names("models") else 0
+    models = sum(archive.size_of(k) for k in ("models", "policies") if archive.list_names(k))
     seconds = time.monotonic() - started
     return Report(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
 
@@ -297,13 +303,30 @@ def _index_kept(archive: Archive, changed: bool) -> Iterator[None]:
         write_index(archive)
 
 
-def _add_model(archive: Archive, name: str | None) -> str:
-    """Store a model in the archive; returns its SHA-256."""
-    from archive_pipeline.models import DEFAULT_MODEL, load_named  # torch: only with work to do
+def _add_model(archive: Archive, options: Options) -> tuple[str, str, str]:
+    """Store the model and its policy in the archive.
 
-    model = load_named(name or DEFAULT_MODEL)
+    Returns the model's SHA-256, the allocation, and the policy's SHA-256 where that is by it.
+    """
+    # torch: only with work to do
+    from archive_pipeline.models import DEFAULT_MODEL, load_named, read_policy
+    from archive_pipeline.pcdc.model import ModelError
+
+    name = options.model or DEFAULT_MODEL
+    model = load_named(name)
     archive.add_model(model.sha256, model.files)
-    return model.sha256
+    allocation, policy = options.allocation, None
+    if allocation in (None, "policy"):
+        policy = read_policy(name, model.networks.config.latents)
+        if policy is None and (allocation or options.adapt):
+            raise ModelError(f"{name}: this model has no allocation policy")
+    if options.adapt:
+        from archive_pipeline.pcdc.utility import require_lpips
+
+        require_lpips()  # said once here, and not by every image
+    if policy is None:
+        return model.sha256, allocation or "uniform", ""
+    return model.sha256, "policy", archive.add_policy(policy)
 
 
 def _find_detectors(options: Options) -> tuple[DetectorFile, ...]:
@@ -435,11 +458,14 @@ def ingest_image(task: Task) -> Outcome:
 def _ingest_image(task: Task) -> Outcome:
     """`ingest_image`, by stages."""
     with stage("start"):
-        from archive_pipeline.models import use_device
+        from archive_pipeline.models import use_allocation, use_device
 
         use_device(task.options.device)
+        use_allocation(task.allocation, task.policy, task.options.adapt)
     archive = Archive.open(task.archive, writable=True)
     archive.ensure_model(task.model)
+    if task.policy:
+        archive.ensure_policy(task.policy, task.model)
     key = image_key(task.flight, task.id)
     expected: tuple[type[Exception], ...] = (SourceError, ArchiveError, OSError)
     if task.detectors:

@@ -7,9 +7,21 @@ import threading
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from archive_pipeline.pcdc.adaptation import encode_adapted
 from archive_pipeline.pcdc.bitstream import UnknownModel
-from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.codec import Codec, least_error
 from archive_pipeline.pcdc.model import CONFIG, Model, ModelError, digest, read_folder
+from archive_pipeline.pcdc.policy import (
+    MAX_FILE_BYTES,
+    POLICY,
+    Policy,
+    PolicyError,
+    load_policy,
+    policy_digest,
+)
 
 DEFAULT_MODEL = "pcdc-drone-small"
 SEARCH_PATH = "ARCHIVE_MODEL_PATH"
@@ -19,6 +31,8 @@ _files: dict[str, dict[str, bytes]] = {}
 _codecs: dict[tuple[str, str], Codec] = {}
 _device = "cpu"
 _decoder = (0, 0)  # denoising steps, seed
+_policies: dict[str, Policy] = {}
+_allocation = ("uniform", "", 0)  # rule, policy's SHA-256, updates an image
 
 
 def use_device(device: str, steps: int = 0, seed: int = 0) -> None:
@@ -40,6 +54,17 @@ def use_device(device: str, steps: int = 0, seed: int = 0) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device is available")
     _device, _decoder = device, (steps, seed)
+
+
+def use_allocation(rule: str, policy: str = "", adapt: int = 0) -> None:
+    """Spread the bits of what is encoded from now on by one of `ALLOCATIONS`.
+
+    Args:
+        policy: SHA-256 of a registered policy, where the rule is "policy".
+        adapt: updates that the policy is given on every image.
+    """
+    global _allocation
+    _allocation = (rule, policy, adapt)
 
 
 def decoder() -> tuple[int, int]:
@@ -77,19 +102,68 @@ def register(files: dict[str, bytes]) -> str:
     return sha256
 
 
+def find_folder(name: str) -> Path:
+    """The folder of a model, by shipped name or path.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for folder in (Path(name), shipped() / name):
+        if (folder / CONFIG).is_file():
+            return folder
+    known = ", ".join(f.name for f in _folders()) or "none"
+    raise ModelError(f"{name}: no such model (shipped: {known})")
+
+
 def load_named(name: str) -> Model:
     """Load a model by shipped name or folder path.
 
     Raises:
         ModelError: there is none of that name, or it is damaged.
     """
-    for folder in (Path(name), shipped() / name):
-        if (folder / CONFIG).is_file():
-            model = Model.from_folder(folder)
-            register(model.files)
-            return model
-    known = ", ".join(f.name for f in _folders()) or "none"
-    raise ModelError(f"{name}: no such model (shipped: {known})")
+    model = Model.from_folder(find_folder(name))
+    register(model.files)
+    return model
+
+
+def read_policy(name: str, latents: int) -> bytes | None:
+    """Read the allocation policy beside a model, None where there is none.
+
+    Raises:
+        ModelError: it is damaged, or for another number of latents.
+    """
+    path = find_folder(name) / POLICY
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ModelError(f"{path}: larger than a policy may be")
+        data = path.read_bytes()
+        load_policy(data, latents)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except PolicyError as error:
+        raise ModelError(f"{path}: {error}") from error
+    return data
+
+
+def register_policy(data: bytes, latents: int) -> str:
+    """Make a policy known by its file's contents; returns its SHA-256.
+
+    Raises:
+        PolicyError: it is damaged, or for another number of latents.
+    """
+    sha256 = policy_digest(data)
+    with _lock:
+        if sha256 not in _policies:
+            _policies[sha256] = load_policy(data, latents)
+    return sha256
+
+
+def is_known_policy(sha256: str) -> bool:
+    """Whether a policy was registered in this process."""
+    with _lock:
+        return sha256 in _policies
 
 
 def codec_for(sha256: str) -> Codec:
@@ -120,6 +194,20 @@ def codec_for(sha256: str) -> Codec:
                     )
             _codecs[key] = Codec(Model(_files[sha256], _device))
         return _codecs[key]
+
+
+def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[bytes]:
+    """Encode an image's tiles as `Codec.encode` does, its bits spread as `use_allocation` says.
+
+    Raises:
+        BudgetTooSmall: even the coarsest coding takes more.
+    """
+    codec, (rule, policy, adapt) = codec_for(sha256), _allocation
+    if rule == "policy":
+        if adapt:
+            return encode_adapted(codec, tiles, budget, _policies[policy], adapt)
+        return codec.encode(tiles, budget, _policies[policy].block_worth)
+    return codec.encode(tiles, budget, least_error if rule == "greedy" else None)
 
 
 def has_denoiser(sha256: str) -> bool:

@@ -4,6 +4,7 @@ Layout (one image a group; everything else is derived or shared)::
 
     zarr.json                              root group, attribute archive_pipeline.format
     models/<sha256>/...                    config.json, model.safetensors, perhaps denoiser/
+    policies/<sha256>.safetensors          allocation policies; reading needs none of them
     items.parquet                          the index, see `archive_pipeline.index`
     flights/<flight>/<image>/zarr.json     record of a committed image, written last
     flights/<flight>/<image>/pixels        uint8 (height, width, 3) by pcdc, or lossless any dtype
@@ -114,6 +115,10 @@ def check_flight(flight: str) -> None:
     """
     if not 0 < len(_quote(flight)) <= MAX_NAME:
         raise ArchiveError(f"{flight!r} is too long or empty for a flight's name; use --flight")
+
+
+def _policy_key(sha256: str) -> str:
+    return f"policies/{sha256}.safetensors"
 
 
 def _quote(name: str) -> str:
@@ -329,6 +334,47 @@ class Archive:
 
         if not is_known(sha256):
             self.use_model(sha256)
+
+    def add_policy(self, data: bytes) -> str:
+        """Store an allocation policy's file once, for workers that encode; returns its SHA-256.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not self.size_of_key(_policy_key(sha256)):
+            self.write_key(_policy_key(sha256), data)
+        return sha256
+
+    def ensure_policy(self, sha256: str, model: str) -> None:
+        """Make a stored policy for a known model known to the codec, unless it is already.
+
+        Raises:
+            ArchiveError: it is missing, damaged, or for another codec.
+        """
+        from archive_pipeline.models import codec_for, is_known_policy, register_policy
+        from archive_pipeline.pcdc.policy import PolicyError
+
+        if is_known_policy(sha256):
+            return
+        data = self.read_policy(sha256)
+        try:
+            register_policy(data, codec_for(model).model.networks.config.latents)
+        except PolicyError as error:
+            raise ArchiveError(f"{self.url}: {_policy_key(sha256)}: {error}") from error
+
+    def read_policy(self, sha256: str) -> bytes:
+        """Read a stored policy's file.
+
+        Raises:
+            ArchiveError: it is missing, or its contents do not have this hash.
+        """
+        data = self.read_key(_policy_key(sha256))
+        if data is None:
+            raise ArchiveError(f"{self.url}: {_policy_key(sha256)} is missing")
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ArchiveError(f"{self.url}: {_policy_key(sha256)} is damaged: its hash is another")
+        return data
 
     def require_denoiser(self, entry: ImageEntry) -> None:
         """Make sure that an image can be decoded with denoising steps; lossless ones always can.

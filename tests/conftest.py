@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,23 @@ def archive(flight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.output
     assert {i["codec"] for i in json.loads(result.stdout)["images"]} == {"pcdc"}
     return url
+
+
+@pytest.fixture
+def lpips_weights() -> Iterator[None]:
+    """Let torch find SqueezeNet's weights, or skip."""
+    import torch
+
+    shared = DATA.parent / "weights" / "torch" / "hub"
+    before = torch.hub.get_dir()
+    for folder in (Path(before), shared):
+        if list(folder.glob("checkpoints/squeezenet1_1-*.pth")):
+            break
+    else:
+        pytest.skip("no SqueezeNet weights in the torch hub cache: LPIPS needs them")
+    torch.hub.set_dir(folder)
+    yield
+    torch.hub.set_dir(before)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import DATA, ROOT
+from conftest import ROOT
 from golden import reference as ref
 from PIL import Image
 from toy_detector import Objects, paint_frame, save_toy_detector
@@ -200,19 +200,8 @@ def test_metrics_of_known_pairs() -> None:
         assert values[0] > values[1], name
 
 
-def test_lpips() -> None:
-    shared = DATA.parent / "weights" / "torch" / "hub"
-    for folder in (Path(torch.hub.get_dir()), shared):
-        if list(folder.glob("checkpoints/squeezenet1_1-*.pth")):
-            break
-    else:
-        pytest.skip("no SqueezeNet weights in the torch hub cache: LPIPS needs them")
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(folder)
-    try:
-        measures, _ = metrics.load(["lpips"])
-    finally:
-        torch.hub.set_dir(before)
+def test_lpips(lpips_weights: None) -> None:
+    measures, _ = metrics.load(["lpips"])
     a = ref.texture(192, 192, 1)
     assert measures["lpips"](a, a) == pytest.approx(0, abs=1e-6)
     assert 0.2 < measures["lpips"](a, ref.noise(192, 192)) < 2

@@ -1,14 +1,20 @@
 """Spreading a hard bit budget over an image's tiles and blocks.
 
-Until a learned policy takes over, the rule is: every block of the image gets the same step,
-which minimises squared error for a uniform quantiser, and the budget is filled up in ever finer
-grains. (1) The finest image step at which all tiles fit. (2) Tiles one step finer (an eighth of
-an octave), those that gain most first, while they fit. (3) Blocks of one more tile one level
-up, those first that remove most error a bit.
+First comes the finest image step at which all tiles fit with every block at the base level. Then
+
+- `uniform` leaves all blocks there, and fills the budget up in ever finer grains: tiles one step
+  finer (an eighth of an octave), those that gain most first; blocks of one more tile one level
+  up, those first that remove most error a bit;
+- `greedy` and `policy` choose each block's level by what it is worth against what it costs: with
+  a price of bits common to the whole image, the level of the largest worth - price * bits. The
+  price is the lowest at which the image fits, and what is left goes to single blocks, those first
+  that were nearest to a higher level. Worth is the squared error removed (greedy: the optimum of
+  rate and distortion for separable costs), or what the policy says.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +25,14 @@ from archive_pipeline.pcdc.constants import LEVEL_OFFSETS, MAX_IMAGE_STEP, MIN_I
 
 BASE_LEVEL = 3
 LEVELS = len(LEVEL_OFFSETS)
+ALLOCATIONS = ("policy", "greedy", "uniform")
+# sinh of +-LAST_PRICE: between these prices any budget is met that levels can meet at all. Below
+# zero, levels are taken for their bits alone: what a policy thinks worthless is still in the budget
+LAST_PRICE = 15.0
+PRICE_ROUNDS = 40
+MAX_FINER = 8  # image steps tried beyond that of the base level
+# rANS spends a little more than the tables' entropy: rounding of a state, words, escapes
+CODER_OVERHEAD = 1.0005
 PROBE_EVERY = 8  # the image step is first looked for on every so many tiles
 
 
@@ -54,10 +68,16 @@ class BlockCosts:
 class Allocator:
     """Fits plans to a budget.
 
+    Attributes:
+        price: of bits, in worth, at which the last plan met its budget; None if it was uniform.
+
     Args:
         grids: (B_h, B_w) of every tile.
         tile_bytes: upper bound of a tile's stored bytes at (tile, image step, level).
         block_costs: costs of all levels at (tile, image step).
+        map_bits: bits that a tile's level map takes.
+        worth: (K, B_h, B_w) worth of each level at (tile, image step, its costs), in units of
+            bits at some price; None allocates uniformly.
     """
 
     def __init__(
@@ -65,10 +85,15 @@ class Allocator:
         grids: list[tuple[int, int]],
         tile_bytes: Callable[[int, int, int], float],
         block_costs: Callable[[int, int], BlockCosts],
+        map_bits: Callable[[NDArray[np.uint8]], float],
+        worth: Callable[[int, int, BlockCosts], NDArray[np.float64]] | None = None,
     ) -> None:
         self.grids = grids
         self._tile_bytes = tile_bytes
         self._block_costs = block_costs
+        self._map_bits = map_bits
+        self._worth = worth
+        self.price: float | None = None
         self._cache: dict[tuple[int, int, int], float] = {}
 
     def _bytes(self, tile: int, step: int, level: int = BASE_LEVEL) -> float:
@@ -98,6 +123,7 @@ class Allocator:
         """
         tiles = range(len(self.grids))
         level = BASE_LEVEL
+        self.price = None
         probe = tiles[::PROBE_EVERY]
         share = budget * sum(self.grids[t][0] * self.grids[t][1] for t in probe)
         share /= max(1, sum(h * w for h, w in self.grids))
@@ -116,6 +142,11 @@ class Allocator:
             if left < 0:
                 break
             level, spare = level + 1, left
+
+        if self._worth is not None and level == BASE_LEVEL:
+            plans = self._priced(budget, step)
+            if plans is not None:
+                return plans
 
         # one grain finer, tile by tile: an image step, or a level where the steps end
         by_step = level == BASE_LEVEL and step > MIN_IMAGE_STEP
@@ -150,3 +181,114 @@ class Allocator:
                 levels[block] = level + 1
                 budget -= price[block]
         return TilePlan(plan.image_step, levels.reshape(plan.levels.shape))
+
+    def _priced(self, budget: float, step: int) -> list[TilePlan] | None:
+        """Choose levels by worth and price at the finest image step whose budget they use up.
+
+        None where not even level 1 everywhere leaves room for a level map.
+        """
+        assert self._worth is not None
+        finest = max(MIN_IMAGE_STEP, step - MAX_FINER)
+        tiles = [t for t, (rows, _) in enumerate(self.grids) if rows]
+        while True:
+            costs = {t: self._block_costs(t, step) for t in tiles}
+            worth = [self._worth(t, step, costs[t]) for t in tiles]
+            bits = [costs[t].bits for t in tiles]
+            choice = _Choice(self.grids, step, bits, worth, self._map_bits)
+            # what is not in the blocks: headers, hyper-latents, coder states, empty tiles
+            coded = choice.bits[BASE_LEVEL - 1].sum() / 8 * CODER_OVERHEAD
+            fixed = self._total(step, range(len(self.grids))) - coded
+            room = 8 / CODER_OVERHEAD * (budget - fixed)
+            # a map that says more costs more: count the one that was chosen
+            levels = choice.within(room)
+            for _ in range(2):
+                if levels is None:
+                    return None
+                levels = choice.within(room - choice.map_bits(levels))
+            if levels is None:
+                return None
+            if step == finest or not choice.is_most(levels):
+                self.price = choice.price
+                return choice.plans(levels)
+            step -= 1
+
+
+class _Choice:
+    """Levels of all blocks of an image at one image step, flattened: worth and bits (K, n)."""
+
+    def __init__(
+        self,
+        grids: list[tuple[int, int]],
+        step: int,
+        costs: list[NDArray[np.float64]],
+        worth: list[NDArray[np.float64]],
+        map_bits: Callable[[NDArray[np.uint8]], float],
+    ) -> None:
+        self.grids = grids
+        self.step = step
+        self.bits = np.concatenate([c.reshape(LEVELS, -1) for c in costs], 1)
+        self.worth = np.concatenate([w.reshape(LEVELS, -1) for w in worth], 1)
+        self._map_bits = map_bits
+        self.price = math.inf
+
+    def within(self, bits: float) -> NDArray[np.int64] | None:
+        """Levels - 1 (n,) of at most so many bits, and nearly all of them; None if none fit."""
+        low, high = -LAST_PRICE, LAST_PRICE
+
+        def at(position: float) -> NDArray[np.int64]:
+            return np.argmax(self.worth - math.sinh(position) * self.bits, axis=0)
+
+        def total(levels: NDArray[np.int64]) -> float:
+            return float(np.take_along_axis(self.bits, levels[None], 0).sum())
+
+        levels = at(high)
+        if total(levels) > bits:
+            return None
+        if total(best := at(low)) <= bits:
+            self.price = math.sinh(low)
+            return best
+        for _ in range(PRICE_ROUNDS):
+            middle = (low + high) / 2
+            if total(chosen := at(middle)) <= bits:
+                high, levels = middle, chosen
+            else:
+                low = middle
+        self.price = math.sinh(high)
+        return self._fill(levels, bits - total(levels))
+
+    def _fill(self, levels: NDArray[np.int64], spare: float) -> NDArray[np.int64]:
+        """Raise blocks to the level of most worth a bit, the best first, while they fit."""
+        levels = levels.copy()
+        place = np.arange(levels.size)
+        extra = self.bits - self.bits[levels, place]
+        better = (self.worth - self.worth[levels, place]) / np.maximum(extra, 1e-9)
+        better[(extra <= 0) | (extra > spare)] = -np.inf
+        best = better.argmax(0)
+        rate = better[best, place]
+        for block in np.argsort(-rate, kind="stable"):
+            if not np.isfinite(rate[block]):
+                break
+            price = extra[best[block], block]
+            if price <= spare:
+                levels[block] = best[block]
+                spare -= price
+        return levels
+
+    def is_most(self, levels: NDArray[np.int64]) -> bool:
+        """Whether every block has the level that takes most bits."""
+        taken = np.take_along_axis(self.bits, levels[None], 0)[0]
+        return bool((taken == self.bits.max(0)).all())
+
+    def map_bits(self, levels: NDArray[np.int64]) -> float:
+        """Bits of the level maps."""
+        return sum(self._map_bits(p.levels) for p in self.plans(levels) if p.levels.size)
+
+    def plans(self, levels: NDArray[np.int64]) -> list[TilePlan]:
+        """The plan of every tile."""
+        out, start = [], 0
+        for grid in self.grids:
+            count = grid[0] * grid[1]
+            part = levels[start : start + count].reshape(grid)
+            out.append(TilePlan(self.step, (part + 1).astype(np.uint8)))
+            start += count
+        return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.allocation import (
     BASE_LEVEL,
+    CODER_OVERHEAD,
     Allocator,
     BlockCosts,
     BudgetTooSmall,
@@ -46,10 +48,20 @@ from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.transforms import expand_blocks, pad_to, step_size
 
 SYMBOL_LIMIT = 1 << 15
-# rANS spends a little more than the tables' entropy: rounding of a state, words, escapes
-CODER_OVERHEAD = 1.0005
 MAX_PASSES = 8  # of planning and coding; nearly always one or two
 UNSPENT_SHARE = 0.01  # of the budget, small enough to be left
+
+
+# Worth of a tile's levels (K, B_h, B_w) from its pixels, its latents y (1, M, h, w), the blocks'
+# costs and the image step.
+Worth = Callable[[NDArray[np.uint8], Tensor, BlockCosts, int], NDArray[np.float64]]
+
+
+def least_error(
+    tile: NDArray[np.uint8], latents: Tensor, costs: BlockCosts, image_step: int
+) -> NDArray[np.float64]:
+    """The worth of levels (K, B_h, B_w) that makes for the least squared error at a rate."""
+    return -costs.error
 
 
 def grid(pixels: int, unit: int) -> int:
@@ -99,13 +111,21 @@ class Codec:
 
     # ---------------------------------------------------------------- encoding
 
-    def encode(self, tiles: list[NDArray[np.uint8]], budget: int) -> list[bytes]:
+    def encode(
+        self, tiles: list[NDArray[np.uint8]], budget: int, worth: Worth | None = None
+    ) -> list[bytes]:
         """Encode an image's tiles into at most `budget` bytes in all.
+
+        Args:
+            worth: what decides between the levels of blocks; None treats them all alike.
 
         Raises:
             BudgetTooSmall: even the coarsest coding takes more.
         """
-        job = _Encoding(self, tiles)
+        return self.encode_job(Encoding(self, tiles, worth), budget)
+
+    def encode_job(self, job: Encoding, budget: int) -> list[bytes]:
+        """`encode` for an image that was analysed before."""
         allowed, best = float(budget), None
         for _ in range(MAX_PASSES):
             try:
@@ -125,12 +145,12 @@ class Codec:
                 break
             else:
                 # the estimate fell short by a few bytes
-                allowed += unspent - len(tiles)
+                allowed += unspent - len(job.tiles)
         if best is None:
             raise BudgetTooSmall(budget, budget - unspent)
         return best
 
-    def encode_planned(self, job: _Encoding, plans: list[TilePlan]) -> list[bytes]:
+    def encode_planned(self, job: Encoding, plans: list[TilePlan]) -> list[bytes]:
         """Encode tiles as planned."""
         streams: dict[int, bytes] = {}
         groups: dict[int, list[tuple[int, Header, list[tuple[NDArray, NDArray]], bytes]]] = {}
@@ -304,6 +324,17 @@ class Codec:
         column = index[0].cpu().numpy().astype(np.int64)
         return np.broadcast_to(column[:, None, None], (len(column), height, width))
 
+    def level_map_bits(self, levels: NDArray[np.uint8]) -> float:
+        """Bits that a tile's levels (B_h, B_w) take in its stream."""
+        return float(self.level_table_bits(residuals_from_levels(levels).reshape(-1)).min())
+
+    def level_table_bits(self, residuals: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Bits that residuals of levels (n,) take under each of the model's level tables."""
+        tables = self.model.tables
+        start = tables.start[SCALE_COUNT : SCALE_COUNT + self.model.level_tables]
+        bits: NDArray[np.float64] = tables.bits[start[:, None] + residuals].sum(1)
+        return bits
+
     def _q_index(
         self, z: NDArray[np.int64], image_step: int, levels: NDArray[np.uint8] | None
     ) -> NDArray[np.int64]:
@@ -331,12 +362,15 @@ class Codec:
         return image_step + spread[0].numpy()
 
 
-class _Encoding:
+class Encoding:
     """An image on its way through the encoder: latents of all tiles, costs on demand."""
 
-    def __init__(self, codec: Codec, tiles: list[NDArray[np.uint8]]) -> None:
+    def __init__(
+        self, codec: Codec, tiles: list[NDArray[np.uint8]], worth: Worth | None = None
+    ) -> None:
         self.codec = codec
         self.tiles = tiles
+        self.worth = worth
         self.latents = [self._analyse(tile) for tile in tiles]
         # the two image steps last looked at: the plan mostly takes one of them
         self._recent: list[dict[int, _Quantised]] = [{} for _ in tiles]
@@ -346,7 +380,13 @@ class _Encoding:
             else (0, 0)
             for tile in tiles
         ]
-        self.allocator = Allocator(grids, self._tile_bytes, self._block_costs)
+        self.allocator = Allocator(
+            grids,
+            self._tile_bytes,
+            self.block_costs,
+            codec.level_map_bits,
+            self.block_worth if worth else None,
+        )
 
     @torch.no_grad()
     def _analyse(self, tile: NDArray[np.uint8]) -> Tensor | None:
@@ -368,8 +408,7 @@ class _Encoding:
     @torch.no_grad()
     def _quantise_anew(self, t: int, image_step: int) -> _Quantised:
         """Hyper-latents of a tile and v = (y - mean) / step(g), (M, h, w)."""
-        y = self.latents[t]
-        assert y is not None
+        y = self.latents_of(t)
         codec, networks = self.codec, self.codec.model.networks
         step = torch.tensor([image_step], device=y.device)
         h, w = y.shape[-2:]
@@ -393,49 +432,85 @@ class _Encoding:
 
     def _level(
         self, quantised: _Quantised, level: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
-        """Scale indices, symbols and the step (relative to the image's) with all at one level."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Scale indices and symbols with all blocks at one level."""
         offset = LEVEL_OFFSETS[level - 1]
-        relative = math.exp2(offset / STEPS_PER_OCTAVE)
+        relative = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
         index = np.clip(quantised.index.astype(np.int64) - offset, 0, SCALE_COUNT - 1)
-        return index, self._round(quantised.v / np.float32(relative), index), relative
+        return index, self._round(quantised.v / relative, index)
 
     def _tile_bytes(self, t: int, image_step: int, level: int) -> float:
         if self.latents[t] is None:
             return float(EMPTY_BYTES)
         quantised = self._quantise(t, image_step)
-        index, q, _ = self._level(quantised, level)
+        index, q = self._level(quantised, level)
         bits = _bits(self.codec.model.tables, index, q)
         lanes = 1 << entropy.lanes_log2(int((index >= FIRST_CODED_SCALE).sum()) + quantised.z.size)
         fixed = HEADER_BYTES + entropy.STATE_BYTES * lanes + 2
         return fixed + (float(bits.sum()) + quantised.z_bits) / 8 * CODER_OVERHEAD
 
-    def _block_costs(self, t: int, image_step: int) -> BlockCosts:
+    def block_costs(self, t: int, image_step: int) -> BlockCosts:
+        """Exact costs of a tile's blocks at every level."""
         quantised = self._quantise(t, image_step)
+        rows, columns = self.allocator.grids[t]
+        h, w = quantised.v.shape[1:]
+        block = np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK
+        # most latents are coded at no level at all: they cost nothing but their error
+        coded = quantised.index - min(LEVEL_OFFSETS) >= FIRST_CODED_SCALE
+        plane = np.where(coded, 0, quantised.v**2).sum(0, dtype=np.float64)
+        left_out = np.bincount(block.ravel(), plane.ravel(), rows * columns)
+        v, shifted = quantised.v[coded], quantised.index[coded].astype(np.int64)
+        block = np.broadcast_to(block, coded.shape)[coded]
         bits, error = [], []
-        for level in range(1, len(LEVEL_OFFSETS) + 1):
-            index, q, relative = self._level(quantised, level)
-            bits.append(_sum_blocks(_bits(self.codec.model.tables, index, q)))
-            error.append(_sum_blocks((quantised.v - q * relative) ** 2))
-        return BlockCosts(np.stack(bits), np.stack(error))
+        for offset in LEVEL_OFFSETS:
+            relative = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
+            index = np.clip(shifted - offset, 0, SCALE_COUNT - 1)
+            q = self._round(v / relative, index)
+            taken = _bits(self.codec.model.tables, index, q)
+            bits.append(np.bincount(block, taken, rows * columns))
+            missed = (v - q.astype(np.float32) * relative) ** 2
+            error.append(np.bincount(block, missed, rows * columns) + left_out)
+        shape = (len(LEVEL_OFFSETS), rows, columns)
+        return BlockCosts(np.reshape(bits, shape), np.reshape(error, shape))
 
-    def symbols(self, t: int, plan: TilePlan) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
-        """Return the coder's phases, the level table and the escapes of a tile."""
-        tables = self.codec.model.tables
+    def block_worth(self, t: int, image_step: int, costs: BlockCosts) -> NDArray[np.float64]:
+        """Worth (K, B_h, B_w) of the levels of a tile's blocks, given their costs."""
+        assert self.worth is not None
+        return self.worth(self.tiles[t], self.latents_of(t), costs, image_step)
+
+    def latents_of(self, t: int) -> Tensor:
+        """y (1, M, h, w) of a tile that is not empty."""
+        latents = self.latents[t]
+        assert latents is not None
+        return latents
+
+    def _planned(self, t: int, plan: TilePlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Scale indices and symbols of a tile's latents, coded as planned."""
         quantised = self._quantise(t, plan.image_step)
         offsets = self.codec._exponent(0, plan.levels, *quantised.index.shape[1:])
         index = np.clip(quantised.index.astype(np.int64) - offsets, 0, SCALE_COUNT - 1)
         relative: NDArray[np.float32] = np.exp2(offsets / STEPS_PER_OCTAVE).astype(np.float32)
-        q = self._round(np.divide(quantised.v, relative), index)
+        return index, self._round(np.divide(quantised.v, relative), index)
+
+    def reconstruct(self, t: int, plan: TilePlan) -> Symbols:
+        """The symbols that decoding a tile, coded as planned, would give."""
+        height, width = self.tiles[t].shape[:2]
+        _, q = self._planned(t, plan)
+        z = self._quantise(t, plan.image_step).z
+        return Symbols(height, width, plan.image_step, plan.levels, z, q)
+
+    def symbols(self, t: int, plan: TilePlan) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
+        """Return the coder's phases, the level table and the escapes of a tile."""
+        tables = self.codec.model.tables
+        index, q = self._planned(t, plan)
+        quantised = self._quantise(t, plan.image_step)
         coded = index >= FIRST_CODED_SCALE
         limit = tables.limit(index[coded])
         values = np.clip(q[coded], -limit, limit)
         beyond = (np.abs(q[coded]) - limit)[np.abs(values) == limit]
 
         residuals = residuals_from_levels(plan.levels).reshape(-1)
-        level_tables = SCALE_COUNT + np.arange(self.codec.model.level_tables)
-        costs = [tables.bits[tables.start[i] + residuals].sum() for i in level_tables]
-        level_table = int(np.argmin(costs))
+        level_table = int(np.argmin(self.codec.level_table_bits(residuals)))
         z_coded = quantised.z_index >= FIRST_CODED_SCALE
         phases = [
             (np.full(residuals.shape, SCALE_COUNT + level_table), residuals),
@@ -465,14 +540,6 @@ def _bits(
         beyond = size[escaped] - limit[escaped]
         bits[escaped] += 8 * (1 + (beyond > 127) + (beyond > 16383))
     return bits
-
-
-def _sum_blocks(values: NDArray) -> NDArray[np.float64]:
-    """Sum (M, h, w) over channels and blocks to (B_h, B_w)."""
-    plane = values.sum(0, dtype=np.float64)
-    h, w = plane.shape
-    plane = np.pad(plane, ((0, h % BLOCK), (0, w % BLOCK)))
-    return plane.reshape(grid(h, BLOCK), BLOCK, grid(w, BLOCK), BLOCK).sum((1, 3))
 
 
 def residuals_from_levels(levels: NDArray[np.uint8]) -> NDArray[np.int64]:

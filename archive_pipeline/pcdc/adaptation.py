@@ -1,0 +1,93 @@
+"""Test-time adaptation of the allocation policy to one image: Algorithm 1 of the paper."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from archive_pipeline.pcdc.allocation import BASE_LEVEL, TilePlan
+from archive_pipeline.pcdc.codec import Codec, Encoding
+from archive_pipeline.pcdc.policy import Policy, block_state
+from archive_pipeline.pcdc.ppo import Optimiser, PPOConfig, block_returns, roll_out
+
+SAMPLE_TILES = 6  # of the image, spread evenly, that are decoded for every update
+
+
+def to_signal(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Pixels uint8 (H, W, 3) to (1, 3, H, W) in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def encode_adapted(
+    codec: Codec, tiles: list[NDArray[np.uint8]], budget: int, policy: Policy, updates: int
+) -> list[bytes]:
+    """Encode an image as `Codec.encode` does, after so many PPO updates of the policy on it.
+
+    Raises:
+        BudgetTooSmall: even the coarsest coding takes more.
+        UtilityError: LPIPS' weights cannot be had.
+    """
+    job = Encoding(codec, tiles, policy.block_worth)
+    plans = job.allocator.plan(budget)
+    price = job.allocator.price
+    if price is not None:
+        step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
+        job.worth = adapt(job, policy, step, price, updates).block_worth
+    return codec.encode_job(job, budget)
+
+
+def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates: int) -> Policy:
+    """Return a copy of the policy after PPO updates on some of an image's tiles.
+
+    Args:
+        image_step, price: at which the unadapted policy met the image's budget.
+    """
+    from archive_pipeline.pcdc.utility import Judge
+
+    adapted = copy.deepcopy(policy).train().requires_grad_(True)
+    config = policy.config
+    chosen = _sample(job)
+    costs = [job.block_costs(t, image_step) for t in chosen]
+    state = torch.stack(
+        [
+            block_state(job.tiles[t], job.latents_of(t), c, image_step)
+            for t, c in zip(chosen, costs, strict=True)
+        ]
+    )
+    bits = torch.from_numpy(np.stack([c.bits for c in costs])).float()
+    bits /= config.usual_bits(image_step)
+    scale = config.usual_slope(image_step) * config.usual_bits(image_step)
+    judges = [Judge(to_signal(job.tiles[t])) for t in chosen]
+
+    def losses(levels: NDArray[np.uint8]) -> torch.Tensor:
+        """-U around the blocks of all chosen tiles."""
+        found = []
+        for t, judge, part in zip(chosen, judges, levels, strict=True):
+            pixels = job.codec.synthesise(job.reconstruct(t, TilePlan(image_step, part)))
+            found.append(judge.loss(to_signal(pixels)))
+        return torch.stack(found)
+
+    base = losses(np.full((len(chosen), *bits.shape[2:]), BASE_LEVEL, np.uint8))
+    generator = torch.Generator().manual_seed(0)
+    optimiser = Optimiser(adapted, PPOConfig())
+    prices = torch.full((len(chosen),), price)
+    unlimited = bits.amax(1).sum((1, 2))  # the budget is the image's; its price stands for it
+    for _ in range(updates):
+        rollout = roll_out(adapted, state, bits, prices, unlimited, generator)
+        gained = (base - losses((rollout.levels + 1).numpy().astype(np.uint8))) / scale
+        rollout.returns = block_returns(rollout, gained)
+        optimiser.update(rollout, generator)
+    return adapted.eval().requires_grad_(False)
+
+
+def _sample(job: Encoding) -> list[int]:
+    """Tiles of the commonest size, spread evenly over the image."""
+    grids = job.allocator.grids
+    size = Counter(g for g in grids if g[0]).most_common(1)[0][0]
+    same = [t for t, g in enumerate(grids) if g == size]
+    places = np.linspace(0, len(same) - 1, min(SAMPLE_TILES, len(same)))
+    return [same[round(float(place))] for place in places]

@@ -1,0 +1,144 @@
+"""Utility of a reconstruction, equation (5) of the paper, and where in the picture it is lost.
+
+    U = -lambda_p MSE - lambda_s (1 - SSIM) - lambda_l LPIPS
+
+Every term is a mean over pixels, so it is the mean of a map of blocks, and a block's decision can
+be credited with what happened around it. DISTS, the paper's fourth term, has no public weights
+that this package could bring along; its weight is left out.
+
+Imports torchmetrics and needs torchvision's SqueezeNet weights: import it only where the decoder's
+output is judged, in training and for `--adapt`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from archive_pipeline.pcdc.constants import BLOCK, STRIDE
+
+SSIM_SIGMA = 1.5
+SSIM_RADIUS = 5
+SSIM_CONSTANTS = (0.01**2, 0.03**2)  # of a range of one
+
+
+class UtilityError(RuntimeError):
+    """What judges reconstructions cannot be had."""
+
+
+@dataclass(frozen=True)
+class UtilityWeights:
+    """Weights of equation (5).
+
+    The paper has lambda_p = 1 and leaves the units of D open. Squared errors of pixels in 0..1
+    are some 30 times smaller than the other terms, and would count for nothing next to them.
+    """
+
+    squared_error: float = 30.0
+    ssim: float = 0.5
+    lpips: float = 0.2
+
+
+@cache
+def _lpips() -> Any:
+    try:
+        from torchmetrics.functional.image.lpips import _LPIPS
+    except ImportError as error:
+        raise UtilityError(
+            "LPIPS needs torchmetrics and torchvision: pip install 'archive-pipeline[train]'"
+        ) from error
+    try:
+        network = _LPIPS(pretrained=True, net="squeeze", use_dropout=True)
+    except OSError as error:
+        raise UtilityError(
+            "LPIPS needs torchvision's weights of SqueezeNet 1.1, which are neither at hand nor "
+            f"to be downloaded: {error}"
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+def require_lpips() -> None:
+    """Load LPIPS.
+
+    Raises:
+        UtilityError: its weights, or the packages it needs, cannot be had.
+    """
+    _lpips()
+
+
+def _features(x: Tensor) -> list[Tensor]:
+    """Unit-normalised LPIPS features of (N, 3, H, W) in -1..1."""
+    network = _lpips().to(x.device)
+    return [F.normalize(f, dim=1, eps=1e-8) for f in network.net(network.scaling_layer(x))]
+
+
+def _pool(values: Tensor, blocks: tuple[int, int]) -> Tensor:
+    return F.adaptive_avg_pool2d(values, blocks)
+
+
+def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM (Wang et al. 2004) at every pixel of (N, 3, H, W) in 0..1; (N, 1, H, W)."""
+    at = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, device=a.device, dtype=a.dtype)
+    line = torch.exp(-at.square() / (2 * SSIM_SIGMA**2))
+    line = (line / line.sum()).view(1, 1, 1, -1)
+
+    def blur(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = F.pad(x, (SSIM_RADIUS,) * 4, mode="reflect").view(n * c, 1, h + 10, w + 10)
+        return F.conv2d(F.conv2d(x, line), line.transpose(2, 3)).view(n, c, h, w)
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a = blur(a * a) - mean_a.square()
+    var_b = blur(b * b) - mean_b.square()
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = SSIM_CONSTANTS
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
+    return similarity.mean(1, keepdim=True)
+
+
+class Judge:
+    """Compares reconstructions with one original.
+
+    Args:
+        original: (1, 3, H, W) float in -1..1, sides of at least 32 pixels.
+
+    Raises:
+        UtilityError: LPIPS' weights cannot be had.
+    """
+
+    def __init__(self, original: Tensor, weights: UtilityWeights | None = None) -> None:
+        self.original = original
+        self.weights = weights or UtilityWeights()
+        side = BLOCK * STRIDE
+        self.blocks = (-(-original.shape[2] // side), -(-original.shape[3] // side))
+        with torch.no_grad():
+            self._reference = _features(original)
+
+    @torch.no_grad()
+    def terms(self, reconstruction: Tensor) -> Tensor:
+        """Squared error, 1 - SSIM and LPIPS around each block, (3, B_h, B_w).
+
+        Args:
+            reconstruction: (1, 3, H, W) float in -1..1.
+        """
+        network = _lpips()
+        a, b = self.original / 2 + 0.5, reconstruction / 2 + 0.5
+        error = _pool((a - b).square().mean(1, keepdim=True), self.blocks)
+        structure = _pool(1 - _ssim_map(a, b), self.blocks)
+        perceived = torch.zeros_like(error)
+        pairs = zip(self._reference, _features(reconstruction), strict=True)
+        for k, (reference, features) in enumerate(pairs):
+            perceived += _pool(network.lins[k]((reference - features).square()), self.blocks)
+        return torch.cat([error, structure, perceived], 1)[0]
+
+    def loss(self, reconstruction: Tensor) -> Tensor:
+        """-U around each block, (B_h, B_w); its mean is the image's."""
+        weights = self.weights
+        scale = torch.tensor([weights.squared_error, weights.ssim, weights.lpips])
+        return (self.terms(reconstruction) * scale.to(reconstruction)[:, None, None]).sum(0)
