@@ -1,9 +1,9 @@
 """The codecs that the benchmarks compare with, at settings that serve them well.
 
-Pixels are uint8 (height, width, 3) RGB. HEVC's chroma format was chosen by its rates at equal
-quality, and both of its tunings run: one needs fewer bytes at equal PSNR, the other at equal
-SSIMULACRA 2. Efforts are what still takes about 10 s a crop; whole frames (`FRAME_PEERS`) make do
-with less. `Peer.note` says what is set.
+Pixels are uint8 (height, width, 3) RGB. Chroma formats of AVIF and HEVC were chosen by their rates
+at equal quality, and both of HEVC's tunings run: one needs fewer bytes at equal PSNR, the other at
+equal SSIMULACRA 2. Efforts are the highest that help and take about 10 s a crop at most; whole
+frames (`FRAME_PEERS`) make do with less. `Peer.note` says what is set.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def _webp(pixels: Pixels, quality: float) -> bytes:
 
 
 def _avif(pixels: Pixels, quality: float, speed: int) -> bytes:
-    return _save(pixels, "AVIF", quality=int(quality), speed=speed, max_threads=1)
+    options = {"speed": speed, "subsampling": "4:4:4", "max_threads": 1}
+    return _save(pixels, "AVIF", quality=int(quality), **options)
 
 
 def _jpegxl(pixels: Pixels, distance: float, effort: int) -> bytes:
@@ -161,7 +162,7 @@ def avif_peer(speed: int) -> Peer:
     """AVIF at one of its speeds, 0 (slowest) to 10."""
     return Peer(
         "AVIF",
-        f"4:2:0, speed {speed}",
+        f"4:4:4, speed {speed}",
         _pillow("avif", "libavif"),
         (0, 4, 9, 14, 20, 26, 33, 40, 48, 56, 64, 72, 80, 88),
         range(101),
@@ -229,7 +230,7 @@ PEERS = {
     "avif": avif_peer(2),
     "jpegxl": jpegxl_peer(9),
     "hevc_psnr": hevc_peer("HEVC intra (PSNR)", "psnr", "slow"),
-    "hevc": hevc_peer("HEVC intra", "ssim", "slow"),
+    "hevc": hevc_peer("HEVC intra", "ssim", "placebo"),
 }
 
 # for whole frames, 50 times as large as crops: a search would take hours at the settings above
@@ -237,6 +238,7 @@ FRAME_PEERS = {
     **PEERS,
     "avif": avif_peer(4),
     "jpegxl": jpegxl_peer(7),
+    "hevc": hevc_peer("HEVC intra", "ssim", "slow"),
 }
 
 
