@@ -120,6 +120,8 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
         # A frame takes seconds, so Dask's logs of long-running event loops say nothing new.
         "logging.distributed": "critical",
         "distributed.scheduler.allowed-failures": DEATHS - 1,
+        # Dask gives workers up that take 15 s to come back, as they may on a busy machine.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
         # Read when a worker starts and imports NumPy and PyTorch.
         **{f"distributed.nanny.pre-spawn-environ.{n}": v for n, v in environ.items()},
         # Dask's own value gives memory back after every tensor: half the time goes into that.
@@ -140,12 +142,34 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
                 resources={GPU: 1} if gpus else None,
             )
             stack.enter_context(started)
+        stack.enter_context(_replaced(started, count))
         client = stack.enter_context(Client(started))
         if dashboard:
             logger.info("Dask dashboard: %s", client.dashboard_link)
         if gpus:
             client.register_plugin(_pin_to_gpu(gpus))
         yield client
+
+
+@contextmanager
+def _replaced(cluster: Any, count: int) -> Iterator[None]:
+    """Start new workers for those that Dask gives up: it does if one dies while it starts."""
+    from distributed import Status
+    from tornado.ioloop import PeriodicCallback
+
+    def replace() -> None:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                del cluster.workers[name]
+        if len(cluster.workers) < count:
+            cluster.scale(count)
+
+    regularly = PeriodicCallback(replace, 1000 * CENSUS_SECONDS)
+    cluster.loop.add_callback(regularly.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(regularly.stop)
 
 
 def _pin_to_gpu(gpus: int) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from archive_pipeline import cluster
@@ -60,6 +61,23 @@ def test_only_the_task_that_kills_its_workers_fails() -> None:
         # suspected after so many deaths, and blamed after as many more alone
         assert pool.lost == 2 * cluster.DEATHS
         assert pool.retries >= pool.lost
+
+
+def _square(number: int) -> int:
+    time.sleep(0.1)
+    return number * number
+
+
+def test_workers_killed_while_they_start_come_back() -> None:
+    with cluster.connect(None, 2, 40) as pool:
+        results = pool.run(_square, list(range(40)))
+        first = [next(results) for _ in range(4)]
+        for _ in range(8):
+            for child in psutil.Process().children(recursive=True):
+                if any("spawn_main" in part for part in child.cmdline()):
+                    child.kill()
+            time.sleep(0.4)
+        assert dict(first + list(results)) == {n: n * n for n in range(40)}
 
 
 def _environment(_: int) -> str | None:
