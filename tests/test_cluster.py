@@ -68,16 +68,28 @@ def _square(number: int) -> int:
     return number * number
 
 
-def test_workers_killed_while_they_start_come_back() -> None:
-    with cluster.connect(None, 2, 40) as pool:
-        results = pool.run(_square, list(range(40)))
-        first = [next(results) for _ in range(4)]
-        for _ in range(8):
-            for child in psutil.Process().children(recursive=True):
-                if any("spawn_main" in part for part in child.cmdline()):
-                    child.kill()
-            time.sleep(0.4)
-        assert dict(first + list(results)) == {n: n * n for n in range(40)}
+def test_workers_that_cannot_start_for_a_while_come_back(tmp_path: Path) -> None:
+    import dask
+
+    trouble = tmp_path / "trouble"
+    preload = tmp_path / "preload.py"
+    preload.write_text(f"import os\nassert not os.path.exists({str(trouble)!r})\n")
+    with (
+        dask.config.set({"distributed.worker.preload": [str(preload)]}),
+        cluster.connect(None, 1, 10) as pool,
+    ):
+        results = pool.run(_square, list(range(10)))
+        first = next(results)
+        trouble.touch()
+        for child in psutil.Process().children(recursive=True):
+            if any("spawn_main" in part for part in child.cmdline()):
+                child.kill()
+        nannies = pool.client.cluster.workers
+        (nanny,) = nannies.values()
+        while nanny in nannies.values() and nanny.status.name != "closed":
+            time.sleep(0.1)
+        trouble.unlink()
+        assert dict([first, *results]) == {n: n * n for n in range(10)}
 
 
 def _environment(_: int) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import HEIGHT, WIDTH, Run
 from PIL import Image, ImageFilter
+from test_cluster import dask_processes
 from toy_detector import NAMES, Objects, paint, paint_frame, save_toy_detector, write_labels
 
 from archive_pipeline.boxes import Detections
@@ -508,4 +509,18 @@ def test_workers_agree_and_nothing_is_left_behind(
     own, other = result.json, verify(town, *SOFT).json
     for found in (own, other):
         del found["seconds"]
+    assert own == other
+
+
+@pytest.mark.slow
+def test_a_scheduler_agrees(command: Run, verify: Run, town: Path, toy: Path) -> None:
+    with dask_processes("", "") as (address, _):
+        result = command(  # its workers have another working directory
+            "verify-detection", "--archive", town.name, "--model", toy, "--scheduler", address,
+            "--json", *SOFT, cwd=town.parent,
+        )  # fmt: skip
+    assert result.code == 0, result.err
+    own, other = result.json, verify(town, *SOFT).json
+    for found in (own, other):
+        del found["seconds"], found["archive"]
     assert own == other
