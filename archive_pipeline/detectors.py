@@ -152,6 +152,7 @@ def import_ultralytics() -> Any:
     logging.getLogger("ultralytics").setLevel(logging.CRITICAL)
     # a program that uses this one may have imported it before
     dict.update(package.settings, sync=False)
+    package.settings._save = lambda: None  # exports save them again, where they were
     events.events.enabled = False
     return package
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -236,6 +237,38 @@ def test_random_weights_as_pt(tmp_path: Path) -> None:
     first, second = detector.detect([pixels])[0], detector.detect([pixels])[0]
     assert np.array_equal(first.boxes, second.boxes)
     assert np.array_equal(first.scores, second.scores)
+
+
+def test_onnx_finds_what_pt_finds(tmp_path: Path) -> None:
+    import torch
+
+    pytest.importorskip("onnx", reason="exports to ONNX need it")
+    package = import_ultralytics()
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    model = package.YOLO("yolo11n.yaml", task="detect")
+    for layer in model.model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    model.model.train()(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    for branch in model.model.model[-1].cv3:  # what is random is not to be sure of anything
+        branch[-1].weight.data /= 8
+        branch[-1].bias.data.fill_(-4)
+    path = tmp_path / "random.pt"
+    model.save(path)
+    exported = package.YOLO(path).export(format="onnx", imgsz=160, device="cpu", verbose=False)
+    # what an export notes in the settings is not written back where they were
+    assert not importlib.import_module("ultralytics.utils").USER_CONFIG_DIR.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"random.pt", "random.onnx"}
+    one, two = (load_detector(f, "cpu") for f in find_detectors([str(path), str(exported)]))
+    assert (two.input_size, two.classes) == (160, one.classes)
+    one.input_size = 160
+    first, second = one.detect([pixels])[0], two.detect([pixels])[0]
+    assert len(second) == len(first) > 5
+    assert 0.1 < first.scores[0] < 0.99
+    assert np.allclose(second.scores, first.scores, rtol=0, atol=1e-3)
+    agree = iou(first.boxes, second.boxes) * (first.classes[:, None] == second.classes)
+    assert agree.max(1).min() > 0.95  # equal scores may come in another order
 
 
 @pytest.mark.skipif(not INT8.is_dir(), reason=f"needs {INT8}")

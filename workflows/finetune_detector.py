@@ -1,0 +1,430 @@
+"""Fine-tune a YOLO11 or YOLO12 detector on labelled drone images, for `archive verify-detection`.
+
+    python workflows/finetune_detector.py DATA --start yolo11n.pt --run runs/detector --minutes 60
+    archive verify-detection --model runs/detector/detector_openvino_model
+
+DATA is a folder with a data.yaml as YOLO tools write it; only what its `train` names is read. The
+images are cut into slices at full resolution, in which the detector also sees them later; images
+whose names match --holdout choose the best epoch, and are not trained on. Frames of one sequence
+look alike: hold out whole sequences.
+
+--start is a .pt, an OpenVINO export (int8 as well: its weights are dequantised), or a name such as
+yolo11n.yaml for random weights. Names of published weights are downloaded.
+
+Writes into --run: detector_openvino_model/ and detector.safetensors (the same weights, with the
+architecture and the classes in the file's metadata), README.md, a card with data, command and
+metrics; and what the training itself leaves: slices/, train/ with its log and checkpoints.
+Ultralytics' weights and code are under AGPL-3.0, and so are weights trained from them.
+Needs `pip install 'archive-pipeline[verify]'`.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import torch
+import yaml
+from openvino_weights import load_export
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from archive_pipeline.boxes import Boxes, areas, intersections, slice_rows
+from archive_pipeline.detectors import find_detectors, import_ultralytics
+from archive_pipeline.labels import (
+    Groups,
+    LabelError,
+    group_classes,
+    parse_groups,
+    read_labels,
+    read_names,
+)
+
+VISIBLE = 0.3  # of an object's area; what is less of it in a slice is not learned
+EMPTY_SHARE = 5  # of the slices without an object every so many-th is kept
+STATISTICS = 64  # slices that batch normalisation takes its statistics from
+METRICS = {
+    "metrics/precision(B)": "precision",
+    "metrics/recall(B)": "recall",
+    "metrics/mAP50(B)": "mAP50",
+    "metrics/mAP50-95(B)": "mAP50-95",
+}
+
+
+def train_images(data: Path) -> tuple[list[Path], dict[int, str]]:
+    """Images that a data.yaml's `train` names, and the class names.
+
+    Raises:
+        click.ClickException: there are none.
+    """
+    file = data / "data.yaml"
+    try:
+        names = read_names(file)
+        content = yaml.safe_load(file.read_text("utf-8"))
+        folders = content["train"] if isinstance(content["train"], list) else [content["train"]]
+        root = data / str(content.get("path") or ".")
+    except (LabelError, KeyError) as error:
+        raise click.ClickException(f"{file}: {error}") from error
+    suffixes = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+    found = [
+        p for f in folders for p in sorted((root / f).rglob("*")) if p.suffix.lower() in suffixes
+    ]
+    if not found:
+        raise click.ClickException(f"{file}: no images in {', '.join(map(str, folders))}")
+    return found, names
+
+
+def label_of(image: Path) -> Path:
+    """The label file of an image: in `labels` where the image is in `images`."""
+    parts = list(image.with_suffix(".txt").parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
+
+
+def cut(
+    images: list[Path], names: dict[int, str], groups: Groups | None, size: int, out: Path
+) -> tuple[int, int]:
+    """Write slices of images and their labels in YOLO's layout below `out`.
+
+    Args:
+        groups: class names by new class; the labels' own classes without it.
+
+    Returns:
+        How many slices and how many objects (of whole images).
+    """
+    known = group_classes(names, groups or {name: (name,) for name in names.values()})
+    slices = objects = empty = 0
+    for path in images:
+        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is None:
+            raise click.ClickException(f"{path}: not an image")
+        height, width = pixels.shape[:2]
+        label = label_of(path)
+        try:
+            found = read_labels(label, width, height, names) if label.exists() else {}
+        except LabelError as error:
+            raise click.ClickException(str(error)) from error
+        nothing = np.zeros((0, 4))
+        boxes = [np.concatenate([nothing, *(found.get(names[i], nothing) for i in own)])
+                 for own in known.values()]  # fmt: skip
+        objects += sum(map(len, boxes))
+        for window in (window for row in slice_rows(width, height, size) for window in row):
+            col, row, across, down = window
+            lines = [line for kind, own in enumerate(boxes) for line in seen(kind, own, window)]
+            if not lines:
+                empty += 1
+                if empty % EMPTY_SHARE:
+                    continue
+            name = f"{path.stem}-{col}-{row}"
+            part = pixels[row : row + down, col : col + across]
+            cv2.imwrite(str(out / "images" / f"{name}.png"), part)
+            (out / "labels" / f"{name}.txt").write_text("".join(lines))
+            slices += 1
+    return slices, objects
+
+
+def seen(kind: int, boxes: Boxes, window: tuple[int, int, int, int]) -> list[str]:
+    """Label lines of the boxes that a slice shows enough of, cut at its borders."""
+    col, row, width, height = window
+    frame = np.array([[col, row, col + width, row + height]], float)
+    shares = intersections(boxes, frame)[:, 0] / np.maximum(areas(boxes), 1e-9)
+    lines = []
+    for box in boxes[shares >= VISIBLE]:
+        left, right = np.clip(box[[0, 2]] - col, 0, width) / width
+        top, bottom = np.clip(box[[1, 3]] - row, 0, height) / height
+        values = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+        lines.append(" ".join([str(kind), *(f"{v:.6f}" for v in values)]) + "\n")
+    return lines
+
+
+def prepare(
+    data: Path, holdout: tuple[str, ...], groups: Groups | None, size: int, out: Path
+) -> dict[str, Any]:
+    """Cut the training images into slices; returns what the card says of them.
+
+    Raises:
+        click.ClickException: nothing is left to train on or to hold out.
+    """
+    images, names = train_images(data)
+    held = [p for p in images if any(fnmatch(p.name, pattern) for pattern in holdout)]
+    if not holdout:
+        held = images[9::10]
+    parts = {"train": [p for p in images if p not in held], "val": held}
+    shutil.rmtree(out, ignore_errors=True)
+    facts: dict[str, Any] = {}
+    for part, chosen in parts.items():
+        if not chosen:
+            raise click.ClickException(f"{data}: no image is left for {part!r}; see --holdout")
+        for kind in ("images", "labels"):
+            (out / part / kind).mkdir(parents=True)
+        slices, objects = cut(chosen, names, groups, size, out / part)
+        if not objects:
+            raise click.ClickException(f"{data}: no labelled object in the images for {part!r}")
+        facts[part] = {"images": len(chosen), "objects": objects, "slices": slices}
+    own = group_classes(names, groups or {name: (name,) for name in names.values()})
+    listed = {"path": str(out.absolute()), "train": "train/images", "val": "val/images"}
+    listed["names"] = dict(enumerate(own))
+    (out / "data.yaml").write_text(yaml.safe_dump(listed))
+    facts["classes"] = {name: [names[i] for i in indices] for name, indices in own.items()}
+    return facts
+
+
+def batches(folder: Path, size: int, seed: int) -> Iterator[Tensor]:
+    """Some slices one by one, float32 (1, 3, size, size) in 0..1, padded with grey."""
+    paths = sorted(folder.glob("*.png"))
+    chosen = np.random.default_rng(seed).permutation(len(paths))[:STATISTICS]
+    for index in chosen:
+        pixels = cv2.imread(str(paths[index]))[..., ::-1]
+        padded = np.full((size, size, 3), 114, np.uint8)
+        padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+        yield torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255
+
+
+def load_start(start: str, slices: Path, size: int, groups: Groups | None, seed: int) -> nn.Module:
+    """The network to begin with, a class of each group renamed to the group.
+
+    So the group begins with what the start knows of that class.
+
+    Raises:
+        click.ClickException, DetectorError: there is no such start.
+    """
+    yolo = import_ultralytics().YOLO
+    torch.manual_seed(seed)
+    path = Path(start)
+    if path.is_dir():
+        model = load_export(path, batches(slices / "train" / "images", size, seed))
+    elif start.endswith(".yaml"):
+        model = yolo(start, task="detect").model
+    else:
+        (file,) = find_detectors([start])
+        loaded = yolo(str(file.path))
+        if loaded.task != "detect":
+            raise click.ClickException(f"{start}: its task is {loaded.task}, not detect")
+        model = loaded.model
+    names = dict(model.names)
+    for group, listed in (groups or {}).items():
+        known = group_classes(names, {group: listed}).get(group, [])
+        likely = [i for name in listed for i in known if names[i].casefold() == name.casefold()]
+        if group not in names.values() and (likely or known):
+            names[(likely or known)[0]] = group
+    model.names = names
+    return model
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Ultralytics' training without what it would download: a font for plots."""
+    utils = importlib.import_module("ultralytics.data.utils")
+    before, utils.check_font = utils.check_font, lambda *_: None
+    try:
+        yield
+    finally:
+        utils.check_font = before
+
+
+def minutes_spent(run: Path) -> float:
+    """Minutes of training that the log of a run says, over all its sittings."""
+    try:
+        with (run / "results.csv").open(newline="") as file:
+            seconds = [float(row["time"]) for row in csv.DictReader(file)]
+    except OSError:
+        return 0.0
+    steps = np.diff([0.0, *seconds])
+    return float(np.where(steps < 0, seconds, steps).sum() / 60)  # the clock begins anew
+
+
+def train(start: nn.Module | None, run: Path, resume: bool, settings: dict[str, Any]) -> Path:
+    """Train with Ultralytics' own trainer; returns the best epoch's checkpoint.
+
+    Args:
+        start: None to go on from the run's last checkpoint.
+    """
+    detect = importlib.import_module("ultralytics.models.yolo.detect")
+
+    class Trainer(detect.DetectionTrainer):  # type: ignore[misc, name-defined]
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = False) -> Any:
+            origin = start if weights is None else weights
+            return super().get_model(origin.yaml, origin, verbose)
+
+        def get_dataset(self) -> Any:
+            self.epochs = self.args.epochs = settings["epochs"]  # also where a run goes on
+            return super().get_dataset()
+
+        def final_eval(self) -> None:
+            """Leave the checkpoints as they are, so that the run can go on."""
+
+    with isolated():
+        trainer = Trainer(overrides={**settings, "resume": str(last_of(run)) if resume else False})
+        trainer.train()
+    return Path(trainer.best)
+
+
+def last_of(run: Path) -> Path:
+    return run / "train" / "weights" / "last.pt"
+
+
+def export(best: Path, run: Path, input_size: int) -> nn.Module:
+    """Write the detector as an OpenVINO folder and as safetensors; returns the network."""
+    yolo = import_ultralytics().YOLO(str(best))
+    model: nn.Module = yolo.model
+    with isolated():
+        made = Path(yolo.export(format="openvino", imgsz=input_size, device="cpu", verbose=False))
+    target = run / "detector_openvino_model"
+    shutil.rmtree(target, ignore_errors=True)
+    made.rename(target)
+    for file in target.glob(f"{best.stem}.*"):
+        file.rename(target / f"detector{file.suffix}")
+    tensors = {k: v.float().contiguous() for k, v in model.state_dict().items()}
+    facts = {"architecture": json.dumps(model.yaml), "names": json.dumps(model.names)}
+    save_file(tensors, run / "detector.safetensors", metadata=facts)
+    return model
+
+
+def best_epoch(run: Path) -> dict[str, float]:
+    """Metrics on the held-out slices of the epoch that was chosen."""
+    checkpoint = torch.load(run / "train" / "weights" / "best.pt", "cpu", weights_only=False)
+    metrics = checkpoint["train_metrics"]
+    return {name: float(metrics[key]) for key, name in METRICS.items()} | {
+        "epoch": checkpoint["epoch"] + 1
+    }
+
+
+def write_card(run: Path, start: str, note: str, facts: dict[str, Any], size: int) -> None:
+    """Write README.md: where the detector comes from and what it can do."""
+    found = best_epoch(run)
+    with (run / "train" / "results.csv").open(newline="") as file:
+        epochs = len(list(csv.DictReader(file)))
+    classes = "; ".join(f"{name} ({', '.join(of)})" for name, of in facts["classes"].items())
+    parts = [
+        f"| {part} | {facts[part]['images']} | {facts[part]['objects']} | {facts[part]['slices']} |"
+        for part in ("train", "val")
+    ]
+    lines = [
+        "# A detector for drone images",
+        "",
+        f"Fine-tuned from `{start}` with Ultralytics {import_ultralytics().__version__}. License: "
+        "AGPL-3.0, as Ultralytics' weights and code; the data's own licenses:",
+        "",
+        note or "(not given; see --note)",
+        "",
+        f"Classes: {classes}.",
+        "",
+        f"| part | images | objects | slices of {size} pixels |",
+        "|---|---|---|---|",
+        *parts,
+        "",
+        f"{minutes_spent(run / 'train'):.1f} minutes, {epochs} epochs; epoch {found['epoch']:.0f} "
+        "was the best on the held-out slices (val), whose metrics are:",
+        "",
+        "| precision | recall | mAP50 | mAP50-95 |",
+        "|---|---|---|---|",
+        "| " + " | ".join(f"{found[name]:.3f}" for name in METRICS.values()) + " |",
+        "",
+        "They chose the epoch, so images of other flights are harder. Command:",
+        "",
+        f"    {shlex.join(['python', *sys.argv])}",
+        "",
+    ]
+    (run / "README.md").write_text("\n".join(lines))
+
+
+@click.command(help=__doc__)
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--start", required=True, help=".pt, OpenVINO folder, or yolo11n.yaml for random.")
+@click.option("--run", type=click.Path(path_type=Path), default="runs/detector", show_default=True)
+@click.option("--classes", multiple=True, metavar="GROUP[=NAME,...]", help="Join label classes.")
+@click.option("--holdout", multiple=True, metavar="PATTERN", help="Default: every tenth image.")
+@click.option("--size", default=640, show_default=True, help="Side of the slices in pixels.")
+@click.option("--input-size", default=640, show_default=True, help="The exported detector's.")
+@click.option("--batch", default=16, show_default=True)
+@click.option(
+    "--minutes", default=60.0, show_default=True, help="Of training, a resumed run's too."
+)
+@click.option("--epochs", default=100, show_default=True, help="At most.")
+@click.option("--freeze", default=0, show_default=True, help="Layers that stay; 11: the backbone.")
+@click.option("--lr", default=1e-3, show_default=True, help="AdamW's, falling to a hundredth.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--note", default="", help="For the card: the images' origins and licenses.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+def main(
+    data: Path,
+    start: str,
+    run: Path,
+    classes: tuple[str, ...],
+    holdout: tuple[str, ...],
+    size: int,
+    input_size: int,
+    batch: int,
+    minutes: float,
+    epochs: int,
+    freeze: int,
+    lr: float,
+    seed: int,
+    device: str,
+    note: str,
+    resume: bool,
+) -> None:
+    import_ultralytics()
+    groups = parse_groups(classes)
+    run.mkdir(parents=True, exist_ok=True)
+    slices, facts_file = run / "slices", run / "slices.json"
+    if resume and not last_of(run).is_file():
+        raise click.ClickException(f"{last_of(run)}: no checkpoint to resume from")
+    if resume:
+        facts = json.loads(facts_file.read_text())
+    else:
+        facts = prepare(data, holdout, groups, size, slices)
+        facts_file.write_text(json.dumps(facts, indent=2) + "\n")
+        shutil.rmtree(run / "train", ignore_errors=True)
+    network = None if resume else load_start(start, slices, size, groups, seed)
+    left = minutes - minutes_spent(run / "train")
+    if left > 0:
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        settings = {
+            "model": start if network is None else network.yaml.get("yaml_file", "yolo11n.yaml"),
+            "data": str((slices / "data.yaml").absolute()),
+            "project": str(run.absolute()),
+            "name": "train",
+            "exist_ok": True,
+            "time": left / 60,
+            "epochs": epochs,
+            "imgsz": size,
+            "batch": batch,
+            "nbs": batch,  # one optimiser step a batch
+            "freeze": freeze,
+            "optimizer": "AdamW",
+            "lr0": lr,
+            "momentum": 0.9,
+            "flipud": 0.5,  # seen from above, no direction is up
+            "close_mosaic": 1,
+            "warmup_epochs": 0.5,
+            "warmup_bias_lr": 0.0,  # 0.1 suits SGD
+            "patience": epochs,
+            "seed": seed,
+            "device": "0" if cuda else "cpu",
+            "amp": "bf16" if cuda else False,  # no check, which would download weights
+            "plots": False,
+            "verbose": False,
+        }
+        train(network, run, resume, settings)
+    export(run / "train" / "weights" / "best.pt", run, input_size)
+    write_card(run, start, note, facts, size)
+    click.echo((run / "README.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
