@@ -695,6 +695,9 @@ def _print_verification(report: VerifyReport, quiet: bool) -> None:
         f"{verdict}: differences up to {report.options.tolerance:g} pass; "
         f"{len(report.images)} images compared, {len(report.failed)} not, in {report.seconds:.1f} s"
     )
+    if report.seconds_per_frame is not None and not quiet:
+        memory = report.peak_memory and f", {_size(report.peak_memory)} of memory at most"
+        click.echo(f"{report.seconds_per_frame:.1f} s of a worker for 20 megapixels{memory or ''}")
 
 
 def _size(count: float) -> str:

@@ -165,7 +165,7 @@ def _write_images(report: Report, file: TextIO) -> None:
     writer = csv.writer(file)
     writer.writerow(IMAGE_FIELDS)
     for image in report.images:
-        name = f"{image.entry.flight}/{image.entry.id}"
+        name = image.name
         original = "stored detections" if image.original is None else str(image.original)
         for model in report.models:
             for group, result in image.groups.get(model.sha256, {}).items():
@@ -200,7 +200,7 @@ def _draw(report: Report, progress: Callable[[int], None]) -> list[dict[str, Any
         drawn = [shape.state for shape in (*before, *after)]
         pictures.append(
             {
-                "name": f"{image.entry.flight}/{image.entry.id}",
+                "name": image.name,
                 "kind": kind,
                 "change": amount,
                 "counts": [drawn.count("lost"), drawn.count("new")],
@@ -218,9 +218,8 @@ def _choose(report: Report) -> list[tuple[ImageResult, str, float]]:
     """Images to show, whether as "worst" or "typical", and their change."""
     amounts = []
     for image in report.images:
-        name = f"{image.entry.flight}/{image.entry.id}"
         own = [
-            model.changes[group][name][0]
+            model.changes[group][image.name][0]
             for model in report.models
             for group in image.groups.get(model.sha256, {})
         ]

@@ -7,6 +7,7 @@ restored pixels ───────────────────┘
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -52,6 +53,8 @@ from archive_pipeline.store import (
     in_process_only,
 )
 from archive_pipeline.verdict import GroupResult, ModelReport, judge
+
+FRAME = 20_000_000  # pixels that a usual drone camera takes
 
 
 class VerifyError(Exception):
@@ -128,6 +131,8 @@ class ImageResult:
         groups: by SHA-256 of the detector and by group.
         errors: a line for each detector whose detections of the original are not stored.
         warning: a file in the original's place that is another.
+        seconds: what it took on its worker, with its detectors loaded before.
+        peak_memory: most bytes that its worker's process had held by then; None on Windows.
     """
 
     entry: ImageEntry
@@ -135,6 +140,16 @@ class ImageResult:
     groups: dict[str, dict[str, GroupResult]]
     errors: tuple[str, ...] = ()
     warning: str | None = None
+    seconds: float = 0.0
+    peak_memory: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry.flight}/{self.entry.id}"
+
+    @property
+    def pixels(self) -> int:
+        return int(self.entry.record["width"] * self.entry.record["height"])
 
 
 @dataclass
@@ -177,6 +192,17 @@ class Report:
         idle = ", ".join(model.model for model in self.models if not model.compared)
         return f"nothing to compare was found or labelled ({idle})"
 
+    @property
+    def seconds_per_frame(self) -> float | None:
+        """Mean seconds of a worker for 20 megapixels: both versions, all detectors."""
+        pixels = sum(image.pixels for image in self.images)
+        return sum(image.seconds for image in self.images) * FRAME / pixels if pixels else None
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Most bytes that a worker's process held; None where nobody counted."""
+        return max((image.peak_memory or 0 for image in self.images), default=0) or None
+
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive verify-detection --json`."""
         return {
@@ -189,6 +215,18 @@ class Report:
             "skipped": self.skipped,
             "warnings": self.warnings,
             "seconds": round(self.seconds, 2),
+            "seconds_per_20_megapixels": self.seconds_per_frame
+            and round(self.seconds_per_frame, 2),
+            "peak_memory": self.peak_memory,
+            "images": [
+                {
+                    "image": image.name,
+                    "megapixels": round(image.pixels / 1e6, 3),
+                    "seconds": round(image.seconds, 3),
+                    "peak_memory": image.peak_memory,
+                }
+                for image in self.images
+            ],
         }
 
 
@@ -338,6 +376,9 @@ def verify_image(task: Task) -> ImageResult:
 
     options = task.options
     use_device(options.device, options.steps, options.seed)
+    for file, _ in task.detectors:
+        load_detector(file, options.device)
+    started = time.monotonic()
     archive = Archive.open(task.archive)
     if options.steps:
         archive.require_denoiser(task.entry)
@@ -370,7 +411,18 @@ def verify_image(task: Task) -> ImageResult:
         raise VerifyError(errors[0])
     path = None if original is None else original.path
     warning = f"{task.name}: {problem}; its stored detections are used" if other else None
-    return ImageResult(task.entry, path, groups, tuple(errors), warning)
+    seconds = time.monotonic() - started
+    return ImageResult(task.entry, path, groups, tuple(errors), warning, seconds, _peak_memory())
+
+
+def _peak_memory() -> int | None:
+    """Most bytes of memory that this process has held so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _unfit(
@@ -430,9 +482,6 @@ def _summarise(
         stored=sum(image.original is None for image in own),
     )
     for group in groups:
-        results = {
-            f"{image.entry.flight}/{image.entry.id}": image.groups[file.sha256][group]
-            for image in own
-        }
+        results = {image.name: image.groups[file.sha256][group] for image in own}
         judge(report, group, results, options.confidence, options.tolerance)
     return report

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,16 @@ def test_restored_images_pass(verify: Run, town: Path) -> None:
     for name in METRICS:
         low, high = model["interval"]["vehicle"][name]
         assert low <= high
+    images = result.json["images"]
+    megapixels = WIDTH * HEIGHT / 1e6
+    assert [image["megapixels"] for image in images] == [pytest.approx(megapixels, abs=1e-3)] * 3
+    spent = sum(image["seconds"] for image in images)
+    assert 0 < spent < result.json["seconds"]
+    rate = result.json["seconds_per_20_megapixels"]
+    assert rate == pytest.approx(spent / (3 * megapixels) * 20, rel=0.01)
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 1e8 < images[0]["peak_memory"] <= images[2]["peak_memory"] <= now
+    assert result.json["peak_memory"] == images[2]["peak_memory"]
 
 
 def test_labels_are_the_reference(verify: Run, town: Path, labels: Path) -> None:
@@ -508,7 +519,10 @@ def test_workers_agree_and_nothing_is_left_behind(
     ]  # fmt: skip
     own, other = result.json, verify(town, *SOFT).json
     for found in (own, other):
-        del found["seconds"]
+        for measured in ("seconds", "seconds_per_20_megapixels", "peak_memory"):
+            del found[measured]
+        for image in found["images"]:
+            del image["seconds"], image["peak_memory"]
     assert own == other
 
 
