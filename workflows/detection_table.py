@@ -2,8 +2,10 @@
 
     python workflows/detection_table.py OUT_DIR FLIGHT_DIR --model yolo11s.pt [--labels DIR]
         [--source-ratio 10 --source-ratio 21.2 --source-ratio 40] [--peer hevc --peer jpeg]
+        [--steps 0 --steps 1] [--image NAME ...]
 
-Every frame goes through `archive ingest` and comes back from the archive's bytes; each peer then
+Every frame goes through `archive ingest` and comes back from the archive's bytes, decoded with
+each number of denoising steps (pcdc-1 is pcdc with one); each peer then
 gets as many bytes as the archive took for that frame, metadata and index included. (A peer's
 lowest quality may take more: the column `bytes` says what was used.) The numbers are those of
 `archive verify-detection`: labels are the reference, without them the originals' detections are.
@@ -42,9 +44,9 @@ from archive_pipeline.detectors import (
 from archive_pipeline.ingest import Budget, ingest
 from archive_pipeline.ingest import Options as IngestOptions
 from archive_pipeline.labels import Groups, Labels, find_labels, parse_groups
-from archive_pipeline.models import DEFAULT_MODEL
+from archive_pipeline.models import DEFAULT_MODEL, use_device
 from archive_pipeline.originals import find_original, read_original
-from archive_pipeline.store import Archive, ImageEntry
+from archive_pipeline.store import Archive, ArchivedImage, ImageEntry
 from archive_pipeline.verdict import GroupResult, ModelReport, judge
 from archive_pipeline.verify import Options, Task, choose_groups, compare
 
@@ -65,11 +67,12 @@ class Codec:
 
 @dataclass(frozen=True)
 class Setting:
-    """Detectors with their groups, and the reference."""
+    """Detectors with their groups, the reference, and how archived images are decoded."""
 
     detectors: tuple[tuple[DetectorFile, Groups], ...]
     labels: Labels | None
     options: Options
+    steps: dict[str, int]  # by the codec's name in the table
 
     def task(self, archive: Archive, entry: ImageEntry) -> Task:
         label = None if self.labels is None else self.labels.find(entry.flight, entry.id)
@@ -87,8 +90,11 @@ def run_image(archive: Archive, entry: ImageEntry, setting: Setting, codecs: dic
     everything = (0, 0, width, height)
     original = whole(partial(read_original, source), width, height)
     size = archive.size_of(entry.key)
-    versions: dict[str, Read] = {"pcdc": whole(image.read, width, height)}
-    codecs["pcdc"].bytes.append(size)
+    versions: dict[str, Read] = {}
+    for name, steps in setting.steps.items():
+        read = partial(restored, image, setting.options.device, steps)
+        versions[name] = whole(read, width, height)
+        codecs[name].bytes.append(size)
     for name in (codec for codec in codecs if codec in PEERS):
         peer = PEERS[name]
         data = within(peer, original(everything), size)
@@ -104,6 +110,13 @@ def run_image(archive: Archive, entry: ImageEntry, setting: Setting, codecs: dic
             for group, result in compare(task, detector, groups, found[0], after).items():
                 own = codecs[name].results.setdefault((file.sha256, group), {})
                 own[f"{entry.flight}/{entry.id}"] = result
+
+
+def restored(
+    image: ArchivedImage, device: str, steps: int, window: tuple[int, int, int, int]
+) -> Pixels:
+    use_device(device, steps)
+    return image.read(window)
 
 
 def crop(pixels: Pixels, window: tuple[int, int, int, int]) -> Pixels:
@@ -165,6 +178,19 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def chosen(flight: Path, images: tuple[str, ...], work: Path) -> Path:
+    """The flight's folder, or one with links to some of its images."""
+    if not images:
+        return flight
+    folder = work / flight.name
+    folder.mkdir()
+    for name in images:
+        if not (flight / name).is_file():
+            raise click.ClickException(f"{flight / name}: no such file")
+        (folder / name).symlink_to((flight / name).absolute())
+    return folder
+
+
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("flight", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -178,6 +204,10 @@ def table(rows: list[dict]) -> str:
 @click.option(
     "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=("hevc", "jpeg")
 )
+@click.option(
+    "--steps", "decoders", type=click.IntRange(0), multiple=True, default=(0,), show_default=True
+)
+@click.option("--image", "images", multiple=True, help="File name in the flight; default: all.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(
     out: Path,
@@ -188,6 +218,8 @@ def main(
     ratios: tuple[float, ...],
     codec_model: str,
     peers: tuple[str, ...],
+    decoders: tuple[int, ...],
+    images: tuple[str, ...],
     device: str,
 ) -> None:
     for name in peers:
@@ -202,10 +234,12 @@ def main(
     detectors, warnings = choose_groups(loaded, options.groups, found)
     for line in warnings:
         click.echo(line, err=True)
-    setting = Setting(detectors, found, options)
+    steps = {"pcdc" if n == 0 else f"pcdc-{n}": n for n in decoders}
+    setting = Setting(detectors, found, options, steps)
     rows: list[dict] = []
     work = Path(tempfile.mkdtemp(dir=out))
     try:
+        flight = chosen(flight, images, work)
         for ratio in ratios:
             url = str(work / f"ratio-{ratio:g}.zarr")
             budget = Budget(source_ratio=ratio)
@@ -214,7 +248,7 @@ def main(
                 if outcome.error:
                     click.echo(f"{outcome.path}: {outcome.error}", err=True)
             archive = Archive.open(url)
-            codecs = {name: Codec() for name in ("pcdc", *peers)}
+            codecs = {name: Codec() for name in (*steps, *peers)}
             for entry in archive.images():
                 if found is None or found.find(entry.flight, entry.id) is not None:
                     run_image(archive, entry, setting, codecs)
