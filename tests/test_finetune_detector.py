@@ -22,7 +22,8 @@ import torch
 from archive_pipeline.detectors import find_detectors, import_ultralytics, load_detector
 
 sys.path.insert(0, str(ROOT / "workflows"))
-from finetune_detector import label_of, load_start, minutes_spent, prepare
+from detection_slices import label_of, prepare
+from finetune_detector import load_start, minutes_spent
 from openvino_weights import architecture, load_export, read_weights
 
 INT8 = DATA.parent / "weights" / "yolo11n_int8_openvino_model"
@@ -83,12 +84,6 @@ def test_nothing_left_to_train_on(tmp_path: Path, holdout: tuple[str, ...], mess
         prepare(data, holdout, None, 96, tmp_path / "slices")
     with pytest.raises(Exception, match=r"data\.yaml"):
         prepare(tmp_path, holdout, None, 96, tmp_path / "slices")
-
-
-def test_minutes_count_over_sittings(tmp_path: Path) -> None:
-    assert minutes_spent(tmp_path) == 0
-    (tmp_path / "results.csv").write_text("epoch,time\n1,60\n2,120\n3,30\n4,90\n")
-    assert minutes_spent(tmp_path) == pytest.approx(3.5)
 
 
 def photograph(size: int) -> np.ndarray:
@@ -166,12 +161,12 @@ def test_a_run_trains_resumes_and_exports(tmp_path: Path) -> None:
     card = finetune("--start", "yolo11n.yaml", "--holdout", "b-*", "--minutes", 0.1)
     assert "| train | 8 | 16 |" in card
     first = (run / "train" / "results.csv").read_text().splitlines()
-    spent = minutes_spent(run / "train")
+    spent = minutes_spent(run)
     finetune("--start", "yolo11n.yaml", "--minutes", spent + 0.05, "--resume")
     second = (run / "train" / "results.csv").read_text().splitlines()
     assert second[: len(first)] == first
     assert len(second) > len(first)
-    assert minutes_spent(run / "train") > spent
+    assert minutes_spent(run) > spent
 
     (file,) = find_detectors([str(run / "detector_openvino_model")])
     detector = load_detector(file, "cpu")

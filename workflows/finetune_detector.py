@@ -28,7 +28,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +35,14 @@ import click
 import cv2
 import numpy as np
 import torch
-import yaml
+from detection_slices import prepare
 from openvino_weights import load_export
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from archive_pipeline.boxes import Boxes, areas, intersections, slice_rows
-from archive_pipeline.detectors import find_detectors, import_ultralytics
-from archive_pipeline.labels import (
-    Groups,
-    LabelError,
-    group_classes,
-    parse_groups,
-    read_labels,
-    read_names,
-)
+from archive_pipeline.detectors import DetectorError, find_detectors, import_ultralytics
+from archive_pipeline.labels import Groups, group_classes, parse_groups
 
-VISIBLE = 0.3  # of an object's area; what is less of it in a slice is not learned
-EMPTY_SHARE = 5  # of the slices without an object every so many-th is kept
 STATISTICS = 64  # slices that batch normalisation takes its statistics from
 METRICS = {
     "metrics/precision(B)": "precision",
@@ -61,125 +50,6 @@ METRICS = {
     "metrics/mAP50(B)": "mAP50",
     "metrics/mAP50-95(B)": "mAP50-95",
 }
-
-
-def train_images(data: Path) -> tuple[list[Path], dict[int, str]]:
-    """Images that a data.yaml's `train` names, and the class names.
-
-    Raises:
-        click.ClickException: there are none.
-    """
-    file = data / "data.yaml"
-    try:
-        names = read_names(file)
-        content = yaml.safe_load(file.read_text("utf-8"))
-        folders = content["train"] if isinstance(content["train"], list) else [content["train"]]
-        root = data / str(content.get("path") or ".")
-    except (LabelError, KeyError) as error:
-        raise click.ClickException(f"{file}: {error}") from error
-    suffixes = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
-    found = [
-        p for f in folders for p in sorted((root / f).rglob("*")) if p.suffix.lower() in suffixes
-    ]
-    if not found:
-        raise click.ClickException(f"{file}: no images in {', '.join(map(str, folders))}")
-    return found, names
-
-
-def label_of(image: Path) -> Path:
-    """The label file of an image: in `labels` where the image is in `images`."""
-    parts = list(image.with_suffix(".txt").parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts)
-
-
-def cut(
-    images: list[Path], names: dict[int, str], groups: Groups | None, size: int, out: Path
-) -> tuple[int, int]:
-    """Write slices of images and their labels in YOLO's layout below `out`.
-
-    Args:
-        groups: class names by new class; the labels' own classes without it.
-
-    Returns:
-        How many slices and how many objects (of whole images).
-    """
-    known = group_classes(names, groups or {name: (name,) for name in names.values()})
-    slices = objects = empty = 0
-    for path in images:
-        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if pixels is None:
-            raise click.ClickException(f"{path}: not an image")
-        height, width = pixels.shape[:2]
-        label = label_of(path)
-        try:
-            found = read_labels(label, width, height, names) if label.exists() else {}
-        except LabelError as error:
-            raise click.ClickException(str(error)) from error
-        nothing = np.zeros((0, 4))
-        boxes = [np.concatenate([nothing, *(found.get(names[i], nothing) for i in own)])
-                 for own in known.values()]  # fmt: skip
-        objects += sum(map(len, boxes))
-        for window in (window for row in slice_rows(width, height, size) for window in row):
-            col, row, across, down = window
-            lines = [line for kind, own in enumerate(boxes) for line in seen(kind, own, window)]
-            if not lines:
-                empty += 1
-                if empty % EMPTY_SHARE:
-                    continue
-            name = f"{path.stem}-{col}-{row}"
-            part = pixels[row : row + down, col : col + across]
-            cv2.imwrite(str(out / "images" / f"{name}.png"), part)
-            (out / "labels" / f"{name}.txt").write_text("".join(lines))
-            slices += 1
-    return slices, objects
-
-
-def seen(kind: int, boxes: Boxes, window: tuple[int, int, int, int]) -> list[str]:
-    """Label lines of the boxes that a slice shows enough of, cut at its borders."""
-    col, row, width, height = window
-    frame = np.array([[col, row, col + width, row + height]], float)
-    shares = intersections(boxes, frame)[:, 0] / np.maximum(areas(boxes), 1e-9)
-    lines = []
-    for box in boxes[shares >= VISIBLE]:
-        left, right = np.clip(box[[0, 2]] - col, 0, width) / width
-        top, bottom = np.clip(box[[1, 3]] - row, 0, height) / height
-        values = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
-        lines.append(" ".join([str(kind), *(f"{v:.6f}" for v in values)]) + "\n")
-    return lines
-
-
-def prepare(
-    data: Path, holdout: tuple[str, ...], groups: Groups | None, size: int, out: Path
-) -> dict[str, Any]:
-    """Cut the training images into slices; returns what the card says of them.
-
-    Raises:
-        click.ClickException: nothing is left to train on or to hold out.
-    """
-    images, names = train_images(data)
-    held = [p for p in images if any(fnmatch(p.name, pattern) for pattern in holdout)]
-    if not holdout:
-        held = images[9::10]
-    parts = {"train": [p for p in images if p not in held], "val": held}
-    shutil.rmtree(out, ignore_errors=True)
-    facts: dict[str, Any] = {}
-    for part, chosen in parts.items():
-        if not chosen:
-            raise click.ClickException(f"{data}: no image is left for {part!r}; see --holdout")
-        for kind in ("images", "labels"):
-            (out / part / kind).mkdir(parents=True)
-        slices, objects = cut(chosen, names, groups, size, out / part)
-        if not objects:
-            raise click.ClickException(f"{data}: no labelled object in the images for {part!r}")
-        facts[part] = {"images": len(chosen), "objects": objects, "slices": slices}
-    own = group_classes(names, groups or {name: (name,) for name in names.values()})
-    listed = {"path": str(out.absolute()), "train": "train/images", "val": "val/images"}
-    listed["names"] = dict(enumerate(own))
-    (out / "data.yaml").write_text(yaml.safe_dump(listed))
-    facts["classes"] = {name: [names[i] for i in indices] for name, indices in own.items()}
-    return facts
 
 
 def batches(folder: Path, size: int, seed: int) -> Iterator[Tensor]:
@@ -199,7 +69,7 @@ def load_start(start: str, slices: Path, size: int, groups: Groups | None, seed:
     So the group begins with what the start knows of that class.
 
     Raises:
-        click.ClickException, DetectorError: there is no such start.
+        click.ClickException: there is no such start.
     """
     yolo = import_ultralytics().YOLO
     torch.manual_seed(seed)
@@ -209,7 +79,10 @@ def load_start(start: str, slices: Path, size: int, groups: Groups | None, seed:
     elif start.endswith(".yaml"):
         model = yolo(start, task="detect").model
     else:
-        (file,) = find_detectors([start])
+        try:
+            (file,) = find_detectors([start])
+        except DetectorError as error:
+            raise click.ClickException(str(error)) from error
         loaded = yolo(str(file.path))
         if loaded.task != "detect":
             raise click.ClickException(f"{start}: its task is {loaded.task}, not detect")
@@ -236,23 +109,23 @@ def isolated() -> Iterator[None]:
 
 
 def minutes_spent(run: Path) -> float:
-    """Minutes of training that the log of a run says, over all its sittings."""
+    """Minutes of training that a run's log says."""
     try:
-        with (run / "results.csv").open(newline="") as file:
-            seconds = [float(row["time"]) for row in csv.DictReader(file)]
+        with (run / "train" / "results.csv").open(newline="") as file:
+            return float([row["time"] for row in csv.DictReader(file)][-1]) / 60
     except OSError:
         return 0.0
-    steps = np.diff([0.0, *seconds])
-    return float(np.where(steps < 0, seconds, steps).sum() / 60)  # the clock begins anew
 
 
-def train(start: nn.Module | None, run: Path, resume: bool, settings: dict[str, Any]) -> Path:
-    """Train with Ultralytics' own trainer; returns the best epoch's checkpoint.
+def train(start: nn.Module | None, run: Path, settings: dict[str, Any]) -> None:
+    """Train with Ultralytics' own trainer.
 
     Args:
         start: None to go on from the run's last checkpoint.
+        settings: Ultralytics'; `time` counts the hours before as well.
     """
     detect = importlib.import_module("ultralytics.models.yolo.detect")
+    spent = 60 * minutes_spent(run)
 
     class Trainer(detect.DetectionTrainer):  # type: ignore[misc, name-defined]
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = False) -> Any:
@@ -260,24 +133,34 @@ def train(start: nn.Module | None, run: Path, resume: bool, settings: dict[str, 
             return super().get_model(origin.yaml, origin, verbose)
 
         def get_dataset(self) -> Any:
-            self.epochs = self.args.epochs = settings["epochs"]  # also where a run goes on
+            self.epochs = settings["epochs"]  # a checkpoint has what time was thought to be for
             return super().get_dataset()
 
         def final_eval(self) -> None:
             """Leave the checkpoints as they are, so that the run can go on."""
 
+    def count_on(trainer: Any) -> None:
+        if trainer.start_epoch:  # as if there had been one sitting
+            trainer.train_time_start -= spent
+            trainer.start_epoch = 0
+
+    def stop(trainer: Any) -> None:
+        trainer.stop |= trainer.epoch + 1 >= settings["epochs"]  # else only time counts
+
+    resume = str(last_of(run)) if start is None else False
     with isolated():
-        trainer = Trainer(overrides={**settings, "resume": str(last_of(run)) if resume else False})
+        trainer = Trainer(overrides={**settings, "resume": resume})
+        trainer.add_callback("on_train_epoch_start", count_on)
+        trainer.add_callback("on_fit_epoch_end", stop)
         trainer.train()
-    return Path(trainer.best)
 
 
 def last_of(run: Path) -> Path:
     return run / "train" / "weights" / "last.pt"
 
 
-def export(best: Path, run: Path, input_size: int) -> nn.Module:
-    """Write the detector as an OpenVINO folder and as safetensors; returns the network."""
+def export(best: Path, run: Path, input_size: int) -> None:
+    """Write the detector as an OpenVINO folder and as safetensors."""
     yolo = import_ultralytics().YOLO(str(best))
     model: nn.Module = yolo.model
     with isolated():
@@ -290,7 +173,6 @@ def export(best: Path, run: Path, input_size: int) -> nn.Module:
     tensors = {k: v.float().contiguous() for k, v in model.state_dict().items()}
     facts = {"architecture": json.dumps(model.yaml), "names": json.dumps(model.names)}
     save_file(tensors, run / "detector.safetensors", metadata=facts)
-    return model
 
 
 def best_epoch(run: Path) -> dict[str, float]:
@@ -326,7 +208,7 @@ def write_card(run: Path, start: str, note: str, facts: dict[str, Any], size: in
         "|---|---|---|---|",
         *parts,
         "",
-        f"{minutes_spent(run / 'train'):.1f} minutes, {epochs} epochs; epoch {found['epoch']:.0f} "
+        f"{minutes_spent(run):.1f} minutes, {epochs} epochs; epoch {found['epoch']:.0f} "
         "was the best on the held-out slices (val), whose metrics are:",
         "",
         "| precision | recall | mAP50 | mAP50-95 |",
@@ -378,8 +260,11 @@ def main(
     note: str,
     resume: bool,
 ) -> None:
-    import_ultralytics()
-    groups = parse_groups(classes)
+    try:
+        import_ultralytics()
+        groups = parse_groups(classes)
+    except (DetectorError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
     run.mkdir(parents=True, exist_ok=True)
     slices, facts_file = run / "slices", run / "slices.json"
     if resume and not last_of(run).is_file():
@@ -391,8 +276,7 @@ def main(
         facts_file.write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(run / "train", ignore_errors=True)
     network = None if resume else load_start(start, slices, size, groups, seed)
-    left = minutes - minutes_spent(run / "train")
-    if left > 0:
+    if minutes_spent(run) < minutes:
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         settings = {
             "model": start if network is None else network.yaml.get("yaml_file", "yolo11n.yaml"),
@@ -400,7 +284,7 @@ def main(
             "project": str(run.absolute()),
             "name": "train",
             "exist_ok": True,
-            "time": left / 60,
+            "time": minutes / 60,
             "epochs": epochs,
             "imgsz": size,
             "batch": batch,
@@ -420,7 +304,7 @@ def main(
             "plots": False,
             "verbose": False,
         }
-        train(network, run, resume, settings)
+        train(network, run, settings)
     export(run / "train" / "weights" / "best.pt", run, input_size)
     write_card(run, start, note, facts, size)
     click.echo((run / "README.md").read_text())
