@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from archive_pipeline.index import KEY, read_index
+from archive_pipeline.index import KEY, read_index, read_records
 from archive_pipeline.store import (
     Archive,
     ArchivedImage,
@@ -58,7 +59,7 @@ def check(archive_url: str, progress: Callable[[int], None] = lambda total: None
         entry = _try(report, partial(archive.entry, key))
         if entry is not None:
             report.images += 1
-            found[key] = entry.record.get("sha256")
+            found[key] = entry.record
             report.problems += _check_image(archive, entry)
         progress(len(keys))
     _check_index(archive, report, found)
@@ -100,7 +101,7 @@ def _check_array(
     problems: list[str] = []
     try:
         array = image.array(name)
-        stored, expected = archive.count_keys(f"{image.entry.key}/{name}") - 1, shard_count(array)
+        stored, expected = len(archive.stored(f"{image.entry.key}/{name}")) - 1, shard_count(array)
         if stored != expected:
             problems.append(
                 f"{image.entry.flight}/{image.entry.id}: {name} has {stored} shards, not {expected}"
@@ -132,6 +133,9 @@ def _check_index(archive: Archive, report: Report, found: dict[str, Any]) -> Non
         report.problems.append(f"{key}: not in {KEY}")
     for key in sorted(index.keys() - found.keys()):
         report.problems.append(f"{key}: in {KEY}, but no such image is committed")
+    records = read_records(archive) or {}  # of an older release's index there are none
     for key in sorted(found.keys() & index.keys()):
-        if index[key] != found[key]:
+        record = json.dumps(found[key])
+        told = records[key][1] if key in records else record
+        if (index[key], told) != (found[key]["sha256"], record):
             report.problems.append(f"{key}: {KEY} describes another image")

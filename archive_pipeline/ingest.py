@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -17,10 +18,10 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from archive_pipeline import cluster
+from archive_pipeline import __version__, cluster
 from archive_pipeline.flight import SourceError, SourceImage, find_images, read_pixels, read_source
 from archive_pipeline.georef import Georef, Window
-from archive_pipeline.index import is_current, write_index
+from archive_pipeline.index import is_current, read_images, write_index
 from archive_pipeline.jpeg_segments import blank_thumbnail
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.store import (
@@ -35,7 +36,6 @@ from archive_pipeline.store import (
     image_key,
     in_process_only,
     is_one_shard,
-    shard_windows,
 )
 from archive_pipeline.zarr_codec import trim
 
@@ -211,6 +211,11 @@ def ingest(
         for flight, images in listed
         for id, path in images
     ]
+    entries = {
+        entry.key: entry
+        for flight in sorted({flight for flight, _ in flights})
+        for entry in read_images(archive, flight, lambda name, error: None)  # written anew
+    }
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
@@ -219,13 +224,15 @@ def ingest(
 
     pending = []
     with ThreadPoolExecutor() as pool:
-        for task, known in zip(tasks, pool.map(partial(_known, archive), tasks), strict=True):
+        for task, known in zip(tasks, pool.map(partial(_known, entries), tasks), strict=True):
             if known is None:
                 pending.append(task)
             else:
                 note(known)
     if pending:
         sha256 = _add_model(archive, options.model)
+        for flight in sorted({task.flight for task in pending}):
+            archive.create_flight(flight)
         pending = [replace(task, model=sha256) for task in pending]
     with cluster.connect(scheduler, workers, len(pending)) as client:
         for task, result in cluster.run(client, ingest_image, pending):
@@ -235,7 +242,7 @@ def ingest(
         neighbours = _compare_neighbours(archive, client, outcomes)
     if pending or not is_current(archive):
         write_index(archive)
-    models = archive.size_of("models") if archive.list_names("models") else 0
+    models = archive.size_of("models")
     return Report(outcomes, neighbours, time.monotonic() - started, models)
 
 
@@ -271,7 +278,7 @@ def _compare_neighbours(
     new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
     lines: dict[tuple[str, int, int], list[_Frame]] = {}
     for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
-        for entry in archive.images(flight, lambda name, error: None):
+        for entry in read_images(archive, flight, lambda name, error: None):
             record = entry.record
             if entry.key in paths and record["georef"]["method"] == "camera":
                 frame = _Frame(entry.key, paths[entry.key], record["captured"], record["georef"])
@@ -338,18 +345,16 @@ def _failed(task: Task, error: str) -> Outcome:
     return Outcome(task.flight, task.id, str(task.path), "failed", line)
 
 
-def _known(archive: Archive, task: Task) -> Outcome | None:
+def _known(entries: dict[str, ImageEntry], task: Task) -> Outcome | None:
     """The outcome of an image that need not be encoded; None where it must be."""
+    entry = entries.get(image_key(task.flight, task.id))
+    if entry is None or task.options.overwrite:
+        return None
     try:
-        entry = archive.entry(image_key(task.flight, task.id))
-        if entry is None or task.options.overwrite:
-            return None
         with open(task.path, "rb") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == entry.record["sha256"]
     except OSError as error:
         return _failed(task, error.strerror or str(error))
-    except ArchiveError:
-        return None  # a damaged record is written anew
     wanted = {detector.sha256 for detector in task.detectors}
     if same and entry.detectable and wanted - set(entry.record.get("detectors", ())):
         reason = "archived without detections by this model; use --overwrite to store them"
@@ -368,7 +373,7 @@ def ingest_image(task: Task) -> Outcome:
     from archive_pipeline.models import is_known, use_device
 
     use_device(task.options.device)
-    archive = Archive.open(task.archive, writable=True)
+    archive = Archive.reopen(task.archive, writable=True)
     if not is_known(task.model):
         archive.use_model(task.model)
     expected: tuple[type[Exception], ...] = (SourceError, ArchiveError)
@@ -399,7 +404,6 @@ def ingest_image(task: Task) -> Outcome:
 
 def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
     stored = replace(source, metadata=tuple(_without_preview(*m) for m in source.metadata))
-    writer = ImageWriter(archive, task.flight, stored)
     record: dict[str, Any] = {
         "id": source.id,
         "sha256": source.sha256,
@@ -415,11 +419,13 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
         "warnings": list(source.warnings),
     }
     reader = _Reader(source)
+    plan = [__version__, record, repr(task.options.budget), task.model, task.detectors]
+    writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
     writer.write_metadata()
     if source.mask != "none":
         # before the pixels: what the mask takes is then known, and they share the rest
         mask = writer.create_mask()
-        for window in shard_windows(mask):
+        for window in writer.missing(mask):
             mask[_area(window)] = reader.read_mask(window)
     if task.detectors and source.dtype == "uint8" and source.bands == 3:
         from archive_pipeline.detectors import pack_detections
@@ -446,7 +452,7 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
             record["warnings"].append(f"stored losslessly: {budget} bytes are too few for it")
     if pixels is None:
         pixels = writer.create_lossless()
-    for window in shard_windows(pixels):
+    for window in writer.missing(pixels):
         try:
             pixels[_area(window)] = reader.read(window)[0]
         except BudgetTooSmall as error:

@@ -34,6 +34,7 @@ from archive_pipeline.detectors import (
     whole,
 )
 from archive_pipeline.flight import SourceError
+from archive_pipeline.index import read_images
 from archive_pipeline.labels import (
     GROUPS,
     Groups,
@@ -231,7 +232,7 @@ def verify(
 
     tasks, skipped = [], []
     used: set[Path] = set()
-    for entry in archive.images(damaged=damaged):
+    for entry in read_images(archive, damaged=damaged):
         name = f"{entry.flight}/{entry.id}"
         if not entry.detectable:
             reason = "stored losslessly; detectors take 8-bit RGB only"
@@ -329,7 +330,7 @@ def verify_image(task: Task) -> ImageResult:
 
     use_device(task.options.device)
     use_steps(task.options.steps, task.options.seed)
-    archive = Archive.open(task.archive)
+    archive = Archive.reopen(task.archive)
     if task.options.steps:
         archive.require_denoiser(task.entry)
     image = archive.image(task.entry)
