@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from archive_pipeline import __version__, cluster
+from archive_pipeline import __version__, cluster, sources
 from archive_pipeline.flight import SourceError, SourceImage, find_images, read_pixels, read_source
 from archive_pipeline.georef import Georef, Window
 from archive_pipeline.index import is_current, read_images, write_index
 from archive_pipeline.jpeg_segments import blank_thumbnail
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
+from archive_pipeline.sources import Location, local_file, location
 from archive_pipeline.store import (
     TILE,
     Archive,
@@ -36,6 +37,7 @@ from archive_pipeline.store import (
     image_key,
     in_process_only,
     is_one_shard,
+    shard_count,
 )
 from archive_pipeline.zarr_codec import trim
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
     from archive_pipeline.detectors import DetectorFile
 
+Tell = Callable[[str, int, int], None]  # an image's id, its shards that are done, and all
+TOPIC = "archive_pipeline.shards"  # of events between workers and client
 SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
 NEIGHBOURS = 32  # consecutive frames compared in one task
 THUMBNAIL_WIDTH = 1000  # pixels; enough to match frames, and quick to decode from a JPEG
@@ -96,7 +100,7 @@ class Task:
     archive: str
     flight: str
     id: str
-    path: Path
+    path: Location
     options: Options
     model: str = ""  # SHA-256 of a model that is in the archive
     detectors: tuple[DetectorFile, ...] = ()
@@ -173,19 +177,22 @@ class Report:
 
 def ingest(
     archive_url: str,
-    flights: list[tuple[str, Path]],
+    flights: list[tuple[str, Location]],
     options: Options,
     *,
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[Outcome, int], None] = lambda outcome, total: None,
+    part: Callable[[str, int, int, int], None] = lambda name, done, parts, total: None,
 ) -> Report:
     """Archive every image of the flights; failures are outcomes, other work goes on.
 
     Args:
         archive_url: path or fsspec URL; made if there is none.
-        flights: (flight id, directory).
+        flights: (flight id, directory or URL).
         progress: called after each image with its outcome and the number of images.
+        part: called after each shard of an image of several: the image's id, how many are done,
+            how many there are, and the number of images.
 
     Raises:
         FlightError: a flight directory cannot be used.
@@ -198,7 +205,7 @@ def ingest(
         check_flight(flight)
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url = absolute(archive_url)
-        flights = [(flight, directory.absolute()) for flight, directory in flights]
+        flights = [(flight, sources.absolute(directory)) for flight, directory in flights]
     if in_process_only(archive_url):
         workers = 0
         if scheduler is not None:
@@ -235,7 +242,14 @@ def ingest(
             archive.create_flight(flight)
         pending = [replace(task, model=sha256) for task in pending]
     with cluster.connect(scheduler, workers, len(pending)) as client:
-        for task, result in cluster.run(client, ingest_image, pending):
+
+        def tell(id: str, done: int, parts: int) -> None:
+            part(id, done, parts, len(tasks))
+
+        if client is not None:
+            client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
+        job = partial(ingest_image, tell=tell if client is None else _tell_client)
+        for task, result in cluster.run(client, job, pending):
             if isinstance(result, BaseException):
                 result = _failed(task, f"{type(result).__name__}: {result}")
             note(result)
@@ -274,7 +288,7 @@ def _compare_neighbours(
 
     A service: whatever goes wrong in it is passed over.
     """
-    paths = {image_key(o.flight, o.id): Path(o.path) for o in outcomes if o.status != "failed"}
+    paths = {image_key(o.flight, o.id): location(o.path) for o in outcomes if o.status != "failed"}
     new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
     lines: dict[tuple[str, int, int], list[_Frame]] = {}
     for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
@@ -303,7 +317,7 @@ class _Frame:
     """A frame to compare with its neighbours."""
 
     key: str
-    path: Path
+    path: Location
     captured: str | None
     georef: dict[str, Any]
 
@@ -325,17 +339,17 @@ def compare_frames(run: _Run) -> list[tuple[str, str]]:
     return neighbour_warnings(frames, run.width, run.height)
 
 
-def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
+def _thumbnail(place: Location) -> NDArray[np.uint8] | None:
     """A small grey copy of a frame, from its green band: a quick look decodes no more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(path) as dataset:
+            with local_file(place) as path, rasterio.open(path) as dataset:
                 scale = min(1.0, THUMBNAIL_WIDTH / dataset.width)
                 shape = tuple(max(1, round(n * scale)) for n in dataset.shape)
                 band = min(2, dataset.count)
                 grey: NDArray[np.uint8] = dataset.read(band, out_shape=shape)
-        except RasterioError:
+        except (RasterioError, OSError):
             return None
     return grey if grey.dtype == np.uint8 else None
 
@@ -351,8 +365,7 @@ def _known(entries: dict[str, ImageEntry], task: Task) -> Outcome | None:
     if entry is None or task.options.overwrite:
         return None
     try:
-        with open(task.path, "rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == entry.record["sha256"]
+        same = _is_same(entry, task.path)
     except OSError as error:
         return _failed(task, error.strerror or str(error))
     wanted = {detector.sha256 for detector in task.detectors}
@@ -368,22 +381,44 @@ def _known(entries: dict[str, ImageEntry], task: Task) -> Outcome | None:
     )
 
 
-def ingest_image(task: Task) -> Outcome:
-    """Archive one image (runs on a worker); errors of the image become its outcome."""
+def _is_same(entry: ImageEntry, place: Location) -> bool:
+    """Whether a file is the one that was archived; one at a URL need not be read for that."""
+    recorded = entry.record.get("source_version")
+    if isinstance(place, str) and recorded and recorded == sources.version(place):
+        return True
+    return sources.sha256(place) == entry.record["sha256"]
+
+
+def _tell_client(id: str, done: int, parts: int) -> None:
+    """Tell the client from a worker how far an image is."""
+    from distributed import get_worker
+
+    get_worker().log_event(TOPIC, (id, done, parts))
+
+
+def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outcome:
+    """Archive one image (runs on a worker); errors of the image become its outcome.
+
+    Args:
+        tell: called after each shard of an image of several.
+    """
     from archive_pipeline.models import is_known, use_device
 
     use_device(task.options.device)
     archive = Archive.reopen(task.archive, writable=True)
     if not is_known(task.model):
         archive.use_model(task.model)
-    expected: tuple[type[Exception], ...] = (SourceError, ArchiveError)
+    expected: tuple[type[Exception], ...] = (ArchiveError,)
     if task.detectors:
         from archive_pipeline.detectors import DetectorError
 
         expected = (*expected, DetectorError)
     try:
-        source = read_source(task.path, task.id, task.options.ground_elevation)
-        entry = _write(archive, task, source)
+        with _fetched(task) as (path, version):
+            source = read_source(path, task.id, task.options.ground_elevation)
+            entry = _write(archive, task, source, version, tell)
+    except SourceError as error:
+        return _failed(task, error.reason)
     except expected as error:
         return _failed(task, str(error))
     except OSError as error:  # of the source, they are SourceErrors
@@ -402,8 +437,29 @@ def ingest_image(task: Task) -> Outcome:
     )
 
 
-def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
-    stored = replace(source, metadata=tuple(_without_preview(*m) for m in source.metadata))
+@contextmanager
+def _fetched(task: Task) -> Iterator[tuple[Path, str | None]]:
+    """The task's file on this machine, and the version of the object at a URL.
+
+    Raises:
+        SourceError: it cannot be copied.
+    """
+    with ExitStack() as stack:
+        try:
+            # before the copy: of an object that is replaced meanwhile the version is then stale
+            version = sources.version(task.path) if isinstance(task.path, str) else None
+            path = stack.enter_context(local_file(task.path))
+        except OSError as error:
+            raise SourceError(task.path, error.strerror or str(error)) from error
+        yield path, version
+
+
+def _write(
+    archive: Archive, task: Task, source: SourceImage, version: str | None, tell: Tell
+) -> ImageEntry:
+    stored = replace(
+        source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
+    )
     record: dict[str, Any] = {
         "id": source.id,
         "sha256": source.sha256,
@@ -418,6 +474,8 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
         "georef": source.georef.to_json(),
         "warnings": list(source.warnings),
     }
+    if version is not None:
+        record["source_version"] = version
     reader = _Reader(source)
     plan = [__version__, record, repr(task.options.budget), task.model, task.detectors]
     writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
@@ -452,11 +510,14 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
             record["warnings"].append(f"stored losslessly: {budget} bytes are too few for it")
     if pixels is None:
         pixels = writer.create_lossless()
-    for window in writer.missing(pixels):
+    parts, missing = shard_count(pixels), writer.missing(pixels)
+    for done, window in enumerate(missing, parts - len(missing) + 1):
         try:
             pixels[_area(window)] = reader.read(window)[0]
         except BudgetTooSmall as error:
             raise SourceError(source.path, f"does not fit its budget: it {error}") from error
+        if parts > 1:
+            tell(task.id, done, parts)
     return writer.commit(record, conventions)
 
 

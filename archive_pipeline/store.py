@@ -96,7 +96,8 @@ class ImageEntry:
         key: its group's path in the store.
         record: the `archive_pipeline` attribute: sha256, width, height, bands, dtype, codec
             ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
-            detectors (SHA-256 of those whose detections are stored; absent without any).
+            detectors (SHA-256 of those whose detections are stored; absent without any),
+            source_version (ETag of a source at a URL).
     """
 
     flight: str
@@ -454,6 +455,8 @@ def _check_record(record: dict[str, Any]) -> None:
         raise ValueError(f"mask {record['mask']!r} is unknown")
     if not all(isinstance(record[name], str) and record[name] for name in ("id", "sha256")):
         raise ValueError("id and sha256 are not names")
+    if not isinstance(record.get("source_version"), str | None):
+        raise ValueError("source_version is not a text")
     if not isinstance(record["captured"], str | None):
         raise ValueError("captured is not a time")
     detectors = record.get("detectors", [])
@@ -610,7 +613,9 @@ class ArchivedImage:
         if name not in self._arrays:
             key = f"{self.entry.key}/{name}"
             try:
-                array = zarr.open_array(CompleteStore(self.archive.store), path=key, mode="r", zarr_format=3)
+                array = zarr.open_array(
+                    CompleteStore(self.archive.store), path=key, mode="r", zarr_format=3
+                )
             except Exception as error:  # missing or malformed metadata
                 raise self._damaged(name, error) from error
             record = self.entry.record
@@ -898,21 +903,24 @@ def _group_json(attributes: dict[str, Any]) -> bytes:
 def _grid(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Chunks and shards of an image array (height, width[, bands])."""
     rest = shape[2:]
-    side = TILE
-    while side > 64 and side * side * itemsize * int(np.prod(rest)) > LOSSLESS_CHUNK_BYTES:
+    side, pixel = TILE, itemsize * math.prod(rest)
+    while side > 64 and side * side * pixel > LOSSLESS_CHUNK_BYTES:
         side //= 2
     rows, columns = -(-shape[0] // side), -(-shape[1] // side)
-    if rows * columns > SHARD_TILES:
-        rows, columns = _shard_side(rows), _shard_side(columns)
+    # so many bands that the smallest tile is large: a shard is still held in memory
+    most = min(SHARD_TILES, max(1, SHARD_TILES * LOSSLESS_CHUNK_BYTES // (side * side * pixel)))
+    if rows * columns > most:
+        limit = min(LARGE_SHARD_SIDE, math.isqrt(most))
+        rows, columns = _shard_side(rows, limit), _shard_side(columns, limit)
     return (side, side, *rest), (rows * side, columns * side, *rest)
 
 
-def _shard_side(tiles: int) -> int:
+def _shard_side(tiles: int, limit: int) -> int:
     """Tiles a side of a large image's shards: the last shard is not a sliver.
 
     Shards share the budget by their pixels, and a few pixels' share is not enough for a stream.
     """
-    if tiles <= LARGE_SHARD_SIDE:
+    if tiles <= limit:
         return tiles
-    sides = range(LARGE_SHARD_SIDE // 2, LARGE_SHARD_SIDE + 1)
+    sides = range(max(1, limit // 2), limit + 1)
     return max(sides, key=lambda side: ((tiles - 1) % side, side))

@@ -44,7 +44,8 @@ from archive_pipeline.labels import (
     group_classes,
     read_labels,
 )
-from archive_pipeline.originals import by_name, candidates, find_original, read_original
+from archive_pipeline.originals import at_hand, by_name, candidates, find_original, read_original
+from archive_pipeline.sources import Location
 from archive_pipeline.store import (
     Archive,
     ArchiveError,
@@ -114,14 +115,14 @@ class ImageResult:
 
     Attributes:
         entry: the archived image.
-        original: its file, None where detections stored at ingest stand in for it.
+        original: its file or URL, None where detections stored at ingest stand in for it.
         groups: by SHA-256 of the detector and by group.
         errors: a line for each detector whose detections of the original are not stored.
         warning: a file in the original's place that is another.
     """
 
     entry: ImageEntry
-    original: Path | None
+    original: Location | None
     groups: dict[str, dict[str, GroupResult]]
     errors: tuple[str, ...] = ()
     warning: str | None = None
@@ -340,24 +341,27 @@ def verify_image(task: Task) -> ImageResult:
     if original is None and stored is None:
         raise VerifyError(f"{task.name}: {problem}, and the archive has no detections of it")
     block = image.block[1]
-    readers: list[Read] = [] if original is None else [partial(read_original, original)]
-    readers = [whole(read, width, height) for read in (*readers, image.read)]
     groups: dict[str, dict[str, GroupResult]] = {}
     errors = []
-    for file, names in task.detectors:
-        detector = load_detector(file, task.options.device)
-        size = task.options.slice or detector.input_size
-        known = None if stored is None else stored.get(file.sha256)
-        if stored is not None:
-            unfit = _unfit(known, file, size, task.options.confidence)
-            if unfit:
-                errors.append(f"{task.name}: {problem}, and {unfit}")
-                continue
-        found = detect(detector, readers, width, height, size, block)
-        if known is not None:  # what the archive does not keep of one must not count in the other
-            after = found[0].where(found[0].scores >= known.floor)
-            found = [known.found, after]
-        groups[file.sha256] = compare(task, detector, names, *found)
+    with at_hand(original) as file_at_hand:
+        readers: list[Read] = [] if file_at_hand is None else [partial(read_original, file_at_hand)]
+        readers = [whole(read, width, height) for read in (*readers, image.read)]
+        for file, names in task.detectors:
+            detector = load_detector(file, task.options.device)
+            size = task.options.slice or detector.input_size
+            known = None if stored is None else stored.get(file.sha256)
+            if stored is not None:
+                unfit = _unfit(known, file, size, task.options.confidence)
+                if unfit:
+                    errors.append(f"{task.name}: {problem}, and {unfit}")
+                    continue
+            found = detect(detector, readers, width, height, size, block)
+            if (
+                known is not None
+            ):  # what the archive does not keep of one must not count in the other
+                after = found[0].where(found[0].scores >= known.floor)
+                found = [known.found, after]
+            groups[file.sha256] = compare(task, detector, names, *found)
     if errors and not groups:
         raise VerifyError(errors[0])
     path = None if original is None else original.path
