@@ -631,9 +631,9 @@ class ArchivedImage:
                 )
             sizes = (array.chunks, MAX_CHUNK), (array.shards or array.chunks, MAX_SHARD)
             for shape, limit in sizes:
-                if math.prod(shape) * array.dtype.itemsize > limit:
+                if not 0 < math.prod(shape) * array.dtype.itemsize <= limit:
                     raise self._damaged(
-                        name, ValueError(f"tiles of {shape} are larger than allowed")
+                        name, ValueError(f"tiles of {shape} are empty or larger than allowed")
                     )
             self._arrays[name] = array
         return self._arrays[name]

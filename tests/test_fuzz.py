@@ -242,6 +242,7 @@ def read_file(suffix: str) -> Target:
         assert repr(back) == repr(source)  # NaN differs from NaN
         json.dumps(source.to_json(), allow_nan=False)
 
+    target.__name__ = f"read_{suffix[1:]}"
     return target
 
 
@@ -344,7 +345,7 @@ def altered(draw: st.DrawFn, content: Any) -> Any:
         elif kind == "repeat" and isinstance(parent, list):
             parent.append(copy.deepcopy(parent[path[-1]]))
         else:
-            parent[path[-1]] = draw(JUNK)
+            parent[path[-1]] = copy.deepcopy(draw(JUNK))
     return content
 
 
