@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from archive_pipeline.index import KEY, read_index, write_index
+from archive_pipeline.index import KEY, read_index, read_records, write_index
 from archive_pipeline.store import (
     Archive,
     ArchivedImage,
@@ -65,15 +66,16 @@ def check(
     for name in archive.list_names("policies"):
         _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
     keys = list(archive.keys())
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for key in keys:
         entry, problems = _check_key(archive, key)
-        if problems and (archive.is_written() or _sha256(archive, key) != _of(entry)):
+        before = None if entry is None else entry.record
+        if problems and (archive.is_written() or _record(archive, key) != before):
             with archive.exclusive(key):  # a writer was at it, or still is
                 entry, problems = _check_key(archive, key)
         if entry is not None:
             report.images += 1
-            found[key] = _of(entry)
+            found[key] = entry.record
         report.problems += problems
         progress(len(keys))
     if archive.is_written() and not repair:
@@ -98,16 +100,13 @@ def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]
     return entry, [] if entry is None else _check_image(archive, entry)
 
 
-def _of(entry: ImageEntry | None) -> str | None:
-    return None if entry is None else entry.record["sha256"]
-
-
-def _sha256(archive: Archive, key: str) -> str | None:
-    """The source's hash of the image that is committed now, if one is."""
+def _record(archive: Archive, key: str) -> dict[str, Any] | None:
+    """The record of the image that is committed now, if one is."""
     try:
-        return _of(archive.entry(key))
+        entry = archive.entry(key)
     except ArchiveError:
         return None
+    return None if entry is None else entry.record
 
 
 def _try(report: Report, action: Callable[[], Any]) -> Any:
@@ -145,7 +144,7 @@ def _check_array(
     problems: list[str] = []
     try:
         array = image.array(name)
-        stored, expected = archive.count_keys(f"{image.entry.key}/{name}") - 1, shard_count(array)
+        stored, expected = len(archive.stored(f"{image.entry.key}/{name}")) - 1, shard_count(array)
         if stored != expected:
             problems.append(
                 f"{image.entry.flight}/{image.entry.id}: {name} has {stored} shards, not {expected}"
@@ -163,7 +162,7 @@ def _check_array(
     return problems
 
 
-def _compare_index(archive: Archive, found: dict[str, str | None]) -> list[str]:
+def _compare_index(archive: Archive, found: dict[str, dict[str, Any]]) -> list[str]:
     """What the index says otherwise than the images, a line each."""
     try:
         index = read_index(archive)
@@ -171,12 +170,21 @@ def _compare_index(archive: Archive, found: dict[str, str | None]) -> list[str]:
         return [str(error)]
     if index is None:
         return [f"{archive.url}: {KEY} is missing; --repair writes it"] if found else []
+    records = read_records(archive) or {}  # of an older release's index there are none
+
+    def agrees(key: str, record: dict[str, Any] | None) -> bool:
+        if record is None or key not in index:
+            return record is None and key not in index
+        text = json.dumps(record)
+        told = records[key][1] if key in records else text
+        return (index[key], told) == (record["sha256"], text)
+
     problems = []
     for key in sorted(found.keys() | index.keys()):
-        if index.get(key) == found.get(key):
+        if agrees(key, found.get(key)):
             continue
-        now = _sha256(archive, key)  # it may have been written since
-        if index.get(key) == now:
+        now = _record(archive, key)  # it may have been written since
+        if agrees(key, now):
             continue
         if key not in index:
             problems.append(f"{key}: not in {KEY}")

@@ -145,9 +145,7 @@ class _Progress:
         self.bar: Any = None
         self.before = 0
 
-    def step(self, total: int) -> None:
-        if not self.shown:
-            return
+    def _start(self, total: int) -> None:
         if self.bar is None:
             from tqdm import tqdm
 
@@ -159,7 +157,17 @@ class _Progress:
                 file=sys.stderr,
                 smoothing=0.1,  # workers finish in bursts
             )
-        self.bar.update()
+
+    def step(self, total: int) -> None:
+        if self.shown:
+            self._start(total)
+            self.bar.update()
+
+    def part(self, name: str, done: int, parts: int, total: int) -> None:
+        """Show how far a large raster is, while its image counts for nothing yet."""
+        if self.shown:
+            self._start(total)
+            self.bar.set_postfix_str(f"{name}: {done} of {parts} shards" if done < parts else "")
 
     def skip(self) -> None:
         """Count something that took no time: the remaining time is that of the others."""
@@ -189,9 +197,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument(
-    "flights", nargs=-1, required=True, metavar="FLIGHT_DIR...", type=click.Path(path_type=Path)
-)
+@click.argument("flights", nargs=-1, required=True, metavar="FLIGHT_DIR...", type=click.Path())
 @click.option("--flight", "name", help="Flight id; by default the directory's name.")
 @click.option("--ratio", type=float, help="Raw bytes over archive bytes.  [default: 100]")
 @click.option("--bpp", type=float, help="Archive bits a pixel.")
@@ -231,7 +237,7 @@ def ingest(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    flights: tuple[Path, ...],
+    flights: tuple[str, ...],
     name: str | None,
     ratio: float | None,
     bpp: float | None,
@@ -248,9 +254,11 @@ def ingest(
 ) -> None:
     """Archive every image of the flight directories.
 
-    Each image takes at most its budget, everything stored for it counted. Photographs (8-bit RGB)
-    go through the learned codec, everything else is kept losslessly. Ingesting again skips what
-    the archive has. Exit code 3: some images failed, each is named.
+    A flight is a folder or an fsspec URL (s3://bucket/flight). Each image takes at most its
+    budget, everything stored for it counted. Photographs (8-bit RGB) go through the learned
+    codec, everything else is kept losslessly. Ingesting again skips what the archive has, and
+    goes on inside a large raster that was interrupted. Exit code 3: some images failed, each is
+    named.
     """
     budgets = [value for value in (ratio, bpp, source_ratio) if value is not None]
     if len(budgets) > 1:
@@ -261,7 +269,10 @@ def ingest(
         raise click.UsageError("--flight names a single FLIGHT_DIR")
     if adapt and allocation not in (None, "policy"):
         raise click.UsageError("--adapt updates the policy; --allocation says not to use it")
-    named = [(name or directory.resolve().name or "flight", directory) for directory in flights]
+    from archive_pipeline.sources import location, name_of
+
+    places = [location(text) for text in flights]
+    named = [(name or name_of(place) or "flight", place) for place in places]
     if len({flight for flight, _ in named}) < len(named):
         raise click.UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
 
@@ -290,7 +301,13 @@ def ingest(
 
     with bar:
         report = run(
-            archive_url, named, options, scheduler=scheduler, workers=workers, progress=progress
+            archive_url,
+            named,
+            options,
+            scheduler=scheduler,
+            workers=workers,
+            progress=progress,
+            part=bar.part,
         )
     if not quiet:
         _print_warnings(report, verbose)

@@ -25,6 +25,7 @@ from archive_pipeline.camera import CameraPose, locate, read_pose
 from archive_pipeline.embedded import Block, png_blocks, tiff_blocks
 from archive_pipeline.georef import Georef, Window, raster_georef
 from archive_pipeline.jpeg_segments import MAX_TRAILER, TRAILER, walk
+from archive_pipeline.sources import Location, list_remote, location
 
 # What GDAL's wheel opens and drones, cameras and photogrammetry write.  Raw files are left out:
 # GDAL opens only the preview inside them.
@@ -59,6 +60,11 @@ EXIF_PREFIX = b"Exif\0\0"
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
+# MB of GDAL's block cache unless the user says otherwise; its own value is a share of the machine's
+# memory, which every worker process would take.
+os.environ.setdefault("GDAL_CACHEMAX", "256")
+
+
 class FlightError(Exception):
     """A flight directory that cannot be used; the message is one line."""
 
@@ -71,7 +77,7 @@ class SourceError(Exception):
         reason: one line that says what is wrong with it.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Location, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
@@ -82,7 +88,7 @@ class SourceImage:
     """One source file: everything about it but its pixels.
 
     Attributes:
-        path: the file.
+        path: the file, or its URL (then pixels are read from a copy on this machine).
         id: its name in the flight, see `find_images`.
         sha256: hex digest of the file's bytes.
         size_bytes: length of the file.
@@ -108,7 +114,7 @@ class SourceImage:
         warnings: one sentence for each thing that is odd but did not stop the reading.
     """
 
-    path: Path
+    path: Location
     id: str
     sha256: str
     size_bytes: int
@@ -144,7 +150,7 @@ class SourceImage:
         """Return a dict of JSON types with everything but `metadata`."""
         return {
             **{f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "metadata"},
-            "path": self.path.as_posix(),
+            "path": self.path if isinstance(self.path, str) else self.path.as_posix(),
             "georef": self.georef.to_json(),
             "camera": None if self.camera is None else self.camera.to_json(),
         }
@@ -162,7 +168,7 @@ class SourceImage:
                 **data,
                 **{name: tuple(data[name]) for name in tuples},
                 **{name: tuple(_number(v) for v in data[name]) for name in numbers},
-                "path": Path(data["path"]),
+                "path": location(data["path"]),
                 "nodata": None if nodata is None else _number(nodata),
                 "colormap": None if palette is None else tuple(tuple(c) for c in palette),
                 "georef": Georef.from_json(data["georef"]),
@@ -172,7 +178,7 @@ class SourceImage:
         )
 
 
-def find_images(directory: Path) -> list[tuple[str, Path]]:
+def find_images(directory: Location) -> list[tuple[str, Location]]:
     """List the images of a flight directory and of the folders in it.
 
     Hidden files and folders, and every file without an image's extension (sidecars, logs, video),
@@ -180,7 +186,7 @@ def find_images(directory: Path) -> list[tuple[str, Path]]:
     circles or out of the flight.
 
     Args:
-        directory: the flight.
+        directory: the flight, a folder or an fsspec URL.
 
     Returns:
         ``(id, path)`` sorted by path.  The id is the file's name, or its path below ``directory``
@@ -189,7 +195,30 @@ def find_images(directory: Path) -> list[tuple[str, Path]]:
     Raises:
         FlightError: the directory does not exist, cannot be listed, or holds no image.
     """
-    directory = Path(directory)
+    found = [
+        (parts, place)
+        for parts, place in _list_files(directory)
+        if Path(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in parts)
+    ]
+    if not found:
+        raise FlightError(f"{directory}: no images")
+    found.sort()
+    repeats = Counter(parts[-1].casefold() for parts, _ in found)
+    return [
+        (parts[-1] if repeats[parts[-1].casefold()] == 1 else "/".join(parts), place)
+        for parts, place in found
+    ]
+
+
+def _list_files(directory: Location) -> Iterator[tuple[tuple[str, ...], Location]]:
+    """Yield the parts of each file's path below a folder or URL, and its place."""
+    if isinstance(directory, str):
+        try:
+            yield from (item for item in list_remote(directory) if item[0])
+        except OSError as error:
+            raise FlightError(f"{directory}: {error}") from error
+        return
     if not directory.exists():
         raise FlightError(f"{directory}: no such directory")
     if not directory.is_dir():
@@ -198,26 +227,11 @@ def find_images(directory: Path) -> list[tuple[str, Path]]:
     def refuse(error: OSError) -> None:
         raise FlightError(f"{error.filename}: {error.strerror}")
 
-    found = []
     for folder, subfolders, names in os.walk(directory, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                found.append(path)
-    if not found:
-        raise FlightError(f"{directory}: no images")
-    found.sort(key=lambda path: path.relative_to(directory).parts)
-    repeats = Counter(path.name.casefold() for path in found)
-    return [
-        (
-            path.name
-            if repeats[path.name.casefold()] == 1
-            else path.relative_to(directory).as_posix(),
-            path,
-        )
-        for path in found
-    ]
+            yield path.relative_to(directory).parts, path
 
 
 def read_source(path: Path, id: str, ground_elevation: float | None = None) -> SourceImage:
@@ -360,7 +374,7 @@ def _describe(
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Location) -> Iterator[None]:
     """Turn whatever GDAL and the system say about ``path`` into one `SourceError`."""
     try:
         with warnings.catch_warnings():
@@ -372,7 +386,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise SourceError(path, _reason(path, error)) from error
 
 
-def _reason(path: Path, error: BaseException) -> str:
+def _reason(path: Location, error: BaseException) -> str:
     """Find the most telling message: GDAL's own is at the end of the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -381,7 +395,7 @@ def _reason(path: Path, error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "not recognized as being in a supported" in text:
         return "not an image in any format GDAL knows"
-    for name in (str(path), path.name):
+    for name in (str(path), Path(path).name):
         text = text.replace(f"'{name}'", "the file").removeprefix(f"{name}:").strip()
     return text or type(error).__name__
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from archive_pipeline.index import read_images
 from archive_pipeline.store import Archive, ArchiveError
 
 
@@ -18,40 +19,36 @@ def describe(archive_url: str) -> dict[str, Any]:
         ArchiveError: the archive cannot be used.
     """
     archive = Archive.open(archive_url)
-    flights: list[dict[str, Any]] = []
-    every: list[dict[str, Any]] = []
+    flights: dict[str, list[dict[str, Any]]] = {}
     damaged: list[dict[str, str]] = []
 
     def note(name: str, error: ArchiveError) -> None:
         damaged.append({"image": name, "error": str(error)})
 
-    for flight in archive.flights():
-        images = []
-        for entry in archive.images(flight, note):
-            record = entry.record
-            georef = record["georef"]
-            images.append(
-                {
-                    "id": entry.id,
-                    "width": record["width"],
-                    "height": record["height"],
-                    "codec": record["codec"],
-                    "crs": georef["crs"],
-                    "transform": georef["transform"],
-                    "footprint": georef["footprint"],
-                    "captured": record["captured"],
-                    "source_bytes": record["source_bytes"],
-                    "archive_bytes": record["archive_bytes"],
-                }
-            )
-        if images:
-            flights.append({"id": flight, "images": images})
-            every += images
+    for entry in read_images(archive, damaged=note):
+        record = entry.record
+        georef = record["georef"]
+        flights.setdefault(entry.flight, []).append(
+            {
+                "id": entry.id,
+                "width": record["width"],
+                "height": record["height"],
+                "codec": record["codec"],
+                "crs": georef["crs"],
+                "transform": georef["transform"],
+                "footprint": georef["footprint"],
+                "captured": record["captured"],
+                "source_bytes": record["source_bytes"],
+                "archive_bytes": record["archive_bytes"],
+            }
+        )
+    every = [image for images in flights.values() for image in images]
     totals = {
         "flights": len(flights),
         "images": len(every),
         "source_bytes": sum(i["source_bytes"] for i in every),
         "archive_bytes": sum(i["archive_bytes"] for i in every),
-        "model_bytes": archive.size_of("models") if archive.list_names("models") else 0,
+        "model_bytes": archive.size_of("models"),
     }
-    return {"flights": flights, "totals": totals, "damaged": damaged}
+    listed = [{"id": flight, "images": images} for flight, images in flights.items()]
+    return {"flights": listed, "totals": totals, "damaged": damaged}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from archive_pipeline import cluster
+from archive_pipeline import __version__, cluster, sources
 from archive_pipeline.flight import SourceError, SourceImage, find_images, read_pixels, read_source
 from archive_pipeline.georef import Georef, Window
-from archive_pipeline.index import is_current, write_index
+from archive_pipeline.index import is_current, read_images, write_index
 from archive_pipeline.jpeg_segments import blank_thumbnail
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.stages import stage, timed
+from archive_pipeline.sources import Location, local_file, location
 from archive_pipeline.store import (
     TILE,
     Archive,
@@ -38,7 +39,7 @@ from archive_pipeline.store import (
     image_key,
     in_process_only,
     is_one_shard,
-    shard_windows,
+    shard_count,
 )
 from archive_pipeline.zarr_codec import trim
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 INDEX_PASSES = 3  # of writing the index while others commit images; the last of them mends it
 # what a store fails with for all images, not for one
 STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+Tell = Callable[[str, int, int], None]  # an image's id, its shards that are done, and all
+TOPIC = "archive_pipeline.shards"  # of events between workers and client
 SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
 NEIGHBOURS = 32  # consecutive frames compared in one task
 THUMBNAIL_WIDTH = 1000  # pixels; enough to match frames, and quick to decode from a JPEG
@@ -106,7 +109,7 @@ class Task:
     archive: str
     flight: str
     id: str
-    path: Path
+    path: Location
     options: Options
     model: str = ""  # SHA-256 of a model that is in the archive
     allocation: str = "uniform"
@@ -207,19 +210,22 @@ class Report:
 
 def ingest(
     archive_url: str,
-    flights: list[tuple[str, Path]],
+    flights: list[tuple[str, Location]],
     options: Options,
     *,
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[Outcome, int], None] = lambda outcome, total: None,
+    part: Callable[[str, int, int, int], None] = lambda name, done, parts, total: None,
 ) -> Report:
     """Archive every image of the flights; failures are outcomes, other work goes on.
 
     Args:
         archive_url: path or fsspec URL; made if there is none.
-        flights: (flight id, directory).
+        flights: (flight id, directory or URL).
         progress: called after each image with its outcome and the number of images.
+        part: called after each shard of an image of several: the image's id, how many are done,
+            how many there are, and the number of images.
 
     Raises:
         FlightError: a flight directory cannot be used.
@@ -234,7 +240,7 @@ def ingest(
         check_flight(flight)
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url = absolute(archive_url)
-        flights = [(flight, directory.absolute()) for flight, directory in flights]
+        flights = [(flight, sources.absolute(directory)) for flight, directory in flights]
     if in_process_only(archive_url):
         workers = 0
         if scheduler is not None:
@@ -247,6 +253,11 @@ def ingest(
         for flight, images in listed
         for id, path in images
     ]
+    entries = {
+        entry.key: entry
+        for flight in sorted({flight for flight, _ in flights})
+        for entry in read_images(archive, flight, lambda name, error: None)  # written anew
+    }
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
@@ -255,7 +266,7 @@ def ingest(
 
     pending = []
     with ThreadPoolExecutor() as threads:
-        for task, known in zip(tasks, threads.map(partial(_known, archive), tasks), strict=True):
+        for task, known in zip(tasks, threads.map(partial(_known, entries), tasks), strict=True):
             if known is None:
                 pending.append(task)
             else:
@@ -264,13 +275,22 @@ def ingest(
         model, allocation, policy = _add_model(archive, options)
         chosen = partial(replace, model=model, allocation=allocation, policy=policy)
         pending = [chosen(task) for task in pending]
+        for flight in sorted({task.flight for task in pending}):
+            archive.create_flight(flight)
+
+    def tell(id: str, done: int, parts: int) -> None:
+        part(id, done, parts, len(tasks))
+
     with (
         archive.writing(),
         _index_kept(archive, bool(pending)),
         cluster.connect(scheduler, workers, len(pending), options.device) as pool,
     ):
         size = pool.size
-        for task, result in pool.run(ingest_image, pending):
+        if pool.client is not None:
+            pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
+        job = partial(ingest_image, tell=tell if pool.client is None else _tell_client)
+        for task, result in pool.run(job, pending):
             if isinstance(result, StoreFailed):
                 done = sum(outcome.status == "ingested" for outcome in outcomes)
                 raise StoreFailed(f"{result}; {done} images were archived; run again for the rest")
@@ -280,7 +300,7 @@ def ingest(
                 result = _failed(task, f"{type(result).__name__}: {result}")
             note(result)
         neighbours = _compare_neighbours(archive, pool, outcomes)
-    models = sum(archive.size_of(k) for k in ("models", "policies") if archive.list_names(k))
+    models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
     return Report(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
 
@@ -348,11 +368,11 @@ def _compare_neighbours(
 
     A service: whatever goes wrong in it is passed over.
     """
-    paths = {image_key(o.flight, o.id): Path(o.path) for o in outcomes if o.status != "failed"}
+    paths = {image_key(o.flight, o.id): location(o.path) for o in outcomes if o.status != "failed"}
     new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
     lines: dict[tuple[str, int, int], list[_Frame]] = {}
     for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
-        for entry in archive.images(flight, lambda name, error: None):
+        for entry in read_images(archive, flight, lambda name, error: None):
             record = entry.record
             if entry.key in paths and record["georef"]["method"] == "camera":
                 frame = _Frame(entry.key, paths[entry.key], record["captured"], record["georef"])
@@ -377,7 +397,7 @@ class _Frame:
     """A frame to compare with its neighbours."""
 
     key: str
-    path: Path
+    path: Location
     captured: str | None
     georef: dict[str, Any]
 
@@ -399,17 +419,17 @@ def compare_frames(run: _Run) -> list[tuple[str, str]]:
     return neighbour_warnings(frames, run.width, run.height)
 
 
-def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
+def _thumbnail(place: Location) -> NDArray[np.uint8] | None:
     """A small grey copy of a frame, from its green band: a quick look decodes no more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(path) as dataset:
+            with local_file(place) as path, rasterio.open(path) as dataset:
                 scale = min(1.0, THUMBNAIL_WIDTH / dataset.width)
                 shape = tuple(max(1, round(n * scale)) for n in dataset.shape)
                 band = min(2, dataset.count)
                 grey: NDArray[np.uint8] = dataset.read(band, out_shape=shape)
-        except RasterioError:
+        except (RasterioError, OSError):
             return None
     return grey if grey.dtype == np.uint8 else None
 
@@ -419,18 +439,15 @@ def _failed(task: Task, error: str) -> Outcome:
     return Outcome(task.flight, task.id, str(task.path), "failed", line)
 
 
-def _known(archive: Archive, task: Task) -> Outcome | None:
+def _known(entries: dict[str, ImageEntry], task: Task) -> Outcome | None:
     """The outcome of an image that need not be encoded; None where it must be."""
+    entry = entries.get(image_key(task.flight, task.id))
+    if entry is None or task.options.overwrite:
+        return None
     try:
-        entry = archive.entry(image_key(task.flight, task.id))
-        if entry is None or task.options.overwrite:
-            return None
-        with open(task.path, "rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == entry.record["sha256"]
+        same = _is_same(entry, task.path)
     except OSError as error:
         return _failed(task, error.strerror or str(error))
-    except ArchiveError:
-        return None  # a damaged record is written anew
     wanted = {detector.sha256 for detector in task.detectors}
     if same and entry.detectable and wanted - set(entry.record.get("detectors", ())):
         reason = "archived without detections by this model; use --overwrite to store them"
@@ -444,30 +461,56 @@ def _known(archive: Archive, task: Task) -> Outcome | None:
     )
 
 
-def ingest_image(task: Task) -> Outcome:
+def _entry_at(archive: Archive, key: str) -> dict[str, ImageEntry]:
+    """The image that is committed at a key now, if one is; a damaged record is written anew."""
+    with suppress(ArchiveError):
+        entry = archive.entry(key)
+        return {} if entry is None else {key: entry}
+    return {}
+
+
+def _is_same(entry: ImageEntry, place: Location) -> bool:
+    """Whether a file is the one that was archived; one at a URL need not be read for that."""
+    recorded = entry.record.get("source_version")
+    if isinstance(place, str) and recorded and recorded == sources.version(place):
+        return True
+    return sources.sha256(place) == entry.record["sha256"]
+
+
+def _tell_client(id: str, done: int, parts: int) -> None:
+    """Tell the client from a worker how far an image is."""
+    from distributed import get_worker
+
+    get_worker().log_event(TOPIC, (id, done, parts))
+
+
+def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outcome:
     """Archive one image (runs on a worker); errors of the image become its outcome.
+
+    Args:
+        tell: called after each shard of an image of several.
 
     Raises:
         StoreFailed: the archive takes no more.
     """
     with timed() as seconds, stage("write"):
-        outcome = _ingest_image(task)
+        outcome = _ingest_image(task, tell)
     return replace(outcome, seconds=seconds)
 
 
-def _ingest_image(task: Task) -> Outcome:
+def _ingest_image(task: Task, tell: Tell) -> Outcome:
     """`ingest_image`, by stages."""
     with stage("start"):
         from archive_pipeline.models import use_allocation, use_device
 
         use_device(task.options.device)
         use_allocation(task.allocation, task.policy, task.options.adapt)
-    archive = Archive.open(task.archive, writable=True)
+    archive = Archive.reopen(task.archive, writable=True)
     archive.ensure_model(task.model)
     if task.policy:
         archive.ensure_policy(task.policy, task.model)
     key = image_key(task.flight, task.id)
-    expected: tuple[type[Exception], ...] = (SourceError, ArchiveError, OSError)
+    expected: tuple[type[Exception], ...] = (ArchiveError, OSError)
     if task.detectors:
         from archive_pipeline.detectors import DetectorError
 
@@ -475,17 +518,20 @@ def _ingest_image(task: Task) -> Outcome:
     try:
         with archive.exclusive(key):
             # archived since by another ingest, or by a worker that died before it could say so
-            known = _known(archive, task)
+            known = _known(_entry_at(archive, key), task)
             if known is not None:
                 return known
-            with stage("read"):
-                source = read_source(task.path, task.id, task.options.ground_elevation)
-            entry = _write(archive, task, source)
+            with _fetched(task) as (path, version):
+                with stage("read"):
+                    source = read_source(path, task.id, task.options.ground_elevation)
+                entry = _write(archive, task, source, version, tell)
+    except SourceError as error:
+        return _failed(task, error.reason)
     except expected as error:
         cause = error.__cause__ if isinstance(error, ArchiveError) else error
         if isinstance(cause, OSError) and cause.errno in STORE_ERRORS:
             with suppress(ArchiveError):
-                archive.delete(key)  # makes room for the index
+                archive.delete(archive.stored(key))  # makes room for the index
             raise StoreFailed(f"cannot write to {task.archive}: {cause.strerror}") from error
         if isinstance(error, OSError):  # of the source, they are SourceErrors
             return _failed(task, f"cannot write to {task.archive}: {error.strerror or error}")
@@ -504,9 +550,29 @@ def _ingest_image(task: Task) -> Outcome:
     )
 
 
-def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
-    stored = replace(source, metadata=tuple(_without_preview(*m) for m in source.metadata))
-    writer = ImageWriter(archive, task.flight, stored)
+@contextmanager
+def _fetched(task: Task) -> Iterator[tuple[Path, str | None]]:
+    """The task's file on this machine, and the version of the object at a URL.
+
+    Raises:
+        SourceError: it cannot be copied.
+    """
+    with ExitStack() as stack:
+        try:
+            # before the copy: of an object that is replaced meanwhile the version is then stale
+            version = sources.version(task.path) if isinstance(task.path, str) else None
+            path = stack.enter_context(local_file(task.path))
+        except OSError as error:
+            raise SourceError(task.path, error.strerror or str(error)) from error
+        yield path, version
+
+
+def _write(
+    archive: Archive, task: Task, source: SourceImage, version: str | None, tell: Tell
+) -> ImageEntry:
+    stored = replace(
+        source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
+    )
     record: dict[str, Any] = {
         "id": source.id,
         "sha256": source.sha256,
@@ -521,12 +587,17 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
         "georef": source.georef.to_json(),
         "warnings": list(source.warnings),
     }
+    if version is not None:
+        record["source_version"] = version
     reader = _Reader(source)
+    bits = [task.options.budget, task.model, task.allocation, task.policy, task.options.adapt]
+    plan = [__version__, record, repr(bits), task.detectors]
+    writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
     writer.write_metadata()
     if source.mask != "none":
         # before the pixels: what the mask takes is then known, and they share the rest
         mask = writer.create_mask()
-        for window in shard_windows(mask):
+        for window in writer.missing(mask):
             mask[_area(window)] = reader.read_mask(window)
     if task.detectors and source.dtype == "uint8" and source.bands == 3:
         from archive_pipeline.detectors import pack_detections
@@ -555,11 +626,14 @@ def _write(archive: Archive, task: Task, source: SourceImage) -> ImageEntry:
             record["warnings"].append(f"stored losslessly: {budget} bytes are too few for it")
     if pixels is None:
         pixels = writer.create_lossless()
-    for window in shard_windows(pixels):
+    parts, missing = shard_count(pixels), writer.missing(pixels)
+    for done, window in enumerate(missing, parts - len(missing) + 1):
         try:
             pixels[_area(window)] = reader.read(window)[0]
         except BudgetTooSmall as error:
             raise SourceError(source.path, f"does not fit its budget: it {error}") from error
+        if parts > 1:
+            tell(task.id, done, parts)
     return writer.commit(record, conventions)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -176,22 +177,11 @@ def codec_for(sha256: str) -> Codec:
     with _lock:
         key = (sha256, _device)
         if key not in _codecs:
-            if sha256 not in _files:
-                for folder in _folders():
-                    try:
-                        # read again: the folder may have changed since it was first looked at
-                        if (
-                            _folder_digest(folder) == sha256
-                            and register(read_folder(folder)) == sha256
-                        ):
-                            break
-                    except ModelError:
-                        continue
-                else:
-                    raise UnknownModel(
-                        f"model {sha256[:12]} is not at hand: open the archive with "
-                        f"archive_pipeline.store, or set {SEARCH_PATH} to its models folder"
-                    )
+            if not is_known(sha256):
+                raise UnknownModel(
+                    f"model {sha256[:12]} is not at hand: open the archive with "
+                    f"archive_pipeline.store, or set {SEARCH_PATH} to its models folder"
+                )
             _codecs[key] = Codec(Model(_files[sha256], _device))
         return _codecs[key]
 
@@ -216,6 +206,13 @@ def has_denoiser(sha256: str) -> bool:
 
 
 def is_known(sha256: str) -> bool:
-    """Whether a model's files were registered in this process."""
+    """Whether a model's files are at hand: registered in this process, or in a search folder."""
     with _lock:
-        return sha256 in _files
+        if sha256 in _files:
+            return True
+        for folder in _folders():
+            with suppress(ModelError):
+                # read again: the folder may have changed since it was first looked at
+                if _folder_digest(folder) == sha256 and register(read_folder(folder)) == sha256:
+                    return True
+        return False

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.flight import SourceImage, find_images, read_pixels
+from archive_pipeline.flight import SourceError, SourceImage, find_images, read_pixels
 from archive_pipeline.georef import Window
+from archive_pipeline.sources import Location, local_file, sha256
 from archive_pipeline.store import ArchivedImage, ImageEntry
 
 
@@ -21,7 +23,8 @@ def by_name(folder: Path) -> dict[str, list[Path]]:
         FlightError: there are none.
     """
     found: dict[str, list[Path]] = {}
-    for _, path in find_images(folder):
+    for _, place in find_images(folder):
+        path = Path(place)
         found.setdefault(path.name.casefold(), []).append(path)
     return found
 
@@ -54,19 +57,37 @@ def find_original(
     if paths is not None:
         problem = "no file of its name is among the originals"
     other = False
-    for path in (source.path,) if paths is None else paths:
+    places: tuple[Location, ...] = (source.path,) if paths is None else paths
+    for path in places:
         try:
-            with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            problem = f"the original {path} cannot be read: {error.strerror}"
+            problem = f"the original {path} cannot be read: {error.strerror or error}"
             continue
-        if sha256 == source.sha256:
+        if found == source.sha256:
             return replace(source, path=path), "", False
         problem, other = f"{path} is not the file that was archived (its SHA-256 differs)", True
     return None, problem, other
+
+
+@contextmanager
+def at_hand(source: SourceImage | None) -> Iterator[SourceImage | None]:
+    """An original with its file on this machine: one at a URL is copied while the body runs.
+
+    Raises:
+        SourceError: it cannot be copied.
+    """
+    if source is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(local_file(source.path))
+        except OSError as error:
+            raise SourceError(source.path, error.strerror or str(error)) from error
+        yield replace(source, path=path)
 
 
 def read_original(source: SourceImage, window: Window) -> NDArray[np.uint8]:
@@ -75,4 +96,6 @@ def read_original(source: SourceImage, window: Window) -> NDArray[np.uint8]:
     Raises:
         SourceError: the file is gone or damaged.
     """
-    return read_pixels(source, window)[0]
+    with at_hand(source) as file:
+        assert file is not None
+        return read_pixels(file, window)[0]

@@ -22,7 +22,7 @@ from archive_pipeline.detection_metrics import METRICS, match
 from archive_pipeline.detectors import EXTRA, Read, whole
 from archive_pipeline.flight import SourceError
 from archive_pipeline.georef import Window
-from archive_pipeline.originals import read_original
+from archive_pipeline.originals import at_hand, read_original
 from archive_pipeline.store import Archive, ArchiveError
 from archive_pipeline.verdict import GroupResult
 from archive_pipeline.verify import ImageResult, Report
@@ -284,12 +284,13 @@ def _pairs(archive: Archive, result: ImageResult, shapes: list[Shape]) -> list[P
     image = archive.image(result.entry)
     width, height = result.entry.record["width"], result.entry.record["height"]
     restored = whole(image.read, width, height)
-    original: Read | None = None
-    if result.original is not None:
-        source = replace(image.source, path=result.original)
-        original = whole(partial(read_original, source), width, height)
     windows = [(0, 0, width, height), *_spots(shapes, width, height)]
-    return [_pair(original, restored, window) for window in windows]
+    source = result.original and replace(image.source, path=result.original)
+    with at_hand(source or None) as file:
+        original: Read | None = None
+        if file is not None:
+            original = whole(partial(read_original, file), width, height)
+        return [_pair(original, restored, window) for window in windows]
 
 
 def _spots(shapes: list[Shape], width: int, height: int) -> list[Window]:

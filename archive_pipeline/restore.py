@@ -11,6 +11,7 @@ from typing import Any
 from archive_pipeline import cluster, outputs
 from archive_pipeline.flight import SourceImage
 from archive_pipeline.georef import Georef, Window, bbox_to_window, check_bbox, window_transform
+from archive_pipeline.index import read_images
 from archive_pipeline.mosaic import write_mosaic
 from archive_pipeline.outputs import OutputError
 from archive_pipeline.store import (
@@ -113,8 +114,8 @@ def select(
     """
     if selection.bbox is not None:
         check_bbox(selection.bbox, selection.bbox_crs)
-    if selection.flight is not None and selection.flight not in archive.flights():
-        known = ", ".join(archive.flights()) or "none"
+    if selection.flight is not None and selection.flight not in (flights := archive.flights()):
+        known = ", ".join(flights) or "none"
         raise ArchiveError(f"{archive.url}: no flight {selection.flight!r} (there are: {known})")
     wanted = set(selection.images)
     found: set[str] = set()
@@ -127,7 +128,7 @@ def select(
         if not wanted or wanted & names:
             failed.append({"image": name, "error": str(error)})
 
-    for entry in archive.images(selection.flight, note):
+    for entry in read_images(archive, selection.flight, note):
         names = {entry.id, f"{entry.flight}/{entry.id}"}
         if wanted and not wanted & names:
             continue
@@ -250,7 +251,7 @@ def restore_image(task: Task) -> dict[str, Any]:
     from archive_pipeline.models import use_device
 
     use_device(task.device, task.steps, task.seed)
-    archive = Archive.open(task.archive)
+    archive = Archive.reopen(task.archive)
     if task.steps:
         archive.require_denoiser(task.entry)
     view = View(archive.image(task.entry), task.window)

@@ -23,32 +23,44 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import quote, unquote
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.array_spec import ArrayConfig
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from archive_pipeline.flight import SourceImage
 from archive_pipeline.georef import Georef, Window
 from archive_pipeline.locks import is_locked, locked
+from archive_pipeline.objects import (
+    CompleteStore,
+    MissingShard,
+    Stored,
+    delete_keys,
+    has_versions,
+    is_url,
+    list_keys,
+    open_store,
+)
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES
 from archive_pipeline.zarr_codec import PCDCCodec
 
 T = TypeVar("T")
+Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
 FORMAT = 1
 ATTRIBUTE = "archive_pipeline"
+UNFINISHED = "archive_pipeline_unfinished"  # the plan of an image that is being written
 TILE = 608  # divides 5472 x 3648; other sizes end in narrower tiles
 SHARD_TILES = 100  # an image of at most so many tiles is one shard
 LARGE_SHARD_SIDE = 8  # tiles a side of the shards of larger images
@@ -56,6 +68,7 @@ MAX_SIDE = 1 << 24
 MAX_BANDS = 1 << 16
 MAX_METADATA = 64 << 20
 MAX_CHUNK = 256 << 20  # bytes
+MAX_SHARD = 1 << 30  # bytes of pixels
 MAX_NAME = 240  # bytes of a node's name; file systems end at 255
 MAX_REPORTED = 100  # damaged tiles looked for in one read
 LOSSLESS_CHUNK_BYTES = 4 << 20
@@ -63,6 +76,7 @@ SHARD_INDEX_BYTES = 16  # a tile's offset and length
 CHECKSUM_BYTES = 4  # of every tile and of every shard's index
 BITS_DIGITS = 12  # of bits_per_pixel in the metadata, at most
 
+ARRAY_CONFIG = ArrayConfig.from_dict({"write_empty_chunks": True})  # an absent tile is damage
 # Compact metadata counts in an image's budget; whole shards at a time are what makes the
 # budget image-wide and the decoder's batches long.
 ZARR_SETTINGS = {"json_indent": None, "codec_pipeline.batch_size": 1 << 16}
@@ -85,7 +99,8 @@ class ImageEntry:
         key: its group's path in the store.
         record: the `archive_pipeline` attribute: sha256, width, height, bands, dtype, codec
             ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
-            detectors (SHA-256 of those whose detections are stored; absent without any).
+            detectors (SHA-256 of those whose detections are stored; absent without any),
+            source_version (ETag of a source at a URL).
     """
 
     flight: str
@@ -138,18 +153,14 @@ def in_process_only(url: str) -> bool:
 
 def absolute(url: str) -> str:
     """The same archive for processes with another working directory."""
-    return url if "://" in url or "::" in url else str(Path(url).absolute())
+    return url if is_url(url) else str(Path(url).absolute())
 
 
 def _store(url: str, read_only: bool) -> Store:
-    if url.startswith("file://"):
-        url = url2pathname(urlsplit(url).path)  # zarr's own local store writes atomically
-    if "://" in url or "::" in url:
-        try:
-            return FsspecStore.from_url(url, read_only=read_only)
-        except (ImportError, ValueError) as error:
-            raise ArchiveError(f"{url}: {error}") from error
-    return LocalStore(url, read_only=read_only)
+    try:
+        return open_store(url, read_only)
+    except (ImportError, ValueError) as error:
+        raise ArchiveError(f"{url}: {error}") from error
 
 
 class Archive:
@@ -188,14 +199,30 @@ class Archive:
         """
         archive = cls(str(url), _store(str(url), False))
         if archive.read_key("zarr.json") is None:
+            # never twice: the file that is there is what processes lock
+            data = default_buffer_prototype().buffer.from_bytes(
+                _group_json({ATTRIBUTE: {"format": FORMAT}})
+            )
             try:
-                zarr.create_group(
-                    archive.store, attributes={ATTRIBUTE: {"format": FORMAT}}, overwrite=False
-                )
+                sync(archive.store.set_if_not_exists("zarr.json", data))
             except Exception as error:  # what a store raises depends on its backend
-                if archive.read_key("zarr.json") is None:  # nor has another process made it
-                    raise ArchiveError(f"{url}: {_reason(error)}") from error
+                raise ArchiveError(f"{url}: zarr.json: {_reason(error)}") from error
         return cls.open(url, writable=True)
+
+    @classmethod
+    def reopen(cls, url: str, *, writable: bool = False) -> Archive:
+        """Open an archive that `open` has found there before; nothing is read to do so."""
+        return cls(url, _store(url, not writable))
+
+    def create_flight(self, flight: str) -> None:
+        """Make a flight's group and the one around it, where they are missing.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        for key in ("flights/zarr.json", f"flights/{_quote(flight)}/zarr.json"):
+            if self.read_key(key) is None:
+                self.write_key(key, _group_json({}))
 
     # ----------------------------------------------------------------- locks
 
@@ -263,44 +290,44 @@ class Archive:
         except Exception as error:  # what a store raises depends on its backend
             raise ArchiveError(f"{self.url}: {prefix}: {_reason(error)}") from error
 
-    def size_of_key(self, key: str) -> int:
-        """Bytes of one key, 0 where there is none."""
-        try:
-            return sync(self.store.getsize(key))
-        except FileNotFoundError:
-            return 0
-
-    def size_of(self, prefix: str) -> int:
-        """Bytes of all keys below a prefix."""
-        return sync(self.store.getsize_prefix(prefix))
-
-    def count_keys(self, prefix: str) -> int:
-        """Number of keys below a prefix."""
-
-        async def count() -> int:
-            return sum([1 async for _ in self.store.list_prefix(prefix)])
-
-        return sync(count())
-
-    def delete(self, prefix: str) -> None:
-        """Remove everything below a prefix, records first: what is half removed is invisible.
+    def stored(self, prefix: str) -> dict[str, Stored]:
+        """All keys below a prefix.
 
         Raises:
             ArchiveError: the store fails.
         """
         try:
-            if sync(self.store.exists(f"{prefix}/zarr.json")):
-                sync(self.store.delete(f"{prefix}/zarr.json"))
-            sync(self.store.delete_dir(prefix))
+            return sync(list_keys(self.store, prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
         except Exception as error:  # what a store raises depends on its backend
             raise ArchiveError(f"{self.url}: {prefix}: {_reason(error)}") from error
+
+    def size_of(self, prefix: str) -> int:
+        """Bytes of all keys below a prefix."""
+        return sum(key.size for key in self.stored(prefix).values())
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Remove keys of one node, its record or metadata first: half removed is invisible.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        first = min((key for key in keys if key.endswith("/zarr.json")), key=len, default=None)
+        try:
+            for some in ([first] if first else [], [key for key in keys if key != first]):
+                if some:
+                    sync(delete_keys(self.store, some))
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {_reason(error)}") from error
 
     # ---------------------------------------------------------------- models
 
     def add_model(self, sha256: str, files: dict[str, bytes]) -> None:
         """Store a model's files once; readers of this archive need nothing else."""
+        present = self.stored(f"models/{sha256}")
         for name in sorted(files, reverse=True):  # config.json last: then the folder is complete
-            if not sync(self.store.exists(f"models/{sha256}/{name}")):
+            if f"models/{sha256}/{name}" not in present:
                 self.write_key(f"models/{sha256}/{name}", files[name])
 
     def use_model(self, sha256: str) -> None:
@@ -342,7 +369,7 @@ class Archive:
             ArchiveError: the store fails.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self.size_of_key(_policy_key(sha256)):
+        if self.read_key(_policy_key(sha256)) is None:
             self.write_key(_policy_key(sha256), data)
         return sha256
 
@@ -409,6 +436,24 @@ class Archive:
                     if key != "zarr.json":
                         yield f"flights/{name}/{key}"
 
+    def record_versions(self, flight: str | None = None) -> dict[str, str] | None:
+        """Group paths of images that may be committed, with their records' versions.
+
+        A version changes whenever the record does. None on stores that have none, such as a
+        local disk.
+        """
+        prefix = "flights" if flight is None else f"flights/{_quote(flight)}"
+        if not has_versions(self.store):
+            return None
+        versions = {}
+        for key, stored in self.stored(prefix).items():
+            image, _, name = key.rpartition("/")
+            if name == "zarr.json" and image.count("/") == 2:
+                if stored.version is None:
+                    return None
+                versions[image] = stored.version
+        return versions
+
     def images(
         self,
         flight: str | None = None,
@@ -430,7 +475,7 @@ class Archive:
             except ArchiveError as error:
                 if damaged is None:
                     raise
-                damaged(_unquote(key.removeprefix("flights/")), error)
+                damaged(image_name(key), error)
                 continue
             if entry is not None:
                 yield entry
@@ -446,8 +491,17 @@ class Archive:
             return None
         try:
             record = json.loads(raw).get("attributes", {}).get(ATTRIBUTE)
-            if record is None:
-                return None
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise _damaged_record(key, error) from error
+        return None if record is None else self.entry_of(key, record)
+
+    def entry_of(self, key: str, record: Any) -> ImageEntry:
+        """The image whose group at `key` holds this record.
+
+        Raises:
+            ArchiveError: the record is damaged.
+        """
+        try:
             _check_record(record)
             entry = ImageEntry(_unquote(key.split("/")[1]), record["id"], key, record)
             if image_key(entry.flight, entry.id) != key:
@@ -460,13 +514,21 @@ class Archive:
             IndexError,
             RecursionError,
         ) as error:
-            name = _unquote(key.removeprefix("flights/"))
-            raise ArchiveError(f"{name}: damaged record: {_reason(error)}") from error
+            raise _damaged_record(key, error) from error
         return entry
 
     def image(self, entry: ImageEntry) -> ArchivedImage:
         """Open an image for reading."""
         return ArchivedImage(self, entry)
+
+
+def image_name(key: str) -> str:
+    """An image's name ("flight/id") by its group's path, for messages."""
+    return _unquote(key.removeprefix("flights/"))
+
+
+def _damaged_record(key: str, error: BaseException) -> ArchiveError:
+    return ArchiveError(f"{image_name(key)}: damaged record: {_reason(error)}")
 
 
 def _check_record(record: dict[str, Any]) -> None:
@@ -484,6 +546,8 @@ def _check_record(record: dict[str, Any]) -> None:
         raise ValueError(f"mask {record['mask']!r} is unknown")
     if not all(isinstance(record[name], str) and record[name] for name in ("id", "sha256")):
         raise ValueError("id and sha256 are not names")
+    if not isinstance(record.get("source_version"), str | None):
+        raise ValueError("source_version is not a text")
     if not isinstance(record["captured"], str | None):
         raise ValueError("captured is not a time")
     detectors = record.get("detectors", [])
@@ -537,7 +601,6 @@ class ArchivedImage:
         self.archive = archive
         self.entry = entry
         self._arrays: dict[str, zarr.Array] = {}
-        self._present: set[str] = set()
         self._source: SourceImage | None = None
 
     @property
@@ -569,10 +632,9 @@ class ArchivedImage:
         try:
             if array.ndim != 1 or array.shape[0] > MAX_METADATA:
                 raise ValueError(f"shape {array.shape}")
-            self._require(array, name, (0,), array.shape)
             return unpack(np.asarray(array[:]).tobytes())
-        except ArchiveError:
-            raise
+        except MissingShard as error:
+            raise self._missing(error) from error
         except Exception as error:  # any damage ends in one clear line
             raise self._damaged(name, error) from error
 
@@ -601,10 +663,9 @@ class ArchivedImage:
             self._know_model(array)
         area = (slice(row, row + height), slice(col, col + width))
         try:
-            self._require(array, name, (row, col), (row + height, col + width))
             return np.asarray(array[area])
-        except ArchiveError:
-            raise
+        except MissingShard as error:
+            raise self._missing(error) from error
         except Exception as error:  # codecs and stores raise what they like
             bad = self.damaged_tiles(name, window)
             if not bad:
@@ -627,7 +688,6 @@ class ArchivedImage:
             for c in range(left // cols, -(-(left + w) // cols)):
                 low, high = (r * rows, c * cols), ((r + 1) * rows, (c + 1) * cols)
                 try:
-                    self._require(array, name, low, high)
                     array[low[0] : high[0], low[1] : high[1]]
                 except Exception as error:
                     bad.append((r, c, _reason(error).removeprefix("tile 0 of 1: ")))
@@ -644,7 +704,9 @@ class ArchivedImage:
         if name not in self._arrays:
             key = f"{self.entry.key}/{name}"
             try:
-                array = zarr.open_array(self.archive.store, path=key, mode="r")
+                array = zarr.open_array(
+                    CompleteStore(self.archive.store), path=key, mode="r", zarr_format=3
+                )
             except Exception as error:  # missing or malformed metadata
                 raise self._damaged(name, error) from error
             record = self.entry.record
@@ -658,10 +720,12 @@ class ArchivedImage:
                 raise self._damaged(
                     name, ValueError(f"{array.dtype} {array.shape} contradicts the record")
                 )
-            if math.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK:
-                raise self._damaged(
-                    name, ValueError(f"tiles of {array.chunks} are larger than allowed")
-                )
+            sizes = (array.chunks, MAX_CHUNK), (array.shards or array.chunks, MAX_SHARD)
+            for shape, limit in sizes:
+                if not 0 < math.prod(shape) * array.dtype.itemsize <= limit:
+                    raise self._damaged(
+                        name, ValueError(f"tiles of {shape} are empty or larger than allowed")
+                    )
             self._arrays[name] = array
         return self._arrays[name]
 
@@ -675,26 +739,9 @@ class ArchivedImage:
                 except ArchiveError as error:
                     raise self._damaged("pixels", error) from error
 
-    def _require(
-        self, array: zarr.Array, name: str, low: tuple[int, ...], high: tuple[int, ...]
-    ) -> None:
-        """Zarr reads an absent shard as fill values; a committed image has all of them."""
-        outer = array.shards or array.chunks
-        spans = [
-            range(a // s, -(-min(b, n) // s))
-            for a, b, s, n in zip(low, high, outer, array.shape, strict=False)
-        ]
-        for place in np.ndindex(*(len(s) for s in spans)):
-            at = [s[i] for s, i in zip(spans, place, strict=True)]
-            at += [0] * (array.ndim - len(at))
-            key = f"{self.entry.key}/{name}/{array.metadata.encode_chunk_key(tuple(at))}"
-            if key not in self._present:
-                if not self.archive.size_of_key(key):  # zarr takes an empty one for absent, too
-                    shard = f"{name}/{key.removeprefix(f'{self.entry.key}/{name}/')}"
-                    raise ArchiveError(
-                        f"{self.entry.flight}/{self.entry.id}: {shard} is missing or empty"
-                    )
-                self._present.add(key)
+    def _missing(self, error: MissingShard) -> ArchiveError:
+        shard = str(error).removeprefix(f"{self.entry.key}/")
+        return ArchiveError(f"{self.entry.flight}/{self.entry.id}: {shard} is missing or empty")
 
     def _damaged(self, name: str, error: BaseException) -> ArchiveError:
         return ArchiveError(
@@ -715,15 +762,33 @@ def _reason(error: BaseException) -> str:
 class ImageWriter:
     """Writes one image: mask and metadata, then pixels shard by shard, then the commit.
 
-    A crash at any point before `commit` leaves no visible image.
+    A crash at any point before `commit` leaves no visible image. Shards of an image of several
+    that it left are kept by the next writer of the same plan.
+
+    Args:
+        plan: what the stored bytes follow from (source, options, model), in any words.
     """
 
-    def __init__(self, archive: Archive, flight: str, source: SourceImage) -> None:
+    def __init__(self, archive: Archive, flight: str, source: SourceImage, plan: str) -> None:
         self.archive = archive
         self.flight = flight
         self.source = source
         self.key = image_key(flight, source.id)
-        archive.delete(self.key)
+        self._plan = hashlib.sha256(plan.encode("utf-8", "surrogateescape")).hexdigest()
+        found = archive.stored(self.key)
+        self._resumed = f"{self.key}/zarr.json" in found and self._is_planned()
+        self._kept = found if self._resumed else {}
+        # what a killed process has not renamed to its final name
+        partial = [key for key in self._kept if key.endswith(".partial")]
+        if partial:
+            archive.delete(partial)
+        if found and not self._resumed:
+            archive.delete(found)
+
+    def _is_planned(self) -> bool:
+        """Whether what is there was begun by this plan."""
+        raw = self.archive.read_key(f"{self.key}/zarr.json")
+        return raw == _group_json({UNFINISHED: self._plan})
 
     def write_metadata(self) -> None:
         """Store the source record and the byte-for-byte originals."""
@@ -735,20 +800,23 @@ class ImageWriter:
 
     def _write_bytes(self, name: str, content: bytes) -> None:
         data = np.frombuffer(content, np.uint8)
-        array = self._create(name, data.shape, data.dtype, data.shape, None, 1)
+        array = self._create(name, self._lossless(data.shape, data.dtype, data.shape, None))
         array[:] = data
 
     def create_mask(self) -> zarr.Array:
         """Create the lossless mask array, uint8 (height, width)."""
         shape = (self.source.height, self.source.width)
-        return self._create("mask", shape, np.dtype(np.uint8), *_grid(shape, 1), 1)
+        spec = self._lossless(shape, np.dtype(np.uint8), *_grid(shape, 1), shuffle="bitshuffle")
+        return self._create("mask", spec)
 
     def create_lossless(self) -> zarr.Array:
         """Create a lossless pixel array (height, width, bands) of the source's dtype."""
         s = self.source
         shape = (s.height, s.width, s.bands)
         dtype = np.dtype(s.dtype)
-        return self._create("pixels", shape, dtype, *_grid(shape, dtype.itemsize), dtype.itemsize)
+        shuffle: Shuffle = "shuffle" if dtype.itemsize > 1 else "noshuffle"
+        spec = self._lossless(shape, dtype, *_grid(shape, dtype.itemsize), shuffle=shuffle)
+        return self._create("pixels", spec)
 
     def create_pixels(
         self,
@@ -773,17 +841,16 @@ class ImageWriter:
         """
         # Its own metadata count too; their length depends on the number of bits in them alone.
         probe = 0.5
-        array = self._create_pixels(model, probe)
-        metadata = self.archive.size_of_key(f"{self.key}/pixels/zarr.json") - len(repr(probe))
+        array, content = self._pixels(model, probe)
+        metadata = len(content) - len(repr(probe))
         outer = [-(-n // s) for n, s in zip(array.shape, array.shards or (), strict=True)]
         inner = [s // c for s, c in zip(array.shards or (), array.chunks, strict=True)]
         tiles = math.prod(outer) * math.prod(inner)
         pixels, empty = coded
         # The record gives its own total: as many digits as the budget at most.
-        others = self._stored() - self.archive.size_of_key(f"{self.key}/pixels/zarr.json")
         fixed = (
-            others
-            + len(_group_json({**record, "archive_bytes": budget}, conventions))
+            self._stored(without="pixels")
+            + len(_record_json({**record, "archive_bytes": budget}, conventions))
             + metadata
             + SHARD_INDEX_BYTES * tiles
             + CHECKSUM_BYTES * (math.prod(outer) + tiles)
@@ -793,75 +860,103 @@ class ImageWriter:
         if left <= least:
             raise NothingLeft(budget)
         bits = math.floor(8e6 * left / max(pixels, 1)) / 1e6
-        return self._create_pixels(model, max(bits, 1e-6))
+        return self._create("pixels", self._pixels(model, max(bits, 1e-6)))
 
-    def _create_pixels(self, model: str, bits_per_pixel: float) -> zarr.Array:
-        shape = (self.source.height, self.source.width, 3)
-        chunks, shards = _grid(shape, 1)
-        return zarr.create_array(
-            self.archive.store,
-            name=f"{self.key}/pixels",
-            shape=shape,
-            dtype=np.uint8,
-            chunks=chunks,
-            shards=shards,
-            fill_value=0,
-            filters=None,
-            serializer=PCDCCodec(model, bits_per_pixel),
-            compressors=[Crc32cCodec()],
-            dimension_names=("y", "x", "band"),
-            # an absent tile is then always damage
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
-
-    def _stored(self) -> int:
-        """Bytes of the image's arrays; creating them made a group, which the record replaces."""
-        return self.archive.size_of(self.key) - self.archive.size_of_key(f"{self.key}/zarr.json")
+    def missing(self, array: zarr.Array) -> list[Window]:
+        """Windows (col, row, width, height) of the shards that are still to be written."""
+        name = array.path.rpartition("/")[2]
+        rows, cols = (array.shards or array.chunks)[:2]
+        rest = (0,) * (array.ndim - 2)
+        windows = []
+        for window in shard_windows(array):
+            place = (window[1] // rows, window[0] // cols, *rest)
+            shard = array.metadata.encode_chunk_key(place)
+            if f"{self.key}/{name}/{shard}" not in self._kept:
+                windows.append(window)
+        return windows
 
     def commit(self, record: dict[str, Any], conventions: dict[str, Any]) -> ImageEntry:
         """Make the image visible, by writing its record."""
         stored = total = self._stored()
         while True:
             final = {**record, "archive_bytes": total}
-            content = _group_json(final, conventions)
+            content = _record_json(final, conventions)
             if total == stored + len(content):
                 break
             total = stored + len(content)
         self.archive.write_key(f"{self.key}/zarr.json", content)
         return ImageEntry(self.flight, self.source.id, self.key, final)
 
-    def _create(
+    def _stored(self, without: str = "zarr.json") -> int:
+        """Bytes of the image's arrays, all or without one; the group's own do not count."""
+        left_out = (f"{self.key}/zarr.json", f"{self.key}/{without}/")
+        found = self.archive.stored(self.key)
+        return sum(s.size for key, s in found.items() if not key.startswith(left_out))
+
+    def _create(self, name: str, spec: tuple[zarr.Array, bytes]) -> zarr.Array:
+        """Store an array's metadata; its shards from an earlier run stay if they fit to it."""
+        draft, content = spec
+        prefix = f"{self.key}/{name}"
+        if shard_count(draft) > 1 and not self._resumed:
+            self.archive.write_key(f"{self.key}/zarr.json", _group_json({UNFINISHED: self._plan}))
+            self._resumed = True
+        own = [key for key in self._kept if key.startswith(f"{prefix}/")]
+        if own and self.archive.read_key(f"{prefix}/zarr.json") != content:
+            self.archive.delete(own)
+            self._kept = {key: s for key, s in self._kept.items() if key not in own}
+            own = []
+        if not own:
+            self.archive.write_key(f"{prefix}/zarr.json", content)
+        path = StorePath(self.archive.store, prefix)
+        return zarr.Array(zarr.AsyncArray(draft.metadata, path, config=ARRAY_CONFIG))
+
+    def _pixels(self, model: str, bits_per_pixel: float) -> tuple[zarr.Array, bytes]:
+        shape = (self.source.height, self.source.width, 3)
+        chunks, shards = _grid(shape, 1)
+        return _draft(
+            shape=shape,
+            dtype=np.uint8,
+            chunks=chunks,
+            shards=shards,
+            serializer=PCDCCodec(model, bits_per_pixel),
+            compressors=[Crc32cCodec()],
+            dimension_names=("y", "x", "band"),
+        )
+
+    def _lossless(
         self,
-        name: str,
         shape: tuple[int, ...],
         dtype: np.dtype,
         chunks: tuple[int, ...],
         shards: tuple[int, ...] | None,
-        itemsize: int,
-    ) -> zarr.Array:
-        shuffle: Literal["shuffle", "bitshuffle", "noshuffle"] = "noshuffle"
-        if itemsize > 1:
-            shuffle = "shuffle"
-        elif name == "mask":
-            shuffle = "bitshuffle"
-        return zarr.create_array(
-            self.archive.store,
-            name=f"{self.key}/{name}",
+        shuffle: Shuffle = "noshuffle",
+    ) -> tuple[zarr.Array, bytes]:
+        return _draft(
             shape=shape,
             dtype=dtype,
             chunks=chunks,
             shards=shards,
-            fill_value=0,
-            filters=None,
             compressors=[
-                BloscCodec(cname="zstd", clevel=7, shuffle=shuffle, typesize=itemsize),
+                BloscCodec(cname="zstd", clevel=7, shuffle=shuffle, typesize=dtype.itemsize),
                 Crc32cCodec(),
             ],
             dimension_names=("y", "x", "band")[: len(shape)] if len(shape) > 1 else ("byte",),
-            config={"write_empty_chunks": True},
-            overwrite=True,
         )
+
+
+def _draft(**spec: Any) -> tuple[zarr.Array, bytes]:
+    """An array in memory, and its metadata: making it in the store would take many requests."""
+    store = MemoryStore()
+    array = zarr.create_array(
+        store,
+        fill_value=0,
+        filters=None,
+        config=ARRAY_CONFIG,
+        **spec,
+    )
+    content = sync(store.get("zarr.json", default_buffer_prototype()))
+    assert content is not None
+    return array, content.to_bytes()
 
 
 def is_one_shard(width: int, height: int) -> bool:
@@ -884,30 +979,36 @@ def shard_count(array: zarr.Array) -> int:
     return math.prod(-(-n // s) for n, s in zip(array.shape, outer, strict=True))
 
 
-def _group_json(record: dict[str, Any], conventions: dict[str, Any]) -> bytes:
-    attributes = {ATTRIBUTE: record, **conventions}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+def _record_json(record: dict[str, Any], conventions: dict[str, Any]) -> bytes:
+    return _group_json({ATTRIBUTE: record, **conventions})
+
+
+def _group_json(attributes: dict[str, Any]) -> bytes:
+    group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     return json.dumps(group, separators=(",", ":")).encode()
 
 
 def _grid(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Chunks and shards of an image array (height, width[, bands])."""
     rest = shape[2:]
-    side = TILE
-    while side > 64 and side * side * itemsize * int(np.prod(rest)) > LOSSLESS_CHUNK_BYTES:
+    side, pixel = TILE, itemsize * math.prod(rest)
+    while side > 64 and side * side * pixel > LOSSLESS_CHUNK_BYTES:
         side //= 2
     rows, columns = -(-shape[0] // side), -(-shape[1] // side)
-    if rows * columns > SHARD_TILES:
-        rows, columns = _shard_side(rows), _shard_side(columns)
+    # so many bands that the smallest tile is large: a shard is still held in memory
+    most = min(SHARD_TILES, max(1, SHARD_TILES * LOSSLESS_CHUNK_BYTES // (side * side * pixel)))
+    if rows * columns > most:
+        limit = min(LARGE_SHARD_SIDE, math.isqrt(most))
+        rows, columns = _shard_side(rows, limit), _shard_side(columns, limit)
     return (side, side, *rest), (rows * side, columns * side, *rest)
 
 
-def _shard_side(tiles: int) -> int:
+def _shard_side(tiles: int, limit: int) -> int:
     """Tiles a side of a large image's shards: the last shard is not a sliver.
 
     Shards share the budget by their pixels, and a few pixels' share is not enough for a stream.
     """
-    if tiles <= LARGE_SHARD_SIDE:
+    if tiles <= limit:
         return tiles
-    sides = range(LARGE_SHARD_SIDE // 2, LARGE_SHARD_SIDE + 1)
+    sides = range(max(1, limit // 2), limit + 1)
     return max(sides, key=lambda side: ((tiles - 1) % side, side))

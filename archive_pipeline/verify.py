@@ -35,6 +35,7 @@ from archive_pipeline.detectors import (
     whole,
 )
 from archive_pipeline.flight import SourceError
+from archive_pipeline.index import read_images
 from archive_pipeline.labels import (
     GROUPS,
     Groups,
@@ -44,7 +45,8 @@ from archive_pipeline.labels import (
     group_classes,
     read_labels,
 )
-from archive_pipeline.originals import by_name, candidates, find_original, read_original
+from archive_pipeline.originals import at_hand, by_name, candidates, find_original, read_original
+from archive_pipeline.sources import Location
 from archive_pipeline.store import (
     Archive,
     ArchiveError,
@@ -127,7 +129,7 @@ class ImageResult:
 
     Attributes:
         entry: the archived image.
-        original: its file, None where detections stored at ingest stand in for it.
+        original: its file or URL, None where detections stored at ingest stand in for it.
         groups: by SHA-256 of the detector and by group.
         errors: a line for each detector whose detections of the original are not stored.
         warning: a file in the original's place that is another.
@@ -136,7 +138,7 @@ class ImageResult:
     """
 
     entry: ImageEntry
-    original: Path | None
+    original: Location | None
     groups: dict[str, dict[str, GroupResult]]
     errors: tuple[str, ...] = ()
     warning: str | None = None
@@ -280,7 +282,7 @@ def verify(
 
     tasks, skipped = [], []
     used: set[Path] = set()
-    for entry in archive.images(damaged=damaged):
+    for entry in read_images(archive, damaged=damaged):
         name = f"{entry.flight}/{entry.id}"
         if not entry.detectable:
             reason = "stored losslessly; detectors take 8-bit RGB only"
@@ -379,7 +381,7 @@ def verify_image(task: Task) -> ImageResult:
     for file, _ in task.detectors:
         load_detector(file, options.device)
     started = time.monotonic()
-    archive = Archive.open(task.archive)
+    archive = Archive.reopen(task.archive)
     if options.steps:
         archive.require_denoiser(task.entry)
     image = archive.image(task.entry)
@@ -389,24 +391,26 @@ def verify_image(task: Task) -> ImageResult:
     if original is None and stored is None:
         raise VerifyError(f"{task.name}: {problem}, and the archive has no detections of it")
     block = image.block[1]
-    readers: list[Read] = [] if original is None else [partial(read_original, original)]
-    readers = [whole(read, width, height) for read in (*readers, image.read)]
     groups: dict[str, dict[str, GroupResult]] = {}
     errors = []
-    for file, names in task.detectors:
-        detector = load_detector(file, options.device)
-        size = options.slice or detector.input_size
-        known = None if stored is None else stored.get(file.sha256)
-        if stored is not None:
-            unfit = _unfit(known, file, size, options.confidence)
-            if unfit:
-                errors.append(f"{task.name}: {problem}, and {unfit}")
-                continue
-        found = detect(detector, readers, width, height, size, block)
-        if known is not None:  # what the archive does not keep of one must not count in the other
-            after = found[0].where(found[0].scores >= known.floor)
-            found = [known.found, after]
-        groups[file.sha256] = compare(task, detector, names, *found)
+    with at_hand(original) as file_at_hand:
+        readers: list[Read] = [] if file_at_hand is None else [partial(read_original, file_at_hand)]
+        readers = [whole(read, width, height) for read in (*readers, image.read)]
+        for file, names in task.detectors:
+            detector = load_detector(file, options.device)
+            size = options.slice or detector.input_size
+            known = None if stored is None else stored.get(file.sha256)
+            if stored is not None:
+                unfit = _unfit(known, file, size, options.confidence)
+                if unfit:
+                    errors.append(f"{task.name}: {problem}, and {unfit}")
+                    continue
+            found = detect(detector, readers, width, height, size, block)
+            if known is not None:
+                # what the archive does not keep of one must not count in the other
+                after = found[0].where(found[0].scores >= known.floor)
+                found = [known.found, after]
+            groups[file.sha256] = compare(task, detector, names, *found)
     if errors and not groups:
         raise VerifyError(errors[0])
     path = None if original is None else original.path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +309,41 @@ def test_report_is_json(run: Run, flight: Path, own_archive: Path) -> None:
         "megapixels_per_second",
         "warnings",
     }
+
+
+def _png(width: int, height: int, interlaced: bool) -> bytes:
+    """A PNG of valid chunks whose header claims more than its few rows of data."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100_000))), (b"IEND", b"")]
+    packed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def _claim(jpeg: bytes, side: int) -> bytes:
+    """The same JPEG with another size in its frame header."""
+    at = next(i for i in range(len(jpeg)) if jpeg[i : i + 2] in (b"\xff\xc0", b"\xff\xc2"))
+    return jpeg[: at + 5] + struct.pack(">HH", side, side) + jpeg[at + 9 :]
+
+
+def test_files_that_claim_to_be_huge(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "bombs"
+    folder.mkdir()
+    (folder / "plain.png").write_bytes(_png(100_000, 100_000, False))
+    (folder / "interlaced.png").write_bytes(_png(100_000, 100_000, True))
+    for name, progressive in (("baseline.jpg", False), ("progressive.jpg", True)):
+        coded = io.BytesIO()
+        Image.new("RGB", (64, 64), (90, 80, 70)).save(coded, "JPEG", progressive=progressive)
+        (folder / name).write_bytes(_claim(coded.getvalue(), 65_500))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    url = tmp_path / "a.zarr"
+    result = run("ingest", folder, "--archive", url, "--workers", 0, "--json")
+    assert result.code == 3
+    failed = {Path(f["path"]).name: f["error"] for f in result.json["failed"]}
+    assert failed.keys() == {path.name for path in folder.iterdir()}
+    assert all("\n" not in error for error in failed.values())
+    assert result.json["ingested"] == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kilobytes
+    assert ids(url) == []

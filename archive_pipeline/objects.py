@@ -1,0 +1,102 @@
+"""Zarr stores at any URL, used so that an object store sees few requests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+# By fsspec's protocol. Listings that are cached in one process would hide what others write;
+# without concurrency s3fs does not ask for an object's size before it reads the object.
+OPTIONS: dict[str, dict[str, Any]] = {
+    protocol: {"use_listings_cache": False, "max_concurrency": 1} for protocol in ("s3", "s3a")
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a listing says of one key: its bytes, and a token that changes with its contents."""
+
+    size: int
+    version: str | None = None
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an fsspec URL."""
+    return "://" in path or "::" in path
+
+
+def open_store(url: str, read_only: bool) -> Store:
+    """Open a path or URL as a Zarr store; nothing is read yet.
+
+    Raises:
+        ImportError: the package for this kind of URL is not installed.
+        ValueError: the URL is malformed, or of an unknown kind.
+    """
+    if url.startswith("file://"):
+        url = url2pathname(urlsplit(url).path)  # zarr's own local store writes atomically
+    if not is_url(url):
+        return LocalStore(url, read_only=read_only)
+    options = OPTIONS.get(url.partition("://")[0])
+    return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
+
+
+def has_versions(store: Store) -> bool:
+    """Whether listings of a store may tell versions."""
+    return isinstance(store, FsspecStore)
+
+
+async def list_keys(store: Store, prefix: str) -> dict[str, Stored]:
+    """All keys below a prefix, by one listing where the store's listings tell sizes."""
+    if isinstance(store, FsspecStore):
+        found = await store.fs._find(f"{store.path}/{prefix}", detail=True)
+        return {
+            name.removeprefix(f"{store.path}/"): Stored(info["size"], info.get("ETag"))
+            for name, info in found.items()
+        }
+    keys = {}
+    async for key in store.list_prefix(prefix):
+        with suppress(FileNotFoundError):  # another writer's temporary file
+            keys[key] = Stored(await store.getsize(key))
+    return keys
+
+
+async def delete_keys(store: Store, keys: Collection[str]) -> None:
+    """Remove keys, by one request for all of them where the store can."""
+    if isinstance(store, FsspecStore):
+        await store.fs._rm([f"{store.path}/{key}" for key in keys])
+        return
+    for key in keys:
+        await store.delete(key)
+
+
+class MissingShard(Exception):
+    """A shard that was written is gone; its argument is the shard's key."""
+
+
+class CompleteStore(WrapperStore[Store]):
+    """A store to read arrays from of which every shard was written.
+
+    Zarr takes a shard that is absent or empty for fill values; here it is an error.
+
+    Raises:
+        MissingShard: on reading a shard that is not there.
+    """
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        found = await self._store.get(key, prototype, byte_range)
+        if not found and not key.endswith("zarr.json"):
+            raise MissingShard(key)
+        return found
