@@ -121,9 +121,24 @@ class Allocator:
         Raises:
             BudgetTooSmall: level 1 at the coarsest step exceeds it.
         """
+        step, level, spare = self._alike(budget)
+        self.price = None
+        if self._worth is not None:
+            plans = self._priced(budget, step)
+            if plans is not None:
+                return plans
+        return self._uniform(step, level, spare)
+
+    def _alike(self, budget: float) -> tuple[int, int, float]:
+        """The finest step and level at which all blocks fit alike, and the bytes to spare.
+
+        The level is the base level, unless steps end before the budget does.
+
+        Raises:
+            BudgetTooSmall: level 1 at the coarsest step exceeds it.
+        """
         tiles = range(len(self.grids))
         level = BASE_LEVEL
-        self.price = None
         probe = tiles[::PROBE_EVERY]
         share = budget * sum(self.grids[t][0] * self.grids[t][1] for t in probe)
         share /= max(1, sum(h * w for h, w in self.grids))
@@ -142,13 +157,12 @@ class Allocator:
             if left < 0:
                 break
             level, spare = level + 1, left
+        return step, level, spare
 
-        if self._worth is not None and level == BASE_LEVEL:
-            plans = self._priced(budget, step)
-            if plans is not None:
-                return plans
-
-        # one grain finer, tile by tile: an image step, or a level where the steps end
+    def _uniform(self, step: int, level: int, spare: float) -> list[TilePlan]:
+        """Spend what all blocks alike leave: tile by tile, then on blocks of one more tile."""
+        tiles = range(len(self.grids))
+        # one grain finer: an image step, or a level where the steps end
         by_step = level == BASE_LEVEL and step > MIN_IMAGE_STEP
         finer = (step - 1, level) if by_step else (step, min(level + 1, LEVELS))
         chosen = dict.fromkeys(tiles, (step, level))
@@ -185,12 +199,12 @@ class Allocator:
     def _priced(self, budget: float, step: int) -> list[TilePlan] | None:
         """Choose levels by worth and price at the finest image step whose budget they use up.
 
-        None where not even level 1 everywhere leaves room for a level map.
+        None where not even level 1 everywhere leaves room for a level map, or all tiles are empty.
         """
         assert self._worth is not None
         finest = max(MIN_IMAGE_STEP, step - MAX_FINER)
         tiles = [t for t, (rows, _) in enumerate(self.grids) if rows]
-        while True:
+        while tiles:
             costs = {t: self._block_costs(t, step) for t in tiles}
             worth = [self._worth(t, step, costs[t]) for t in tiles]
             bits = [costs[t].bits for t in tiles]
@@ -211,6 +225,7 @@ class Allocator:
                 self.price = choice.price
                 return choice.plans(levels)
             step -= 1
+        return None
 
 
 class _Choice:
