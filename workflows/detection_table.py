@@ -178,6 +178,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(rows: list[dict], out: Path) -> None:
+    """Write both files; called after each ratio, as all of them take long."""
+    with (out / "detection.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    (out / "detection.md").write_text(table(rows))
+
+
 def chosen(flight: Path, images: tuple[str, ...], work: Path) -> Path:
     """The flight's folder, or one with links to some of its images."""
     if not images:
@@ -255,13 +264,9 @@ def main(
                     click.echo(f"{ratio:g} {entry.id}", err=True)
             for name, codec in codecs.items():
                 rows += rows_of(ratio, name, codec, setting)
+            write(rows, out)
     finally:
         shutil.rmtree(work)
-    with (out / "detection.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    (out / "detection.md").write_text(table(rows))
     click.echo(table(rows))
 
 
