@@ -55,7 +55,7 @@ from archive_pipeline.pcdc.utility import Judge
 
 BASE = BASE_LEVEL - 1
 SIZE = 512  # pixels a side: the paper's 16 x 16 blocks
-STEPS = (10, 50)  # image steps of the table, first and last
+STEPS = (10, 55)  # image steps of the table, first and last
 PRICE_SPREAD = 0.7  # tiles draw prices up to e^0.7 above and below the mean
 BUDGET = 2.0  # bits that a tile may take at most, in terms of the base level's
 TABLE_BATCH = 64
@@ -91,7 +91,9 @@ def fill_table(path: Path, source: Crops, codec: Codec, count: int, seed: int) -
     saved = time.monotonic()
     while len(rows) < count:
         crop = np.ascontiguousarray(source.batch(1)[0].permute(1, 2, 0).numpy())
-        rows.append(look_up(crop, codec, int(rng.integers(STEPS[0], STEPS[1] + 1))))
+        # more of the coarse steps: archives are mostly made at low rates
+        image_step = STEPS[0] + int((STEPS[1] + 1 - STEPS[0]) * math.sqrt(rng.random()))
+        rows.append(look_up(crop, codec, image_step))
         if time.monotonic() - saved > 60 or len(rows) == count:
             torch.save(rows, part := path.with_suffix(".part"))
             part.replace(path)
