@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -222,6 +224,23 @@ def _restored(names: tuple[str, ...]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _result_or_error(function: Callable[[Any], T], item: Any) -> T | Exception:
+    """What a task returns or raises (runs on a worker).
+
+    Raised, an exception travels with its traceback, and Dask's client waits for ever for one that
+    cannot be unpickled there.
+    """
+    try:
+        return function(item)
+    except Exception as error:
+        plain = error.with_traceback(None)
+        try:
+            pickle.loads(pickle.dumps(plain))
+        except Exception:  # whatever an exception's own constructor does
+            return RuntimeError(f"{type(error).__name__}: {error}")
+        return plain
+
+
 class Pool:
     """Workers that tasks are given to, or this process.
 
@@ -334,7 +353,13 @@ class Pool:
             return
         items = [waiting.pop() for _ in range(min(len(waiting), most - len(self._of)))]
         resources = self._resources if gpu else None
-        futures = self.client.map(function, items, pure=False, resources=resources)
+        futures = self.client.map(
+            partial(_result_or_error, function),
+            items,
+            key=function.__name__,
+            pure=False,
+            resources=resources,
+        )
         for item, future in zip(items, futures, strict=True):
             self._of[future.key] = item
         done.update(futures)

@@ -92,6 +92,28 @@ def test_workers_that_cannot_start_for_a_while_come_back(tmp_path: Path) -> None
         assert dict([first, *results]) == {n: n * n for n in range(10)}
 
 
+class _Awkward(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def _fail(number: int) -> int:
+    if number == 0:
+        raise _Awkward("cannot ", "be unpickled")
+    if number == 1:
+        return _fail(number)  # a traceback that cannot be
+    raise FileNotFoundError(2, "No such file", "name")
+
+
+def test_exceptions_of_all_kinds_come_back() -> None:
+    with cluster.connect(None, 1, 3) as pool:
+        results = dict(pool.run(_fail, [0, 1, 2]))
+    assert str(results[0]) == "_Awkward: cannot be unpickled"
+    assert isinstance(results[1], RecursionError)
+    assert isinstance(results[2], FileNotFoundError)
+    assert results[2].filename == "name"
+
+
 def _environment(_: int) -> str | None:
     time.sleep(0.1)
     return os.environ.get("CUDA_VISIBLE_DEVICES")

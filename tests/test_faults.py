@@ -167,10 +167,9 @@ def test_a_poisoned_image_is_named_and_all_others_are_archived(
     poison = sorted(frames.iterdir())[4]
     preload = tmp_path / "poison.py"  # what a library that crashes on this file does
     preload.write_text(
-        "import os, archive_pipeline.ingest as ingest\n"
-        "read = ingest.read_source\n"
+        "import os, archive_pipeline.flight as flight, archive_pipeline.ingest as ingest\n"
         "def crash(path, *args):\n"
-        f"    return os.abort() if path.name == {poison.name!r} else read(path, *args)\n"
+        f"    return os.abort() if path.name == {poison.name!r} else flight.read_source(path, *args)\n"
         "ingest.read_source = crash\n"
     )
     url = tmp_path / "a.zarr"

@@ -35,21 +35,21 @@ def main() -> None:
     options = parser.parse_args()
     *frames, ortho = make_flight(options.out / "all", max(options.frames), SIDE, SIDE)
     ortho.unlink()
-    rows = []
+    print(f"{'frames':>7} {'CPU s':>8} {'beside codec':>13}")
+    used = []
     for count in options.frames:
         flight = options.out / f"flight_{count}"
         shutil.rmtree(flight, ignore_errors=True)
         flight.mkdir()
         for frame in frames[:count]:
             (flight / frame.name).symlink_to(frame.resolve())
-        rows.append((count, *_ingest(flight, options.out / "archive.zarr", options.ratio)))
-    counts, seconds = np.array([row[:2] for row in rows], float).T
-    slope, start = np.polyfit(counts, seconds, 1)
-    print(f"{start:.1f} s to start, {slope:.3f} s a frame")
-    print(f"{'frames':>7} {'CPU s':>8} {'line':>8} {'off':>7} {'beside codec':>13}")
-    for count, used, others in rows:
-        line = start + slope * count
-        print(f"{count:7} {used:8.1f} {line:8.1f} {used / line - 1:7.1%} {others:13.1%}")
+        seconds, others = _ingest(flight, options.out / "archive.zarr", options.ratio)
+        used.append(seconds)
+        print(f"{count:7} {seconds:8.1f} {others:13.1%}", flush=True)
+    slope, start = np.polyfit(options.frames, used, 1)
+    off = np.array(used) / (start + slope * np.array(options.frames)) - 1
+    print(f"a line: {start:.1f} s to start, {slope:.3f} s a frame; off by", end=" ")
+    print(", ".join(f"{share:+.1%}" for share in off))
 
 
 def _ingest(flight: Path, url: Path, ratio: float) -> tuple[float, float]:
