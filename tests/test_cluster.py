@@ -68,6 +68,7 @@ def _square(number: int) -> int:
     return number * number
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_for_a_while_come_back(tmp_path: Path) -> None:
     import dask
 
@@ -119,6 +120,7 @@ def _environment(_: int) -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+@pytest.mark.slow
 def test_local_workers_see_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with cluster._local_cluster(2, 2, False) as client, cluster.Pool(client, gpu=True) as pool:

@@ -169,7 +169,8 @@ def test_a_poisoned_image_is_named_and_all_others_are_archived(
     preload.write_text(
         "import os, archive_pipeline.flight as flight, archive_pipeline.ingest as ingest\n"
         "def crash(path, *args):\n"
-        f"    return os.abort() if path.name == {poison.name!r} else flight.read_source(path, *args)\n"
+        f"    if path.name == {poison.name!r}: os.abort()\n"
+        "    return flight.read_source(path, *args)\n"
         "ingest.read_source = crash\n"
     )
     url = tmp_path / "a.zarr"
