@@ -90,6 +90,9 @@ class CompleteStore(WrapperStore[Store]):
         MissingShard: on reading a shard that is not there.
     """
 
+    def with_read_only(self, read_only: bool = False) -> CompleteStore:
+        return CompleteStore(self._store.with_read_only(read_only))
+
     async def get(
         self,
         key: str,
