@@ -447,3 +447,13 @@ def test_missing_lpips_weights_are_one_line(
             utility.require_lpips()
     finally:
         utility._lpips.cache_clear()
+
+
+def test_the_shipped_model_has_a_policy() -> None:
+    model = models.load_named(models.DEFAULT_MODEL)
+    latents = model.networks.config.latents
+    data = models.read_policy(models.DEFAULT_MODEL, latents)
+    assert data is not None
+    config = load_policy(data, latents).config
+    bits = [config.usual_bits(step) for step in (10, 30, 50)]
+    assert bits[0] > bits[1] > bits[2] > 1  # a block's bits at fine, middle and coarse steps

@@ -6,8 +6,9 @@
 Either stage's checkpoint is told by its contents. The averaged weights are taken, what the
 entropy decoder depends on is snapped to its integer grid, the frequency tables are computed and
 frozen, and `config.json` and `model.safetensors` are written; of the denoiser `denoiser/`, its
-weights in half precision. Releasing a transform removes a denoiser that was trained for the one
-before. The model card, README.md, is written by hand beside them. Prints the model's SHA-256.
+weights in half precision. Releasing a transform removes a denoiser and an allocation policy that
+were trained for the one before. The model card, README.md, is written by hand beside them.
+Prints the model's SHA-256.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from archive_pipeline.pcdc.model import (
     build_files,
     transform_digest,
 )
+from archive_pipeline.pcdc.policy import POLICY
 from archive_pipeline.pcdc.transforms import TransformCodec
 
 
@@ -38,6 +40,7 @@ def release_transform(state: dict, folder: Path) -> None:
     for name, content in build_files(networks).items():
         (folder / name).write_bytes(content)
     shutil.rmtree((folder / DENOISER_CONFIG).parent, ignore_errors=True)
+    (folder / POLICY).unlink(missing_ok=True)
 
 
 def release_denoiser(state: dict, folder: Path) -> None:
