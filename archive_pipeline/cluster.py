@@ -69,7 +69,7 @@ def connect(
         device: "auto", "cpu" or "cuda", where the tasks compute.
 
     Raises:
-        ClusterError: no scheduler answers at the address.
+        ClusterError: no scheduler answers at the address, or local workers do not start.
     """
     if scheduler is not None:
         from distributed import Client
@@ -133,16 +133,20 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
     dashboard = logger.isEnabledFor(logging.INFO) and find_spec("bokeh") is not None
     with _restored(THREAD_VARIABLES), dask.config.set(settings), ExitStack() as stack:
         with _interrupts_held():
-            started = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=0,  # a worker at its limit would be killed, with other memory to spare
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": dashboard},
-                silence_logs="CRITICAL",
-                resources={GPU: 1} if gpus else None,
-            )
+            try:
+                started = LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    processes=True,
+                    # a worker at its limit would be killed, with other memory to spare
+                    memory_limit=0,
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": dashboard},
+                    silence_logs="CRITICAL",
+                    resources={GPU: 1} if gpus else None,
+                )
+            except RuntimeError as error:
+                raise ClusterError(f"local worker processes do not start: {error}") from error
             stack.enter_context(started)
         stack.enter_context(_replaced(started, count))
         client = stack.enter_context(Client(started))

@@ -348,6 +348,7 @@ def test_long_chaos(run: Run, tmp_path: Path) -> None:
     assert run(*args, tmp_path / "calm.zarr").code == 0
     rng, killed = random.Random(2), 0
     ingest = start(*args, tmp_path / "a.zarr")
+    wait_until(lambda: committed(tmp_path / "a.zarr") > 0, ingest)
     while ingest.poll() is None and killed < count // 10:
         try:
             ingest.wait(timeout=rng.uniform(3, 9))
