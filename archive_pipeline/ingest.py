@@ -289,7 +289,7 @@ def ingest(
         size = pool.size
         if pool.client is not None:
             pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
-        job = partial(ingest_image, tell=tell if pool.client is None else _tell_client)
+        job = partial(ingest_image, tell=tell) if pool.client is None else ingest_on_worker
         for task, result in pool.run(job, pending):
             if isinstance(result, StoreFailed):
                 done = sum(outcome.status == "ingested" for outcome in outcomes)
@@ -477,11 +477,12 @@ def _is_same(entry: ImageEntry, place: Location) -> bool:
     return sources.sha256(place) == entry.record["sha256"]
 
 
-def _tell_client(id: str, done: int, parts: int) -> None:
-    """Tell the client from a worker how far an image is."""
+def ingest_on_worker(task: Task) -> Outcome:
+    """`ingest_image` on a worker of Dask's, which tells the client how far large images are."""
     from distributed import get_worker
 
-    get_worker().log_event(TOPIC, (id, done, parts))
+    worker = get_worker()
+    return ingest_image(task, lambda *shards: worker.log_event(TOPIC, shards))
 
 
 def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outcome:
