@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 from golden import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 
 from archive_pipeline import models
-from archive_pipeline.check import check
 from archive_pipeline.pcdc.allocation import (
     ALLOCATIONS,
     BASE_LEVEL,
@@ -30,7 +27,6 @@ from archive_pipeline.pcdc.allocation import (
 )
 from archive_pipeline.pcdc.codec import Encoding, Symbols, Worth, least_error
 from archive_pipeline.pcdc.policy import (
-    POLICY,
     Policy,
     PolicyConfig,
     PolicyError,
@@ -59,19 +55,8 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-@cache
-def a_policy() -> Policy:
-    """A policy of random weights that prefers various levels."""
-    torch.manual_seed(5)
-    policy = Policy(PolicyConfig(LATENTS, 8, 16, rate=(3.0, -0.03), slope=(-12.0, 0.1)))
-    with torch.no_grad():
-        policy.worth_of.weight *= 20
-        policy.worth_of.bias[:] = torch.linspace(-2, 2, LEVELS)
-    return policy.eval().requires_grad_(False)
-
-
 def rule(name: str) -> Worth | None:
-    return {"policy": a_policy().block_worth, "greedy": least_error, "uniform": None}[name]
+    return {"policy": ref.tiny_policy().block_worth, "greedy": least_error, "uniform": None}[name]
 
 
 # --------------------------------------------------------------------------- budgets
@@ -197,15 +182,15 @@ def test_block_costs_are_those_of_the_tables() -> None:
 
 
 def test_policy_files_come_back() -> None:
-    data = pack_policy(a_policy())
+    data = pack_policy(ref.tiny_policy())
     again = load_policy(data, LATENTS)
-    assert again.config == a_policy().config
+    assert again.config == ref.tiny_policy().config
     assert policy_digest(pack_policy(again)) == policy_digest(data)
     codec, tile = ref.tiny_codec(), ref.texture(96, 96, 1)
     job = Encoding(codec, [tile])
     costs = job.block_costs(0, 20)
     state = block_state(tile, job.latents_of(0), costs, 20)
-    np.testing.assert_array_equal(again.gains(state, 20), a_policy().gains(state, 20))
+    np.testing.assert_array_equal(again.gains(state, 20), ref.tiny_policy().gains(state, 20))
 
 
 def _header(data: bytes) -> dict:
@@ -213,8 +198,8 @@ def _header(data: bytes) -> dict:
 
 
 def _with_config(**changes: object) -> bytes:
-    config = json.loads(_header(pack_policy(a_policy()))["__metadata__"]["config"]) | changes
-    return save_tensors(a_policy().state_dict(), metadata={"config": json.dumps(config)})
+    config = json.loads(_header(pack_policy(ref.tiny_policy()))["__metadata__"]["config"]) | changes
+    return save_tensors(ref.tiny_policy().state_dict(), metadata={"config": json.dumps(config)})
 
 
 @pytest.mark.parametrize(
@@ -222,8 +207,8 @@ def _with_config(**changes: object) -> bytes:
     [
         (b"", "cannot be read"),
         (b"\x80\x04N.", "cannot be read"),
-        (pack_policy(a_policy())[:-7], "cannot be read"),
-        (save_tensors(a_policy().state_dict()), "cannot be read"),
+        (pack_policy(ref.tiny_policy())[:-7], "cannot be read"),
+        (save_tensors(ref.tiny_policy().state_dict()), "cannot be read"),
         (_with_config(format="pcdc-allocation-9"), "unknown format"),
         (_with_config(width=1 << 40), "out of range"),
         (_with_config(width=True), "out of range"),
@@ -240,9 +225,9 @@ def test_bad_policy_files_are_refused(data: bytes, words: str) -> None:
 
 
 def test_policies_with_infinite_weights_are_refused() -> None:
-    state = {k: v.clone() for k, v in a_policy().state_dict().items()}
+    state = {k: v.clone() for k, v in ref.tiny_policy().state_dict().items()}
     state["worth_of.bias"][0] = torch.inf
-    config = {"config": _header(pack_policy(a_policy()))["__metadata__"]["config"]}
+    config = {"config": _header(pack_policy(ref.tiny_policy()))["__metadata__"]["config"]}
     with pytest.raises(PolicyError, match="finite"):
         load_policy(save_tensors(state, metadata=config), LATENTS)
 
@@ -260,7 +245,8 @@ def test_the_state_has_its_groups() -> None:
     job = Encoding(ref.tiny_codec(), [tile := ref.texture(128, 96, 1)])
     state = block_state(tile, job.latents_of(0), job.block_costs(0, 24), 24)
     groups = state_groups(LATENTS)
-    assert sum(g.stop - g.start for g in groups.values()) == len(state) == len(a_policy().mean)
+    size = sum(g.stop - g.start for g in groups.values())
+    assert size == len(state) == len(ref.tiny_policy().mean)
     assert state.shape[1:] == (4, 3)
     assert torch.isfinite(state).all()
     bits = torch.from_numpy(job.block_costs(0, 24).bits).float()
@@ -273,7 +259,7 @@ def test_the_state_has_its_groups() -> None:
 def _problem(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """States, bits and the gain of each level: blocks whose first channel is high want bits."""
     generator = torch.Generator().manual_seed(seed)
-    channels = len(a_policy().mean)
+    channels = len(ref.tiny_policy().mean)
     state = torch.randn(count, channels, 4, 4, generator=generator)
     bits = torch.tensor([0.3, 0.6, 1.0, 1.6, 2.4]).view(1, -1, 1, 1).expand(count, -1, 4, 4)
     wants = torch.where(state[:, :1] > 0, 2.5, 0.2)
@@ -307,10 +293,10 @@ def test_ppo_learns_where_bits_pay() -> None:
 def test_draws_never_exceed_their_budget(seed: int, wealth: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     bits = torch.rand(5, LEVELS, 3, 4, generator=generator) * 4
-    state = torch.randn(5, len(a_policy().mean), 3, 4, generator=generator)
+    state = torch.randn(5, len(ref.tiny_policy().mean), 3, 4, generator=generator)
     cheapest = bits.amin(1).sum((1, 2))
     budget = cheapest * wealth
-    rollout = roll_out(a_policy(), state, bits, torch.ones(5), budget, generator)
+    rollout = roll_out(ref.tiny_policy(), state, bits, torch.ones(5), budget, generator)
     spent = gather_levels(bits, rollout.levels).sum((1, 2))
     assert (spent <= torch.maximum(budget, cheapest) + 1e-4).all()
     assert gather_levels(rollout.feasible.long(), rollout.levels).all()
@@ -325,73 +311,7 @@ def test_dual_ascent_settles_where_the_rate_is_met() -> None:
     assert dual_ascent(0.01, 0.1, 1.0, config) == 0
 
 
-# ------------------------------------------------------------------- the whole command
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """The test model with a policy beside it."""
-    folder = ref.write_model(tmp_path / "model")
-    (folder / POLICY).write_bytes(pack_policy(a_policy()))
-    return folder
-
-
-def test_ingest_allocates_as_asked(run: Run, flight: Path, model: Path, tmp_path: Path) -> None:
-    pixels = {}
-    for name in (*ALLOCATIONS, "default"):
-        url = tmp_path / f"{name}.zarr"
-        options = [] if name == "default" else ["--allocation", name]
-        done = run(
-            *["ingest", flight, "--archive", url, "--bpp", 0.3, "--model", model, *options],
-            *["--workers", 0, "--json"],
-        )
-        assert done.code == 0, done.err
-        for image in done.json["images"]:
-            assert image["archive_bytes"] <= 0.3 * image["pixels"] / 8
-        assert check(str(url)).problems == []
-        assert (url / "policies").exists() == (name in ("policy", "default"))
-        first = url / "flights" / flight.name / done.json["images"][0]["id"]
-        pixels[name] = (first / "pixels" / "c" / "0" / "0" / "0").read_bytes()
-    assert pixels["default"] == pixels["policy"]
-    assert len(set(pixels.values())) == 3
-
-
-def test_a_model_without_policy(run: Run, flight: Path, tmp_path: Path) -> None:
-    model = ref.write_model(tmp_path / "model")
-    args = ["ingest", flight, "--archive", tmp_path / "a.zarr", "--bpp", 0.3, "--model", model]
-    assert run(*args, "--workers", 0).code == 0
-    for option in (["--allocation", "policy"], ["--adapt", 2]):
-        refused = run(*args, "--overwrite", *option)
-        assert refused.code == 1
-        assert "no allocation policy" in refused.err
-
-
-def test_damaged_policies_are_named(
-    run: Run, flight: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = tmp_path / "a.zarr"
-    args = ["ingest", flight, "--archive", url, "--bpp", 0.3, "--model", model, "--workers", 0]
-    assert run(*args).code == 0
-    (stored,) = (url / "policies").iterdir()
-    stored.write_bytes(stored.read_bytes()[:-1] + b"\0")
-    problems = check(str(url)).problems
-    assert len(problems) == 1
-    assert stored.name in problems[0]
-    monkeypatch.setattr(models, "_policies", {})  # as in a worker that was just started
-    failed = run(*args, "--overwrite")
-    assert failed.code == 3
-    assert "policies/" in failed.err
-    (model / POLICY).write_bytes(b"none")
-    refused = run(*args, "--overwrite")
-    assert refused.code == 1
-    assert POLICY in refused.err
-
-
-def test_adapt_excludes_other_rules(run: Run, flight: Path, tmp_path: Path) -> None:
-    args = ["ingest", flight, "--archive", tmp_path / "a.zarr", "--adapt", 1]
-    refused = run(*args, "--allocation", "uniform")
-    assert refused.code == 2
-    assert "--adapt" in refused.err
+# ------------------------------------------------------------------------- adapting
 
 
 def test_adapting_keeps_the_budget(lpips_weights: None) -> None:
@@ -400,13 +320,13 @@ def test_adapting_keeps_the_budget(lpips_weights: None) -> None:
     codec = ref.tiny_codec()
     tiles = [ref.texture(128, 128, k) for k in range(3)]
     budget = sum(t.shape[0] * t.shape[1] for t in tiles) // 16
-    before = pack_policy(a_policy())
-    plain = codec.encode(tiles, budget, a_policy().block_worth)
-    adapted = encode_adapted(codec, tiles, budget, a_policy(), 2)
+    before = pack_policy(ref.tiny_policy())
+    plain = codec.encode(tiles, budget, ref.tiny_policy().block_worth)
+    adapted = encode_adapted(codec, tiles, budget, ref.tiny_policy(), 2)
     assert 0.97 * budget <= sum(map(len, adapted)) <= budget
     assert adapted != plain
-    assert adapted == encode_adapted(codec, tiles, budget, a_policy(), 2)
-    assert pack_policy(a_policy()) == before
+    assert adapted == encode_adapted(codec, tiles, budget, ref.tiny_policy(), 2)
+    assert pack_policy(ref.tiny_policy()) == before
 
 
 def test_utility_is_the_mean_of_its_map(lpips_weights: None) -> None:

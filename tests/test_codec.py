@@ -284,7 +284,7 @@ def test_allocator_never_overspends(data: st.DataObject) -> None:
         errors = [4.0 ** (offset / 8) * scale[t] for offset in LEVEL_OFFSETS]
         return BlockCosts(np.stack(rows), np.stack(errors))
 
-    allocator = Allocator(grids, tile_bytes, block_costs)
+    allocator = Allocator(grids, tile_bytes, block_costs, lambda levels: 0.0)
     least = sum(tile_bytes(t, MAX_IMAGE_STEP, 1) for t in range(count))
     allowed = least * float(rng.uniform(0.8, 30))
     if allowed < least:

@@ -256,9 +256,11 @@ def test_onnx_finds_what_pt_finds(tmp_path: Path) -> None:
         branch[-1].bias.data.fill_(-4)
     path = tmp_path / "random.pt"
     model.save(path)
+    notes = importlib.import_module("ultralytics.utils").USER_CONFIG_DIR
+    before = {p: p.stat().st_mtime_ns for p in [notes, *notes.glob("*")] if p.exists()}
     exported = package.YOLO(path).export(format="onnx", imgsz=160, device="cpu", verbose=False)
     # what an export notes in the settings is not written back where they were
-    assert not importlib.import_module("ultralytics.utils").USER_CONFIG_DIR.exists()
+    assert before == {p: p.stat().st_mtime_ns for p in [notes, *notes.glob("*")] if p.exists()}
     assert {p.name for p in tmp_path.iterdir()} == {"random.pt", "random.onnx"}
     one, two = (load_detector(f, "cpu") for f in find_detectors([str(path), str(exported)]))
     assert (two.input_size, two.classes) == (160, one.classes)

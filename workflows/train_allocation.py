@@ -51,7 +51,7 @@ from archive_pipeline.pcdc.ppo import (
     gather_levels,
     roll_out,
 )
-from archive_pipeline.pcdc.utility import Judge
+from archive_pipeline.pcdc.utility import Judge, UtilityWeights
 
 BASE = BASE_LEVEL - 1
 SIZE = 512  # pixels a side: the paper's 16 x 16 blocks
@@ -66,21 +66,21 @@ LEVEL_FIELDS = [f"level_{k}" for k in range(1, LEVELS + 1)]
 
 
 def look_up(crop: NDArray[np.uint8], codec: Codec, image_step: int) -> dict[str, Tensor]:
-    """State, bits and -U of a crop's blocks at every level, by coding it at each throughout."""
+    """State, bits and losses of a crop's blocks at every level, by coding it at each throughout."""
     job = Encoding(codec, [crop])
     costs = job.block_costs(0, image_step)
     judge = Judge(to_signal(crop))
-    losses = []
+    terms = []
     for level in range(1, LEVELS + 1):
         levels = np.full(costs.bits.shape[1:], level, np.uint8)
         pixels = codec.synthesise(job.reconstruct(0, TilePlan(image_step, levels)))
-        losses.append(judge.loss(to_signal(pixels)))
+        terms.append(judge.terms(to_signal(pixels)))
     return {
         "pixels": torch.from_numpy(crop),
         "step": torch.tensor(image_step),
         "state": block_state(crop, job.latents_of(0), costs, image_step),
         "bits": torch.from_numpy(costs.bits).float(),
-        "loss": torch.stack(losses),
+        "terms": torch.stack(terms),
     }
 
 
@@ -181,7 +181,9 @@ def main(
     codec = Codec(Model.from_folder(model_folder))
     latents = codec.model.networks.config.latents
     table = fill_table(folder / "table.pt", Crops(crops, SIZE, seed), codec, tiles, seed)
-    config = fit_units(table, PolicyConfig(latents=latents))
+    weights = UtilityWeights()
+    table["loss"] = weights.of(table["terms"])
+    config = fit_units(table, PolicyConfig(latents=latents, squared_error=weights.squared_error))
     policy = Policy(config)
     policy.mean[:] = table["state"].mean((0, 2, 3))
     policy.scale[:] = 1 / table["state"].std((0, 2, 3)).clamp_min(1e-3)

@@ -7,8 +7,11 @@ State of a block, equation (3), from what the encoder has without decoding::
     costs   bits R_b(a) and quantisation error of the latents at each level  (2 K)
     p_b     place in the tile, and the image step                            (3)
 
-    state (C, B_h, B_w) --normalise--> --3x3 twice--> worth f (K, B_h, B_w), f(base level) = 0
+    state (C, B_h, B_w) --normalise--> --3x3 twice--> + error removed = worth f (K, B_h, B_w)
                                                   \\-> value V, given the price (critic)
+
+The part of the utility that is squared error need not be learned: the transform is close to
+orthonormal, so the error of the latents tells it. Both are relative to the base level.
 
 The actor is pi(a | s) = softmax(k (f_a - eta R_b(a) / R)), with eta the price of bits (the dual
 variable of equation (6)) and R the usual bits of a block at that image step. So the remaining
@@ -34,12 +37,14 @@ from torch.nn import functional as F
 
 from archive_pipeline.pcdc.allocation import BASE_LEVEL, LEVELS, BlockCosts
 from archive_pipeline.pcdc.constants import BLOCK, MAX_EXPONENT, STRIDE
+from archive_pipeline.pcdc.transforms import step_size
 
 POLICY = "allocation.safetensors"
 FORMAT = "pcdc-allocation-1"
 MAX_FILE_BYTES = 16 << 20
 MAX_WIDTH = 512
 SIDE = BLOCK * STRIDE
+SAMPLES = 3 * SIDE**2 * 255**2  # of a block, times the square of their range
 RESIDUAL = 8
 PLACE = 3
 FINE, COARSE = 5, 17  # sides in pixels of the boxes whose differences are the residual's two bands
@@ -59,6 +64,7 @@ class PolicyConfig:
         width: channels of the hidden layers.
         rate: (a, b): a block usually takes exp(a + b g) bits at image step g.
         slope: (a, b): a bit then usually buys exp(a + b g) of utility.
+        squared_error: the utility's weight on squared error.
     """
 
     latents: int = 192
@@ -66,6 +72,7 @@ class PolicyConfig:
     width: int = 64
     rate: tuple[float, float] = (0.0, 0.0)
     slope: tuple[float, float] = (0.0, 0.0)
+    squared_error: float = 0.0
 
     def usual_bits(self, image_step: int) -> float:
         """Usual bits of a block at an image step."""
@@ -196,8 +203,19 @@ class Policy(nn.Module):
 
     def worth(self, state: Tensor) -> Tensor:
         """Worth f (N, K, B_h, B_w) of each level beyond the base level's, in usual bits."""
-        worth = self.worth_of(self.actor(self._normalise(state)))
+        worth = self.worth_of(self.actor(self._normalise(state))) - self._squared_error(state)
         return worth - worth[:, BASE_LEVEL - 1 : BASE_LEVEL]
+
+    def _squared_error(self, state: Tensor) -> Tensor:
+        """The squared error's part of -U (N, K, B_h, B_w) in usual bits."""
+        end = RESIDUAL + self.config.latents + 2 * LEVELS
+        error = state[:, end - LEVELS : end].exp()  # in squares of the image step
+        image_step = state[:, -1:] * MAX_EXPONENT
+        (rate, rate_slope), (slope, slope_slope) = self.config.rate, self.config.slope
+        usual = torch.exp(rate + slope + (rate_slope + slope_slope) * image_step)
+        return (
+            self.config.squared_error * error * step_size(image_step).square() / (SAMPLES * usual)
+        )
 
     def logits(self, state: Tensor, bits: Tensor, price: Tensor) -> Tensor:
         """Logits of pi (N, K, B_h, B_w).
@@ -260,12 +278,18 @@ def load_policy(data: bytes, latents: int) -> Policy:
         if sizes["latents"] != latents:
             raise PolicyError(f"latents={sizes['latents']}, but the codec has {latents}")
         units = {k: (float(config[k][0]), float(config[k][1])) for k in ("rate", "slope")}
-        if not all(abs(v) < 64 for pair in units.values() for v in pair):  # NaN is not, either
-            raise PolicyError(f"units out of range: {units}")
+        weight = float(config["squared_error"])
+        numbers = [v for pair in units.values() for v in pair]
+        if not all(abs(v) < 64 for v in numbers) or not 0 <= weight < 1e6:  # nor is NaN
+            raise PolicyError(f"units out of range: {units}, {weight}")
         if any(t.dtype != torch.float32 or not t.isfinite().all() for t in tensors.values()):
             raise PolicyError("weights are not finite float32")
         with torch.device("meta"):
-            policy = Policy(PolicyConfig(**sizes, rate=units["rate"], slope=units["slope"]))
+            policy = Policy(
+                PolicyConfig(
+                    **sizes, rate=units["rate"], slope=units["slope"], squared_error=weight
+                )
+            )
         policy.load_state_dict(tensors, assign=True)
     except PolicyError:
         raise

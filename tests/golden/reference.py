@@ -28,6 +28,7 @@ from archive_pipeline.pcdc.bitstream import MODEL_BYTES, Header
 from archive_pipeline.pcdc.codec import Codec, Symbols
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, LEVEL_OFFSETS, SCALE_COUNT
 from archive_pipeline.pcdc.model import CONFIG, FORMATS, WEIGHTS, Model
+from archive_pipeline.pcdc.policy import Policy, PolicyConfig
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 GOLDEN = Path(__file__).resolve().parent
@@ -54,6 +55,18 @@ def tiny_codec(dtype: torch.dtype = torch.float32) -> Codec:
     model = Model(tiny_files())
     model.networks.to(dtype)
     return Codec(model)
+
+
+@cache
+def tiny_policy() -> Policy:
+    """A policy for the test model, of random weights, that prefers various levels."""
+    latents = tiny_codec().model.networks.config.latents
+    torch.manual_seed(5)
+    policy = Policy(PolicyConfig(latents, 8, 16, rate=(3.0, -0.03), slope=(-12.0, 0.1)))
+    with torch.no_grad():
+        policy.worth_of.weight *= 20
+        policy.worth_of.bias[:] = torch.linspace(-2, 2, len(LEVEL_OFFSETS))
+    return policy.eval().requires_grad_(False)
 
 
 def write_model(folder: Path) -> Path:
