@@ -502,10 +502,9 @@ def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outco
 def _ingest_image(task: Task, tell: Tell) -> Outcome:
     """`ingest_image`, by stages."""
     with stage("start"):
-        from archive_pipeline.models import use_allocation, use_device
+        from archive_pipeline.models import allocation, use_device
 
         use_device(task.options.device)
-        use_allocation(task.allocation, task.policy, task.options.adapt)
     archive = Archive.reopen(task.archive, writable=True)
     archive.ensure_model(task.model)
     if task.policy:
@@ -525,7 +524,8 @@ def _ingest_image(task: Task, tell: Tell) -> Outcome:
             with _fetched(task) as (path, version):
                 with stage("read"):
                     source = read_source(path, task.id, task.options.ground_elevation)
-                entry = _write(archive, task, source, version, tell)
+                with allocation(task.allocation, task.policy, task.options.adapt):
+                    entry = _write(archive, task, source, version, tell)
     except SourceError as error:
         return _failed(task, error.reason)
     except expected as error:

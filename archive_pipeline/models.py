@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -57,15 +58,22 @@ def use_device(device: str, steps: int = 0, seed: int = 0) -> None:
     _device, _decoder = device, (steps, seed)
 
 
-def use_allocation(rule: str, policy: str = "", adapt: int = 0) -> None:
-    """Spread the bits of what is encoded from now on by one of `ALLOCATIONS`.
+@contextmanager
+def allocation(rule: str, policy: str = "", adapt: int = 0) -> Iterator[None]:
+    """Spread the bits of what this process encodes meanwhile by one of `ALLOCATIONS`.
+
+    Outside, arrays that are written through zarr alone are allocated uniformly.
 
     Args:
         policy: SHA-256 of a registered policy, where the rule is "policy".
         adapt: updates that the policy is given on every image.
     """
     global _allocation
-    _allocation = (rule, policy, adapt)
+    before, _allocation = _allocation, (rule, policy, adapt)
+    try:
+        yield
+    finally:
+        _allocation = before
 
 
 def decoder() -> tuple[int, int]:
@@ -187,7 +195,7 @@ def codec_for(sha256: str) -> Codec:
 
 
 def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[bytes]:
-    """Encode an image's tiles as `Codec.encode` does, its bits spread as `use_allocation` says.
+    """Encode an image's tiles as `Codec.encode` does, its bits spread as `allocation` says.
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more.
