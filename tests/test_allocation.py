@@ -126,6 +126,7 @@ def test_priced_plans_never_overspend(seed: int, wealth: float) -> None:
         lambda t, step: BlockCosts(bits(t, step), bits(t, step)),
         lambda levels: 2.3 * levels.size,
         lambda t, step, costs: rng.normal(0, 50, costs.bits.shape),
+        ref.one_by_one,
     )
     budget = wealth * 300
     try:

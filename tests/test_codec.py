@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from threading import get_ident
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from archive_pipeline.models import DEFAULT_MODEL, load_named, read_policy
 from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.allocation import Allocator, BlockCosts, BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MODEL_BYTES, Header, UnknownModel
 from archive_pipeline.pcdc.codec import (
     Codec,
     Symbols,
+    least_error,
     levels_from_residuals,
     residuals_from_levels,
 )
@@ -32,7 +35,10 @@ from archive_pipeline.pcdc.constants import (
     MIN_IMAGE_STEP,
 )
 from archive_pipeline.pcdc.entropy import CorruptStream
+from archive_pipeline.pcdc.parallel import each
+from archive_pipeline.pcdc.policy import load_policy
 
+CPU = torch.device("cpu")
 Tiles = list[NDArray[np.uint8]]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 
@@ -284,7 +290,7 @@ def test_allocator_never_overspends(data: st.DataObject) -> None:
         errors = [4.0 ** (offset / 8) * scale[t] for offset in LEVEL_OFFSETS]
         return BlockCosts(np.stack(rows), np.stack(errors))
 
-    allocator = Allocator(grids, tile_bytes, block_costs, lambda levels: 0.0)
+    allocator = Allocator(grids, tile_bytes, block_costs, lambda levels: 0.0, None, ref.one_by_one)
     least = sum(tile_bytes(t, MAX_IMAGE_STEP, 1) for t in range(count))
     allowed = least * float(rng.uniform(0.8, 30))
     if allowed < least:
@@ -326,6 +332,46 @@ def test_a_tile_decodes_alike_alone_and_in_company(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("rule", ["policy", "greedy", "uniform"])
+def test_bytes_and_pixels_do_not_depend_on_threads(rule: str) -> None:
+    """With the released networks, whose sums two threads would add up in another order."""
+    model = load_named(DEFAULT_MODEL)
+    codec = Codec(model)
+    policy = read_policy(DEFAULT_MODEL, model.networks.config.latents)
+    assert policy is not None
+    worth = {
+        "policy": load_policy(policy, model.networks.config.latents).block_worth,
+        "greedy": least_error,
+        "uniform": None,
+    }[rule]
+    image = [ref.texture(320, 288, 1), ref.noise(160, 320), ref.texture(272, 320, 4)]
+    found = []
+    for threads in (1, 2, 3):
+        with ref.threads(threads):
+            streams = codec.encode(image, budget(image, 0.5), worth)
+            found.append((streams, codec.decode(streams, 320, 320, steps=threads > 1)))
+    assert found[0][0] == found[1][0] == found[2][0]
+    for a, b in zip(found[1][1], found[2][1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_tiles_are_run_by_one_thread_each() -> None:
+    with ref.threads(2):
+        seen = each(lambda k: (k, torch.get_num_threads(), get_ident()), range(8), CPU)
+        assert torch.get_num_threads() == 2
+    assert [k for k, _, _ in seen] == list(range(8))
+    assert {threads for _, threads, _ in seen} == {1}
+    assert 1 <= len({ident for _, _, ident in seen}) <= 2
+
+
+def test_an_error_in_a_tile_is_raised_and_nothing_else_lost() -> None:
+    with ref.threads(2):
+        with pytest.raises(ZeroDivisionError):
+            each(lambda k: 1 / k, [1, 0, 2], CPU)
+        assert torch.get_num_threads() == 2
+        assert each(lambda k: 1 / k, [2], CPU) == [0.5]
+
+
 def test_decoding_is_repeatable(streams: list[bytes]) -> None:
     codec = ref.tiny_codec()
     for a, b in zip(*(codec.decode(streams, 128, 128) for _ in range(2)), strict=True):
@@ -359,7 +405,7 @@ def test_any_symbols_and_levels_decode(step: int) -> None:
             stream = ref.write_stream(codec.model, symbols, seed, lanes)
             [decoded] = symbols_of(codec, [stream])
             assert ref.same(decoded, symbols)
-        assert codec.synthesise(decoded).shape == (h, w, 3)
+        assert codec.synthesise([decoded])[0].shape == (h, w, 3)
 
 
 # ------------------------------------------------------------------------- damage

@@ -134,7 +134,7 @@ def decode_stream(data: bytes) -> None:
     assert isinstance(symbols, Symbols)
     assert symbols.height <= SIDE
     assert symbols.width <= SIDE
-    pixels = codec.synthesise(symbols)
+    [pixels] = codec.synthesise([symbols])
     assert pixels.shape == (symbols.height, symbols.width, 3)
 
 

@@ -6,9 +6,9 @@
 Writes RUN/training.png and RUN/training.svg for each run, over minutes:
     log.csv         loss and the gradient's norm before clipping: each row one batch, and
                     running medians
-    validation.csv  of the transform bits a pixel and PSNR, of the denoiser LPIPS and PSNR, of
-                    held-out crops, and their change since the first checkpoint: a colour for
-                    each image step g, a line style for each number of denoising steps
+    validation.csv  of the transform bits a pixel, PSNR, 1 - SSIM and LPIPS, of the denoiser LPIPS
+                    and PSNR, of held-out crops, and their change since the first checkpoint: a
+                    colour for each image step g, a line style for each number of denoising steps
 
 What a session logged after the checkpoint that a later one resumed from is left out.
 """
@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 SMOOTH = 9  # rows of a running median
 STYLES = {0: ":", 1: "-", 2: "--", 4: "-.", 8: (0, (1, 4))}  # by denoising steps
-MEASURES = {"bpp": "bits a pixel", "lpips": "LPIPS (lower is better)"}
+LPIPS, PSNR = "LPIPS (lower is better)", "PSNR (dB)"
+# by the fifth column of log.csv: what validation.csv has behind steps
+MEASURES = {"bpp": ("bits a pixel", PSNR, "1 - SSIM", LPIPS), "lpips": (LPIPS, PSNR)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Logs:
     Attributes:
         measure: "bpp" (transform) or "lpips" (denoiser).
         log: columns of log.csv by name.
-        validation: rows of minutes, g, denoising steps (1 for the transform), measure, PSNR.
+        validation: rows of minutes, g, denoising steps (1 for the transform) and `MEASURES`.
     """
 
     measure: str
@@ -61,8 +63,9 @@ class Logs:
                 validation = superseded_dropped(np.array(list(csv.reader(file)), np.float64))
             if measure == "bpp":
                 validation = np.insert(validation, 3, 1, axis=1)
-            _, minutes, g, steps, value, psnr = validation.T
-            return cls(measure, log, np.stack([minutes, g, steps, value, psnr], 1))
+            if validation.shape[1] != 4 + len(MEASURES[measure]):
+                raise ValueError("validation.csv has other columns")
+            return cls(measure, log, validation[:, 1:])
         except OSError as error:
             raise click.ClickException(f"{error.filename}: {error.strerror}") from error
         except (ValueError, IndexError) as error:
@@ -91,18 +94,28 @@ def draw(logs: Logs, title: str, path: Path) -> None:
 
     style = {"font.size": 9, "svg.hashsalt": "training", "axes.grid": True, "grid.alpha": 0.3}
     with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(3, 2, figsize=(9, 9), sharex=True, layout="constrained")
-        for panel, name in zip(axes[0], ("loss", "grad"), strict=True):
+        labels = MEASURES[logs.measure]
+        columns = len(labels)
+        figure, axes = pyplot.subplots(
+            3, columns, figsize=(4.5 * columns, 9), sharex=True, layout="constrained"
+        )
+        for panel in axes[0, 2:]:
+            panel.set_visible(False)
+        for panel, name in zip(axes[0, :2], ("loss", "grad"), strict=True):
             _draw_log(panel, logs.log["minutes"], logs.log[name])
             panel.set_ylabel({"loss": "loss", "grad": "gradient norm"}[name])
-        for column, label in enumerate((MEASURES[logs.measure], "PSNR (dB)")):
+        for column, label in enumerate(labels):
             _draw_validation(axes[1, column], logs.validation, 3 + column, change=False)
             _draw_validation(axes[2, column], logs.validation, 3 + column, change=True)
             axes[1, column].set_ylabel(f"held out: {label}")
             axes[2, column].set_ylabel("change since the first checkpoint")
             axes[2, column].set_xlabel("minutes")
-        handles, labels = axes[1, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+        figure.legend(
+            *axes[1, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=5,
+            fontsize=8,
+        )
         figure.suptitle(title)
         figure.savefig(path.with_suffix(".png"), dpi=140)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -115,7 +128,7 @@ def _draw_log(panel: Any, minutes: Floats, values: Floats) -> None:
 
 
 def _draw_validation(panel: Any, rows: Floats, column: int, *, change: bool) -> None:
-    """A line for each image step and number of denoising steps, of column 3 or 4 over minutes."""
+    """A line for each image step and number of denoising steps, of a column over minutes."""
     from matplotlib import colormaps
 
     image_steps, counts = np.unique(rows[:, 1]), np.unique(rows[:, 2])

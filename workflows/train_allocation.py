@@ -73,7 +73,7 @@ def look_up(crop: NDArray[np.uint8], codec: Codec, image_step: int) -> dict[str,
     terms = []
     for level in range(1, LEVELS + 1):
         levels = np.full(costs.bits.shape[1:], level, np.uint8)
-        pixels = codec.synthesise(job.reconstruct(0, TilePlan(image_step, levels)))
+        [pixels] = codec.synthesise([job.reconstruct(0, TilePlan(image_step, levels))])
         terms.append(judge.terms(to_signal(pixels)))
     return {
         "pixels": torch.from_numpy(crop),
@@ -140,7 +140,7 @@ class Environment:
         for k, levels in zip(chosen.tolist(), rollout.levels, strict=True):
             crop = self.table["pixels"][k].numpy()
             plan = TilePlan(int(self.table["step"][k]), (levels + 1).numpy().astype(np.uint8))
-            pixels = codec.synthesise(Encoding(codec, [crop]).reconstruct(0, plan))
+            [pixels] = codec.synthesise([Encoding(codec, [crop]).reconstruct(0, plan)])
             loss = Judge(to_signal(crop)).loss(to_signal(pixels))
             gains.append((self.table["loss"][k, BASE] - loss) / self.worth[k])
         return torch.stack(gains)

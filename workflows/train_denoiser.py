@@ -21,8 +21,7 @@ from pathlib import Path
 import click
 import torch
 from checkpoints import read_checkpoint
-from torch import Tensor, nn
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torch import Tensor
 from training import Run, Settings, common_options
 from training_samples import Crops, random_offsets, random_steps
 from transform_loss import border_weights, quantise
@@ -31,16 +30,11 @@ from archive_pipeline.models import load_named
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
 from archive_pipeline.pcdc.model import Model, ModelError, transform_digest
 from archive_pipeline.pcdc.transforms import TransformCodec
+from archive_pipeline.pcdc.utility import lpips
 
 SQUARED_ERROR_WEIGHT = 0.003  # beside LPIPS; HiFiC (Mentzer et al. 2020) has 0.0023
 HELD_OUT = 8  # crops
 VALIDATION_STEPS = (24, 32, 40, 48)
-
-
-def lpips(device: str) -> nn.Module:
-    """LPIPS with SqueezeNet features: (N, 3, H, W) pairs in -1..1 to distances a sample."""
-    metric = LearnedPerceptualImagePatchSimilarity(net_type="squeeze").to(device)
-    return metric.net.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -57,7 +51,6 @@ def decode(
 def validate(
     denoiser: Denoiser,
     codec: TransformCodec,
-    distance: nn.Module,
     crops: Tensor,
     counts: tuple[int, ...],
 ) -> list[tuple[int, int, float, float]]:
@@ -75,7 +68,7 @@ def validate(
                 out = sample(denoiser, y_hat, exponent, x_bar, steps, i) if steps else x_bar
                 out = out.clamp(-1, 1)
                 mse = float((out - x).mul(127.5).square().mean())
-                found.append((float(distance(out, x)), 10 * math.log10(255**2 / mse)))
+                found.append((lpips(out, x).item(), 10 * math.log10(255**2 / mse)))
         for steps, found in results.items():
             mean = torch.tensor(found).mean(0)
             rows.append((g, steps, float(mean[0]), float(mean[1])))
@@ -154,12 +147,12 @@ def main(settings: Settings, name: str) -> None:
     generator = torch.Generator().manual_seed(settings.seed + run.step)
     held_out = source.validation(HELD_OUT)
     weight = border_weights(size).to(device)
-    distance, process = lpips(device), scheduler()
+    process = scheduler()
     predict = settings.compiled(denoiser)
 
     def save(counts: tuple[int, ...] = (0, 1)) -> None:
         run.save()
-        rows = validate(average, codec, distance, held_out, counts)
+        rows = validate(average, codec, held_out, counts)
         run.report(
             [(g, n, f"{d:.4f}", f"{p:.3f}") for g, n, d, p in rows],
             " ".join(f"g{g}/{n}: {d:.3f}/{p:.2f}" for g, n, d, p in rows if n < 2),
@@ -180,11 +173,11 @@ def main(settings: Settings, name: str) -> None:
         with settings.autocast():
             x_0 = predict(x_t, timestep, y_hat, exponent, x_bar).float()
         error = (x_0 - x).mul(127.5).square()
-        perceptual = distance(x_0.clamp(-1, 1), x).mean()
+        perceptual = lpips(x_0.clamp(-1, 1), x).mean()
         loss = perceptual + SQUARED_ERROR_WEIGHT * (error * weight).mean()
         run.update(loss)
         if run.log_due:
-            run.log(float(loss), float(perceptual), float(error.mean()))
+            run.log(loss.item(), perceptual.item(), error.mean().item())
         if run.save_due:
             save()
     save((0, 1, 2, 4, 8))

@@ -4,9 +4,12 @@
     python workflows/train_transform.py crops.npy --run runs/transform --minutes 120
 
 Every crop draws an image step g and, half the time, random per-block levels, so one model serves
-all rates. The loss is bits + lambda(step) * squared error with lambda = 8.66 / step^2, the slope
-of a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block coded with a
-finer step also weighs its error more, as the allocation means it to.
+all rates. The loss is bits + lambda(step) * error with lambda = 8.66 / step^2, the slope of
+squared error at a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block
+coded with a finer step also weighs its error more, as the allocation means it to. The error is
+the allocation's utility (paper, equation 5): squared error, 1 - SSIM (at three scales) and LPIPS.
+
+LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found under $TORCH_HOME.
 
 The learning rate follows a cosine over --minutes of training time; --resume continues a run from
 its checkpoint, also with another --minutes; --start goes on from released weights with a new
@@ -24,32 +27,39 @@ from checkpoints import read_checkpoint
 from torch import Tensor
 from training import Run, Settings, common_options
 from training_samples import Crops, random_offsets, random_steps
-from transform_loss import border_weights, rate_distortion
+from transform_loss import border_weights, perceptual_error, rate_distortion, structural_error
 from transform_start import klt_start, load_released
 
 from archive_pipeline.pcdc.model import Model, ModelError
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, step_size
+from archive_pipeline.pcdc.utility import lpips
 
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
 HELD_OUT = 32  # crops
 
 
 @torch.no_grad()
-def validate(codec: TransformCodec, crops: Tensor, device: str) -> list[tuple[int, float, float]]:
-    """Mean (image step, bpp, PSNR) of `crops` at `VALIDATION_STEPS`."""
+def validate(
+    codec: TransformCodec, crops: Tensor, device: str
+) -> list[tuple[int, float, float, float, float]]:
+    """Mean (image step, bpp, PSNR, 1 - SSIM, LPIPS) of `crops` at `VALIDATION_STEPS`."""
     codec.eval()
     rows = []
     for g in VALIDATION_STEPS:
-        bpp, mse = [], []
+        bpp, mse, structure, perceived = [], [], [], []
         for part in crops.split(8):
             x = part.to(device).float() / 127.5 - 1
             step = torch.full((len(x),), g, device=device)
             zero = torch.zeros(len(x), 1, x.shape[2] // 16, x.shape[3] // 16, device=device)
             bits, x_bar, _ = rate_distortion(codec, x, step, zero.long(), noise=False)
             bpp.append(bits / x[0, 0].numel())
-            mse.append((x_bar.clamp(-1, 1) - x).mul(127.5).square().mean((1, 2, 3)))
-        psnr = 10 * torch.log10(255**2 / torch.cat(mse)).mean()
-        rows.append((g, float(torch.cat(bpp).mean()), float(psnr)))
+            x_bar = x_bar.clamp(-1, 1)
+            mse.append((x_bar - x).mul(127.5).square().mean((1, 2, 3)))
+            structure.append(structural_error(x_bar, x))
+            perceived.append(lpips(x_bar, x))
+        psnr = 10 * torch.log10(255**2 / torch.cat(mse))
+        columns = (torch.cat(bpp), psnr, torch.cat(structure), torch.cat(perceived))
+        rows.append((g, *(float(column.mean()) for column in columns)))
     codec.train()
     return rows
 
@@ -97,8 +107,8 @@ def main(settings: Settings) -> None:
         run.save()
         rows = validate(average, held_out, device)
         run.report(
-            [(g, f"{bpp:.4f}", f"{psnr:.3f}") for g, bpp, psnr in rows],
-            " ".join(f"{bpp:.3f}/{psnr:.2f}" for _, bpp, psnr in rows),
+            [(g, f"{b:.4f}", f"{p:.3f}", f"{s:.4f}", f"{d:.4f}") for g, b, p, s, d in rows],
+            " ".join(f"{b:.3f}/{p:.2f}/{s:.3f}/{d:.3f}" for _, b, p, s, d in rows),
         )
 
     run.begin()
@@ -110,13 +120,15 @@ def main(settings: Settings) -> None:
             bits, x_bar, steps = forward(codec, x, image_step, offsets, noise=True)
         error = (x_bar.float() - x).mul(127.5).square()
         pixel_step = steps.repeat_interleave(16, -2).repeat_interleave(16, -1)
-        distortion = (error * weight * 8.66 / pixel_step.square()).sum((1, 2, 3))
+        slope = 8.66 / pixel_step.square()
+        perceptual = perceptual_error(x_bar.float(), x) * slope.mean((1, 2, 3))
+        distortion = (error * weight * slope).sum((1, 2, 3)) + 3 * size**2 * perceptual
         # coarse steps cost few bits: weigh them up so that low rates are learned as well
         emphasis = (step_size(image_step) / 32) ** 1.2
         loss = ((bits + distortion) * emphasis).mean() / size**2
         run.update(loss)
         if run.log_due:
-            run.log(float(loss), float(bits.mean()) / size**2, float(error.mean()))
+            run.log(loss.item(), bits.mean().item() / size**2, error.mean().item())
         if run.save_due:
             save()
     save()

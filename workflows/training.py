@@ -24,6 +24,8 @@ from checkpoints import write_checkpoint
 from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 
+from archive_pipeline.pcdc.utility import UtilityError, require_lpips
+
 WARM_UP = 200  # steps
 LOWEST_RATE = 0.02  # of the highest learning rate
 LONGEST_AVERAGE = 0.9995  # decay a step
@@ -57,15 +59,20 @@ class Settings:
         return torch.device(self.device).type == "cuda"
 
     def prepare(self) -> None:
-        """Make the run's folder, seed torch.
+        """Make the run's folder, seed torch, load what both stages judge by.
 
         Raises:
-            click.ClickException: there is no run to resume, or one that would be overwritten.
+            click.ClickException: there is no run to resume, or one that would be overwritten, or
+                LPIPS cannot be had.
         """
         if self.resume and not self.checkpoint.is_file():
             raise click.ClickException(f"{self.checkpoint}: no such file to resume from")
         if not self.resume and self.checkpoint.exists():
             raise click.ClickException(f"{self.folder} holds a run: --resume it, or name another")
+        try:
+            require_lpips()
+        except UtilityError as error:
+            raise click.ClickException(str(error)) from error
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.threads:
             torch.set_num_threads(self.threads)

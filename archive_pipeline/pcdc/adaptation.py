@@ -51,25 +51,26 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
     adapted = copy.deepcopy(policy).train().requires_grad_(True)
     config = policy.config
     chosen = _sample(job)
-    costs = [job.block_costs(t, image_step) for t in chosen]
+    costs = job.each(lambda t: job.block_costs(t, image_step), chosen)
     state = torch.stack(
-        [
-            block_state(job.tiles[t], job.latents_of(t), c, image_step)
-            for t, c in zip(chosen, costs, strict=True)
-        ]
+        job.each(
+            lambda k: block_state(
+                job.tiles[chosen[k]], job.latents_of(chosen[k]), costs[k], image_step
+            ),
+            range(len(chosen)),
+        )
     )
     bits = torch.from_numpy(np.stack([c.bits for c in costs])).float()
     bits /= config.usual_bits(image_step)
     scale = config.usual_slope(image_step) * config.usual_bits(image_step)
-    judges = [Judge(to_signal(job.tiles[t])) for t in chosen]
+    judges = job.each(lambda t: Judge(to_signal(job.tiles[t])), chosen)
 
     def losses(levels: NDArray[np.uint8]) -> torch.Tensor:
         """-U around the blocks of all chosen tiles."""
-        found = []
-        for t, judge, part in zip(chosen, judges, levels, strict=True):
-            pixels = job.codec.synthesise(job.reconstruct(t, TilePlan(image_step, part)))
-            found.append(judge.loss(to_signal(pixels)))
-        return torch.stack(found)
+        plans = [(t, TilePlan(image_step, part)) for t, part in zip(chosen, levels, strict=True)]
+        pixels = job.codec.synthesise(job.each(lambda plan: job.reconstruct(*plan), plans))
+        judged = list(zip(judges, pixels, strict=True))
+        return torch.stack(job.each(lambda pair: pair[0].loss(to_signal(pair[1])), judged))
 
     base = losses(np.full((len(chosen), *bits.shape[2:]), BASE_LEVEL, np.uint8))
     generator = torch.Generator().manual_seed(0)
@@ -77,10 +78,13 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
     prices = torch.full((len(chosen),), price)
     unlimited = bits.amax(1).sum((1, 2))  # the budget is the image's; its price stands for it
     for _ in range(updates):
-        rollout = roll_out(adapted, state, bits, prices, unlimited, generator)
+        # by one thread each, so that the result does not depend on their number either
+        [rollout] = job.each(
+            lambda s: roll_out(adapted, s, bits, prices, unlimited, generator), [state]
+        )
         gained = (base - losses((rollout.levels + 1).numpy().astype(np.uint8))) / scale
         rollout.returns = block_returns(rollout, gained)
-        optimiser.update(rollout, generator)
+        job.each(lambda r: optimiser.update(r, generator), [rollout])
     return adapted.eval().requires_grad_(False)
 
 

@@ -15,8 +15,10 @@ First comes the finest image step at which all tiles fit with every block at the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +80,7 @@ class Allocator:
         map_bits: bits that a tile's level map takes.
         worth: (K, B_h, B_w) worth of each level at (tile, image step, its costs), in units of
             bits at some price; None allocates uniformly.
+        each: results of a function for every tile; it may run them side by side.
     """
 
     def __init__(
@@ -86,13 +89,15 @@ class Allocator:
         tile_bytes: Callable[[int, int, int], float],
         block_costs: Callable[[int, int], BlockCosts],
         map_bits: Callable[[NDArray[np.uint8]], float],
-        worth: Callable[[int, int, BlockCosts], NDArray[np.float64]] | None = None,
+        worth: Callable[[int, int, BlockCosts], NDArray[np.float64]] | None,
+        each: Callable[[Callable[[int], Any], Iterable[int]], list[Any]],
     ) -> None:
         self.grids = grids
         self._tile_bytes = tile_bytes
         self._block_costs = block_costs
         self._map_bits = map_bits
         self._worth = worth
+        self._each = each
         self.price: float | None = None
         self._cache: dict[tuple[int, int, int], float] = {}
 
@@ -103,7 +108,12 @@ class Allocator:
         return self._cache[key]
 
     def _total(self, step: int, tiles: range, level: int = BASE_LEVEL) -> float:
-        return sum(self._bytes(t, step, level) for t in tiles)
+        return sum(self._all_bytes(step, tiles, level))
+
+    def _all_bytes(self, step: int, tiles: range, level: int) -> list[float]:
+        missing = [t for t in tiles if (t, step, level) not in self._cache]
+        self._each(lambda t: self._bytes(t, step, level), missing)
+        return [self._bytes(t, step, level) for t in tiles]
 
     def _finest(self, budget: float, tiles: range, low: int, high: int) -> int:
         """Smallest step in low..high at which `tiles` fit, supposing that `high` fits."""
@@ -166,7 +176,8 @@ class Allocator:
         by_step = level == BASE_LEVEL and step > MIN_IMAGE_STEP
         finer = (step - 1, level) if by_step else (step, min(level + 1, LEVELS))
         chosen = dict.fromkeys(tiles, (step, level))
-        extra = {t: self._bytes(t, *finer) - self._bytes(t, step, level) for t in tiles}
+        taken = self._all_bytes(finer[0], tiles, finer[1])
+        extra = {t: taken[t] - self._bytes(t, step, level) for t in tiles}
         # the error a grain removes grows with the coded bits, the price with the extra bytes
         for t in sorted(tiles, key=lambda t: (extra[t] / max(self._bytes(t, step, level), 1), t)):
             if finer != chosen[t] and extra[t] <= spare:
@@ -183,7 +194,7 @@ class Allocator:
 
     def _raise_blocks(self, tile: int, plan: TilePlan, level: int, spare: float) -> TilePlan:
         """Raise single blocks by one level while they and the level map's bits fit."""
-        costs = self._block_costs(tile, plan.image_step)
+        [costs] = self._each(lambda t: self._block_costs(t, plan.image_step), [tile])
         price = (costs.bits[level] - costs.bits[level - 1]).reshape(-1) / 8
         gain = (costs.error[level - 1] - costs.error[level]).reshape(-1)
         order = np.argsort(-gain / np.maximum(price, 1e-3), kind="stable")
@@ -201,13 +212,10 @@ class Allocator:
 
         None where not even level 1 everywhere leaves room for a level map, or all tiles are empty.
         """
-        assert self._worth is not None
         finest = max(MIN_IMAGE_STEP, step - MAX_FINER)
         tiles = [t for t, (rows, _) in enumerate(self.grids) if rows]
         while tiles:
-            costs = {t: self._block_costs(t, step) for t in tiles}
-            worth = [self._worth(t, step, costs[t]) for t in tiles]
-            bits = [costs[t].bits for t in tiles]
+            bits, worth = zip(*self._each(partial(self._valued, step), tiles), strict=True)
             choice = _Choice(self.grids, step, bits, worth, self._map_bits)
             # what is not in the blocks: headers, hyper-latents, coder states, empty tiles
             coded = choice.bits[BASE_LEVEL - 1].sum() / 8 * CODER_OVERHEAD
@@ -227,6 +235,12 @@ class Allocator:
             step -= 1
         return None
 
+    def _valued(self, step: int, tile: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bits and worth (K, B_h, B_w) of the levels of a tile's blocks."""
+        assert self._worth is not None
+        costs = self._block_costs(tile, step)
+        return costs.bits, self._worth(tile, step, costs)
+
 
 class _Choice:
     """Levels of all blocks of an image at one image step, flattened: worth and bits (K, n)."""
@@ -235,8 +249,8 @@ class _Choice:
         self,
         grids: list[tuple[int, int]],
         step: int,
-        costs: list[NDArray[np.float64]],
-        worth: list[NDArray[np.float64]],
+        costs: Iterable[NDArray[np.float64]],
+        worth: Iterable[NDArray[np.float64]],
         map_bits: Callable[[NDArray[np.uint8]], float],
     ) -> None:
         self.grids = grids

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -45,7 +46,11 @@ from archive_pipeline.pcdc.constants import (
 )
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.transforms import expand_blocks, pad_to, step_size
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SYMBOL_LIMIT = 1 << 15
 MAX_PASSES = 8  # of planning and coding; nearly always one or two
@@ -99,7 +104,7 @@ class _Quantised:
 
 
 class Codec:
-    """Codes tiles of one model. Not thread-safe on one device; make one a worker.
+    """Codes tiles of one model, several at once (see `parallel`).
 
     Tiles are uint8 (height, width, 3) RGB with sides of 0..4096 pixels.
     """
@@ -154,12 +159,15 @@ class Codec:
         """Encode tiles as planned."""
         streams: dict[int, bytes] = {}
         groups: dict[int, list[tuple[int, Header, list[tuple[NDArray, NDArray]], bytes]]] = {}
-        for t, plan in enumerate(plans):
-            height, width = job.tiles[t].shape[:2]
-            if not height or not width:
+        coded = job.each(
+            lambda t: job.symbols(t, plans[t]) if job.tiles[t].size else None, range(len(plans))
+        )
+        for t, (plan, symbols) in enumerate(zip(plans, coded, strict=True)):
+            if symbols is None:
                 streams[t] = Header(self.prefix, 0, 0).pack()
                 continue
-            phases, level_table, escapes = job.symbols(t, plan)
+            height, width = job.tiles[t].shape[:2]
+            phases, level_table, escapes = symbols
             lanes = entropy.lanes_log2(len(phases[1][0]) + len(phases[2][0]))
             header = Header(self.prefix, height, width, plan.image_step, lanes, level_table)
             groups.setdefault(lanes, []).append((t, header, phases, escapes))
@@ -238,15 +246,19 @@ class Codec:
             for h, (a, b) in zip(headers, shapes, strict=True)
         ]
         z_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in z_index])
-        q_index, z_scattered = [], []
-        for h, (a, b), index, coded, level in zip(
-            headers, shapes, z_index, z_coded, levels, strict=True
-        ):
+        z_scattered = []
+        for index, coded in zip(z_index, z_coded, strict=True):
             z = np.zeros(index.shape, np.int64)
             z[index >= FIRST_CODED_SCALE] = coded
             z_scattered.append(z)
-            # hyper-latents never escape, so scales can be had before the escapes are read
-            q_index.append(self._q_index(z, h.image_step, level)[:, :a, :b])
+        # hyper-latents never escape, so scales can be had before the escapes are read
+        q_index = each(
+            lambda t: self._q_index(z_scattered[t], headers[t].image_step, levels[t])[
+                :, : shapes[t][0], : shapes[t][1]
+            ],
+            range(len(members)),
+            self.model.device,
+        )
         q_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in q_index])
         used = decoder.finish()
 
@@ -262,19 +274,28 @@ class Codec:
             out.append(Symbols(h.height, h.width, h.image_step, level, z, q))
         return out
 
-    @torch.no_grad()
-    def synthesise(self, symbols: Symbols, steps: int = 0, seed: int = 0) -> NDArray[np.uint8]:
-        """Return the pixels of a tile, uint8 (height, width, 3).
+    def synthesise(
+        self, tiles: Sequence[Symbols], steps: int = 0, seeds: Sequence[int] | None = None
+    ) -> list[NDArray[np.uint8]]:
+        """Return the pixels of tiles, uint8 (height, width, 3).
 
-        Tiles are run one at a time: what a tile looks like does not depend on its company.
+        What a tile looks like depends neither on its company nor on the number of threads.
 
         Args:
             steps: 0 for the deterministic decoder, else denoising steps.
-            seed: of the tile's noise.
+            seeds: of the tiles' noise; zeros if left out.
 
         Raises:
             ModelError: steps are asked for and the model has no denoiser.
         """
+        if steps:
+            self.model.denoiser()  # loaded here, not by several threads
+        seeds = seeds or [0] * len(tiles)
+        work = list(zip(tiles, seeds, strict=True))
+        return each(lambda tile: self._synthesise(tile[0], steps, tile[1]), work, self.model.device)
+
+    @torch.no_grad()
+    def _synthesise(self, symbols: Symbols, steps: int, seed: int) -> NDArray[np.uint8]:
         if not symbols.height or not symbols.width:
             return np.zeros((symbols.height, symbols.width, 3), np.uint8)
         networks, device = self.model.networks, self.model.device
@@ -309,12 +330,12 @@ class Codec:
             UnknownModel: a stream was made by another model.
             ModelError: steps are asked for and the model has no denoiser.
         """
-        out = []
+        tiles = []
         for t, symbols in enumerate(self.decode_symbols(streams, max_height, max_width)):
             if isinstance(symbols, CorruptStream):
                 raise CorruptStream(f"tile {t} of {len(streams)}: {symbols}")
-            out.append(self.synthesise(symbols, steps, tile_seed(streams[t], seed)))
-        return out
+            tiles.append(symbols)
+        return self.synthesise(tiles, steps, [tile_seed(s, seed) for s in streams])
 
     # ------------------------------------------------- what both sides compute
 
@@ -371,7 +392,7 @@ class Encoding:
         self.codec = codec
         self.tiles = tiles
         self.worth = worth
-        self.latents = [self._analyse(tile) for tile in tiles]
+        self.latents = self.each(self._analyse, tiles)
         # the two image steps last looked at: the plan mostly takes one of them
         self._recent: list[dict[int, _Quantised]] = [{} for _ in tiles]
         grids = [
@@ -386,7 +407,12 @@ class Encoding:
             self.block_costs,
             codec.level_map_bits,
             self.block_worth if worth else None,
+            self.each,
         )
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`parallel.each` on the model's device."""
+        return each(function, items, self.codec.model.device)
 
     @torch.no_grad()
     def _analyse(self, tile: NDArray[np.uint8]) -> Tensor | None:

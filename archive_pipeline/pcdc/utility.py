@@ -12,6 +12,7 @@ output is judged, in training and for `--adapt`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -83,8 +84,30 @@ def _features(x: Tensor) -> list[Tensor]:
     return [F.normalize(f, dim=1, eps=1e-8) for f in network.net(network.scaling_layer(x))]
 
 
+def lpips(a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS (Zhang et al. 2018, SqueezeNet) of (N, 3, H, W) in -1..1, (N,); differentiable in both.
+
+    Raises:
+        UtilityError: its weights, or the packages it needs, cannot be had.
+    """
+    network = _lpips().to(a.device)
+    layers = zip(network.lins, _features(a), _features(b), strict=True)
+    return sum(line((x - y).square()).mean((1, 2, 3)) for line, x, y in layers)
+
+
 def _pool(values: Tensor, blocks: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(values, blocks)
+
+
+def similarity(a: Tensor, b: Tensor, window: Callable[[Tensor], Tensor]) -> Tensor:
+    """SSIM of a and b in 0..1 with the local means that `window` makes, of its result's shape."""
+    mean_a, mean_b = window(a), window(b)
+    var_a = window(a * a) - mean_a.square()
+    var_b = window(b * b) - mean_b.square()
+    covariance = window(a * b) - mean_a * mean_b
+    c1, c2 = SSIM_CONSTANTS
+    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return likeness / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
 
 
 def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
@@ -98,14 +121,7 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
         x = F.pad(x, (SSIM_RADIUS,) * 4, mode="reflect").view(n * c, 1, h + 10, w + 10)
         return F.conv2d(F.conv2d(x, line), line.transpose(2, 3)).view(n, c, h, w)
 
-    mean_a, mean_b = blur(a), blur(b)
-    var_a = blur(a * a) - mean_a.square()
-    var_b = blur(b * b) - mean_b.square()
-    covariance = blur(a * b) - mean_a * mean_b
-    c1, c2 = SSIM_CONSTANTS
-    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
-    return similarity.mean(1, keepdim=True)
+    return similarity(a, b, blur).mean(1, keepdim=True)
 
 
 class Judge:

@@ -116,7 +116,7 @@ def entry(codec: Codec, stream: bytes) -> dict[str, Any]:
         raise symbols
     out = ref.record(stream, symbols)
     if symbols.height * symbols.width <= 1200:
-        out["pixels"] = base64.b64encode(codec.synthesise(symbols).tobytes()).decode()
+        out["pixels"] = base64.b64encode(codec.synthesise([symbols])[0].tobytes()).decode()
     return out
 
 
