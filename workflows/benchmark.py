@@ -45,14 +45,13 @@ import metrics
 import numpy as np
 import torch
 from benchmark_crops import Crop, CropError, choose_crops
+from coding import Coder, split
 from metrics import METRICS
 from numpy.typing import NDArray
 from peers import PEERS, Peer, search
 
-from archive_pipeline.models import DEFAULT_MODEL, load_named
-from archive_pipeline.pcdc.codec import Codec
-from archive_pipeline.pcdc.model import ModelError
-from archive_pipeline.store import TILE
+from archive_pipeline.models import DEFAULT_MODEL
+from archive_pipeline.pcdc.allocation import ALLOCATIONS
 
 OURS = summary.OURS
 OUR_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.42, 0.6, 0.85, 1.2)  # bits a pixel
@@ -81,6 +80,7 @@ class Plan:
     """What a process needs to know to measure a crop."""
 
     model: str
+    allocation: str
     steps: int
     peers: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -119,7 +119,7 @@ class Bench:
     def __init__(self, plan: Plan) -> None:
         torch.set_num_threads(plan.threads)
         warnings.filterwarnings("ignore", module="torch(metrics|vision)?")
-        self.codec, self.steps = Codec(load_named(plan.model)), plan.steps
+        self.coder, self.plan = Coder(plan.model), plan
         self.peers = {name: PEERS[name] for name in plan.peers}
         for peer in self.peers.values():
             peer.library()  # imports it, so that the first file's time is that of coding
@@ -128,21 +128,12 @@ class Bench:
     def encode(self, pixels: Pixels, bpp: float) -> list[bytes]:
         """Encode with our codec into at most `bpp` bits a pixel."""
         height, width = pixels.shape[:2]
-        tiles = [
-            pixels[row : row + TILE, col : col + TILE]
-            for row in range(0, height, TILE)
-            for col in range(0, width, TILE)
-        ]
-        return self.codec.encode(tiles, int(bpp * height * width / 8))
+        budget = int(bpp * height * width / 8)
+        return self.coder.encode(split(pixels), budget, self.plan.allocation)
 
     def decode(self, streams: list[bytes], shape: tuple[int, ...]) -> Pixels:
         """Decode what `encode` made of pixels of this shape."""
-        pixels = np.empty(shape, np.uint8)
-        tiles = iter(self.codec.decode(streams, TILE, TILE, self.steps))
-        for row in range(0, shape[0], TILE):
-            for col in range(0, shape[1], TILE):
-                pixels[row : row + TILE, col : col + TILE] = next(tiles)
-        return pixels
+        return self.coder.decode(streams, (shape[0], shape[1]), self.plan.steps)
 
     def quality(self, original: Pixels, decoded: Pixels) -> dict[str, float]:
         """All metrics of decoded pixels."""
@@ -318,6 +309,11 @@ def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
     "--steps", type=click.IntRange(0, 100), default=0, show_default=True, help="Denoising steps."
 )
 @click.option(
+    "--allocation",
+    type=click.Choice(ALLOCATIONS),
+    help="Of our bits; the model's policy if it has one, else uniform.",
+)
+@click.option(
     "--codec", "codecs", type=click.Choice(list(PEERS)), multiple=True, help="Peers; all of them."
 )
 @click.option(
@@ -340,16 +336,18 @@ def main(
     sets: dict[str, Path],
     model: str,
     steps: int,
+    allocation: str | None,
     codecs: tuple[str, ...],
     count: int,
     size: int,
     seed: int,
     jobs: int,
 ) -> None:
+    coder = Coder(model)
+    sha256, allocation = coder.codec.model.sha256, allocation or coder.default
     try:
-        sha256 = load_named(model).sha256
         crops = [c for n, d in sets.items() for c in choose_crops(n, d, count, size, seed)]
-    except (ModelError, CropError) as error:
+    except CropError as error:
         raise click.ClickException(str(error)) from error
     versions, notes = {}, []
     for name in codecs or PEERS:
@@ -364,6 +362,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     settings = {
         "model": sha256,
+        "allocation": allocation,
         "steps": steps,
         "crops": [c.key for c in crops],
         "size": size,
@@ -373,9 +372,8 @@ def main(
         "metrics": list(measures),
     }
     points, failures = resume(out, settings)
-    plan = Plan(
-        model, steps, tuple(versions), tuple(measures), max(1, torch.get_num_threads() // jobs)
-    )
+    threads = max(1, torch.get_num_threads() // jobs)
+    plan = Plan(model, allocation, steps, tuple(versions), tuple(measures), threads)
     with workers(plan, jobs) as run:
         done = {tuple(r[k] for k in WHERE) for r in points + failures}
         left = [c for c in crops if c.key not in done]
@@ -390,7 +388,9 @@ def main(
             click.echo(f"{n}/{len(crops)} {crop}: {len(measured.points)} points{failed}", err=True)
         comparisons = summary.compare_all(points, list(versions), list(measures), seed)
         summary.write_ratios(out / "ratios.csv", comparisons)
-        options = f"--steps {steps} --crops {count} --size {size} --seed {seed}"
+        options = (
+            f"--allocation {allocation} --steps {steps} --crops {count} --size {size} --seed {seed}"
+        )
         text = summary.markdown(
             summary.Run(Path(model).name, sha256, options, versions, notes),
             points,

@@ -29,15 +29,16 @@ import metrics
 import numpy as np
 from benchmark import parse_sets, read_rows, write_rows
 from benchmark_crops import Crop, choose_crops
+from coding import Coder, Pixels, join, split
 from metrics import METRICS
-from numpy.typing import NDArray
 from PIL import Image
 from rate_distortion import Curve, compare, rate_ratio
 
-from archive_pipeline.models import DEFAULT_MODEL, load_named, read_policy
+from archive_pipeline.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.adaptation import encode_adapted, to_signal
-from archive_pipeline.pcdc.codec import Codec, Symbols, least_error
-from archive_pipeline.pcdc.policy import Policy, load_policy, residual_statistics
+from archive_pipeline.pcdc.allocation import ALLOCATIONS
+from archive_pipeline.pcdc.codec import Symbols
+from archive_pipeline.pcdc.policy import Policy, residual_statistics
 from archive_pipeline.pcdc.utility import Judge
 from archive_pipeline.store import TILE
 
@@ -45,42 +46,23 @@ RATES = (0.06, 0.1, 0.15, 0.25, 0.4, 0.7)  # bits a pixel
 RANGE = (0.06, 0.7)
 JUDGED = ("lpips", "ssimulacra2", "ms_ssim", "psnr")
 FIELDS = ["set", "scale", "crop", "codec", "rate", "bytes", "bpp", "used", "map_bpp", "encode_s"]
-RULES = ("policy", "greedy", "uniform")
 LEVEL_COLOURS = ((49, 54, 149), (116, 173, 209), (255, 255, 191), (253, 174, 97), (165, 0, 38))
-
-Pixels = NDArray[np.uint8]
-
-
-def split(pixels: Pixels) -> list[Pixels]:
-    """The tiles of an image, as the archive cuts them."""
-    rows, columns = range(0, pixels.shape[0], TILE), range(0, pixels.shape[1], TILE)
-    return [np.ascontiguousarray(pixels[r : r + TILE, c : c + TILE]) for r in rows for c in columns]
-
-
-def join(tiles: list[NDArray], shape: tuple[int, int], side: int) -> NDArray:
-    """Put tiles of so many samples a side together."""
-    out = np.empty((*shape, *tiles[0].shape[2:]), tiles[0].dtype)
-    left = iter(tiles)
-    for r in range(0, shape[0], side):
-        for c in range(0, shape[1], side):
-            out[r : r + side, c : c + side] = next(left)
-    return out
 
 
 class Bench:
     """A codec, its policy and the measures."""
 
-    def __init__(self, codec: Codec, policy: Policy, adapt: int, steps: int) -> None:
-        self.codec, self.policy, self.adapt, self.steps = codec, policy, adapt, steps
-        self.rules = (*RULES, "adapted") if adapt else RULES
+    def __init__(self, coder: Coder, policy: Policy, adapt: int, steps: int) -> None:
+        self.coder, self.codec, self.policy = coder, coder.codec, policy
+        self.adapt, self.steps = adapt, steps
+        self.rules = (*ALLOCATIONS, "adapted") if adapt else ALLOCATIONS
         self.measures, self.missing = metrics.load(JUDGED)
 
     def encode(self, rule: str, tiles: list[Pixels], budget: int) -> list[bytes]:
         """Encode by a rule."""
         if rule == "adapted":
             return encode_adapted(self.codec, tiles, budget, self.policy, self.adapt)
-        worth = {"policy": self.policy.block_worth, "greedy": least_error}.get(rule)
-        return self.codec.encode(tiles, budget, worth)
+        return self.coder.encode(tiles, budget, rule)
 
     def measure(self, crop: Crop, rule: str, rate: float) -> dict[str, Any]:
         """A row of points.csv."""
@@ -91,7 +73,7 @@ class Bench:
         streams = self.encode(rule, tiles, budget)
         seconds = time.process_time() - started
         size = sum(map(len, streams))
-        decoded = join(self.codec.decode(streams, TILE, TILE, self.steps), pixels.shape[:2], TILE)
+        decoded = self.coder.decode(streams, pixels.shape[:2], self.steps)
         row = dict(zip(("set", "scale", "crop"), crop.key, strict=True))
         row |= {"codec": rule, "rate": rate, "bytes": size, "bpp": 8 * size / area}
         row |= {"used": size / budget, "map_bpp": self.map_bits(streams) / area}
@@ -121,7 +103,7 @@ class Bench:
         levels = join([s.levels for s in self.symbols(streams)], shape, side)
         residual = residual_statistics(pixels)[0]
         residual = np.clip(residual / max(residual.max(), 1e-6) * 255, 0, 255).astype(np.uint8)
-        decoded = join(self.codec.decode(streams, TILE, TILE, self.steps), pixels.shape[:2], TILE)
+        decoded = self.coder.decode(streams, pixels.shape[:2], self.steps)
         panels = [
             pixels,
             *(
@@ -196,12 +178,10 @@ def main(
     rates: tuple[float, ...],
     seed: int,
 ) -> None:
-    codec = Codec(load_named(model))
-    latents = codec.model.networks.config.latents
-    data = policy_file.read_bytes() if policy_file else read_policy(model, latents)
-    if data is None:
+    coder = Coder(model, policy_file)
+    if coder.policy is None:
         raise click.ClickException(f"{model} has no policy: name one with --policy")
-    bench = Bench(codec, load_policy(data, latents), adapt, steps)
+    bench = Bench(coder, coder.policy, adapt, steps)
     crops = [
         crop
         for name, folder in sets.items()
@@ -223,7 +203,8 @@ def main(
         click.echo(f"{crop.set} {crop.id}", err=True)
     lines = report(points, bench.rules, seed, list(bench.missing.values()))
     command = f"--crops {count} --size {size} --steps {steps} --adapt {adapt} --seed {seed}"
-    head = f"Model {codec.model.sha256[:12]}, `python workflows/benchmark_allocation.py {command}`."
+    command = f"python workflows/benchmark_allocation.py {command}"
+    head = f"Model {bench.codec.model.sha256[:12]}, `{command}`."
     text = "\n".join(["# Bit allocation", "", head, *lines]) + "\n"
     (out / "summary.md").write_text(text)
     click.echo(text)

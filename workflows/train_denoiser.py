@@ -3,9 +3,10 @@
     python workflows/pack_crops.py crops.npy FLIGHTS...
     python workflows/train_denoiser.py crops.npy --model pcdc-drone-small --run runs/denoiser
 
-The loss is LPIPS (SqueezeNet) + k * squared error of 8-bit pixels of the predicted image. Half of
-the samples are what sampling starts from, noise added to the deterministic decoder's output; the
-others are noisy originals at any noise level, for the later steps of several.
+The loss is LPIPS (SqueezeNet) + 1 - SSIM (at three scales) + k * squared error of 8-bit pixels of
+the predicted image: structure keeps LPIPS from textures that only it likes. Half of the samples
+are what sampling starts from, noise added to the deterministic decoder's output; the others are
+noisy originals at any noise level, for the later steps of several.
 
 A denoiser belongs to one transform. When that was trained further, --start takes the weights of
 the denoiser before, with a new optimiser; --resume continues a run for the same transform.
@@ -24,7 +25,7 @@ from checkpoints import read_checkpoint
 from torch import Tensor
 from training import Run, Settings, common_options
 from training_samples import Crops, random_offsets, random_steps
-from transform_loss import border_weights, quantise
+from transform_loss import border_weights, quantise, structural_error
 
 from archive_pipeline.models import load_named
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
@@ -174,7 +175,8 @@ def main(settings: Settings, name: str) -> None:
             x_0 = predict(x_t, timestep, y_hat, exponent, x_bar).float()
         error = (x_0 - x).mul(127.5).square()
         perceptual = lpips(x_0.clamp(-1, 1), x).mean()
-        loss = perceptual + SQUARED_ERROR_WEIGHT * (error * weight).mean()
+        loss = perceptual + structural_error(x_0, x).mean()
+        loss = loss + SQUARED_ERROR_WEIGHT * (error * weight).mean()
         run.update(loss)
         if run.log_due:
             run.log(loss.item(), perceptual.item(), error.mean().item())

@@ -1,0 +1,64 @@
+"""How benchmarks code a picture with our codec: tiles as the archive cuts them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from archive_pipeline.models import load_named, read_policy
+from archive_pipeline.pcdc.codec import Codec, least_error
+from archive_pipeline.pcdc.model import ModelError
+from archive_pipeline.pcdc.policy import Policy, PolicyError, load_policy
+from archive_pipeline.store import TILE
+
+Pixels = NDArray[np.uint8]
+
+
+def split(pixels: Pixels) -> list[Pixels]:
+    """The tiles of an image."""
+    rows, columns = range(0, pixels.shape[0], TILE), range(0, pixels.shape[1], TILE)
+    return [np.ascontiguousarray(pixels[r : r + TILE, c : c + TILE]) for r in rows for c in columns]
+
+
+def join(tiles: list[NDArray], shape: tuple[int, int], side: int = TILE) -> NDArray:
+    """Put tiles of so many samples a side together."""
+    out = np.empty((*shape, *tiles[0].shape[2:]), tiles[0].dtype)
+    left = iter(tiles)
+    for r in range(0, shape[0], side):
+        for c in range(0, shape[1], side):
+            out[r : r + side, c : c + side] = next(left)
+    return out
+
+
+class Coder:
+    """A model, and the policy beside it or in a file.
+
+    Raises:
+        click.ClickException: either cannot be had.
+    """
+
+    def __init__(self, model: str, policy_file: Path | None = None) -> None:
+        try:
+            self.codec = Codec(load_named(model))
+            latents = self.codec.model.networks.config.latents
+            data = policy_file.read_bytes() if policy_file else read_policy(model, latents)
+            self.policy: Policy | None = None if data is None else load_policy(data, latents)
+        except (ModelError, PolicyError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+    @property
+    def default(self) -> str:
+        """How `archive ingest` allocates with this model."""
+        return "policy" if self.policy else "uniform"
+
+    def encode(self, tiles: list[Pixels], budget: int, allocation: str) -> list[bytes]:
+        """Encode into at most `budget` bytes; by "policy", "greedy" or "uniform"."""
+        worth = {"policy": self.policy and self.policy.block_worth, "greedy": least_error}
+        return self.codec.encode(tiles, budget, worth.get(allocation))
+
+    def decode(self, streams: list[bytes], shape: tuple[int, int], steps: int) -> Pixels:
+        """Decode what `encode` made of the tiles of an image of this height and width."""
+        return join(self.codec.decode(streams, TILE, TILE, steps), shape)
