@@ -81,7 +81,7 @@ class Plan:
 
     model: str
     allocation: str
-    steps: int
+    steps: tuple[int, ...]
     peers: tuple[str, ...]
     metrics: tuple[str, ...]
     threads: int
@@ -131,9 +131,11 @@ class Bench:
         budget = int(bpp * height * width / 8)
         return self.coder.encode(split(pixels), budget, self.plan.allocation)
 
-    def decode(self, streams: list[bytes], shape: tuple[int, ...]) -> Pixels:
-        """Decode what `encode` made of pixels of this shape."""
-        return self.coder.decode(streams, (shape[0], shape[1]), self.plan.steps)
+    def decoders(self, streams: list[bytes], shape: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+        """Names and functions of our decoders, of what `encode` made of pixels of this shape."""
+        for steps in self.plan.steps:
+            name = summary.ours(steps, self.plan.steps[0])
+            yield name, partial(self.coder.decode, streams, (shape[0], shape[1]), steps)
 
     def quality(self, original: Pixels, decoded: Pixels) -> dict[str, float]:
         """All metrics of decoded pixels."""
@@ -158,7 +160,8 @@ class Bench:
             with done.guard(OURS, bpp):
                 streams, seconds = timed(self.encode, pixels, bpp)
                 size = sum(map(len, streams))
-                judge(OURS, bpp, (size, size), seconds, partial(self.decode, streams, pixels.shape))
+                for name, decode in self.decoders(streams, pixels.shape):
+                    judge(name, bpp, (size, size), seconds, decode)
         for name, peer in self.peers.items():
             for setting, data, seconds in climb(name, peer, pixels, done):
                 with done.guard(name, setting):
@@ -172,11 +175,10 @@ class Bench:
         for bpp in SHEET_RATES:
             streams = self.encode(pixels, bpp)
             size = sum(map(len, streams))
-            decoded = self.decode(streams, pixels.shape)
-            panels = [
-                figures.Panel("Original", pixels, None, {}),
-                figures.Panel(figures.OUR_LABEL, decoded, size, self.quality(pixels, decoded)),
-            ]
+            panels = [figures.Panel(None, pixels, None, {})]
+            for name, decode in self.decoders(streams, pixels.shape):
+                decoded = decode()
+                panels.append(figures.Panel(name, decoded, size, self.quality(pixels, decoded)))
             for name in SHEET_PEERS:
                 peer = self.peers.get(name)
                 least = int(np.ceil(SHEET_SLACK * size))
@@ -184,7 +186,7 @@ class Bench:
                 if found:
                     decoded = peer.decode(found[1])
                     quality = self.quality(pixels, decoded)
-                    panels.append(figures.Panel(peer.label, decoded, peer.size(found[1]), quality))
+                    panels.append(figures.Panel(name, decoded, peer.size(found[1]), quality))
             title = f"{crop.set}, {crop.scale} size, {crop.id}: {bpp:g} bits a pixel"
             name = "-".join([*crop.key, f"{bpp:.2f}bpp.png"])
             done.append((name, figures.Sheet(title, panels)))
@@ -306,7 +308,12 @@ def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 @click.option("--set", "sets", multiple=True, required=True, callback=parse_sets, help="NAME=DIR.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or folder.")
 @click.option(
-    "--steps", type=click.IntRange(0, 100), default=0, show_default=True, help="Denoising steps."
+    "--steps",
+    type=click.IntRange(0, 100),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Denoising steps; others are compared with those given first.",
 )
 @click.option(
     "--allocation",
@@ -335,7 +342,7 @@ def main(
     out: Path,
     sets: dict[str, Path],
     model: str,
-    steps: int,
+    steps: tuple[int, ...],
     allocation: str | None,
     codecs: tuple[str, ...],
     count: int,
@@ -386,19 +393,20 @@ def main(
             failed = f", {len(measured.failures)} failed" if measured.failures else ""
             crop = " ".join(measured.crop.key)
             click.echo(f"{n}/{len(crops)} {crop}: {len(measured.points)} points{failed}", err=True)
-        comparisons = summary.compare_all(points, list(versions), list(measures), seed)
+        names = [*versions, *(summary.ours(n, steps[0]) for n in steps[1:])]
+        comparisons = summary.compare_all(points, names, list(measures), seed)
         summary.write_ratios(out / "ratios.csv", comparisons)
         options = (
             f"--allocation {allocation} --steps {steps} --crops {count} --size {size} --seed {seed}"
         )
         text = summary.markdown(
-            summary.Run(Path(model).name, sha256, options, versions, notes),
+            summary.Run(Path(model).name, sha256, options, steps, versions, notes),
             points,
             failures,
             comparisons,
         )
         (out / "summary.md").write_text(text)
-        figures.draw_curves(points, list(versions), list(measures), out / "curves")
+        figures.draw_curves(points, names, list(measures), out / "curves")
         click.echo(text)
         (out / "crops").mkdir(exist_ok=True)
         chosen = summary.first_of_each(crops, SHEET_CROPS)

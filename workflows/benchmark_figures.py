@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_summary import OURS, RANGE, curves_of, groups_of
+from benchmark_summary import OURS, RANGE, curves_of, groups_of, label
 from metrics import METRICS
 from numpy.typing import NDArray
-from peers import PEERS
 from PIL import Image, ImageDraw, ImageFont
 
-OUR_LABEL = "PCDC (ours)"
 # Okabe and Ito's palette, which colour-blind readers tell apart; line styles tell again
 STYLES: dict[str, tuple[str, Any]] = {
     OURS: ("#D55E00", "-"),
@@ -25,6 +23,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "jpeg2000": ("#56B4E9", "-"),
     "jpeg": ("#999999", "-"),
 }
+OTHER_STEPS = ("#D55E00", (0, (3, 1.5)))  # ours with another number of denoising steps
 RATES = np.geomspace(0.05, 1.2, 60)  # bits a pixel at which curves are averaged
 RATE_TICKS = (0.05, 0.1, 0.2, 0.4, 0.8)
 INK, MUTED, PAPER = "#1a1a1a", "#5f5f5f", "#ffffff"
@@ -82,7 +81,7 @@ def draw_curves(
                 for codec in codecs:
                     if (group, codec) in curves:
                         ours = codec == OURS
-                        color, dashes = STYLES[codec]
+                        color, dashes = STYLES.get(codec, OTHER_STEPS)
                         panel.plot(
                             RATES,
                             sign * curves[group, codec],
@@ -90,7 +89,7 @@ def draw_curves(
                             linestyle=dashes,
                             linewidth=2.6 if ours else 1.3,
                             zorder=4 if ours else 3,
-                            label=OUR_LABEL if ours else PEERS[codec].label,
+                            label=label(codec),
                         )
                 panel.set_xscale("log")
                 panel.set_xlim(RATES[0], RATES[-1])
@@ -122,9 +121,9 @@ def draw_curves(
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture and what is known of it; `size` in bytes, None for the original."""
+    """A picture and what is known of it; codec and `size` in bytes are None for the original."""
 
-    label: str
+    codec: str | None
     pixels: Pixels
     size: int | None
     quality: dict[str, float]
@@ -166,8 +165,9 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
     draw.text((MARGIN, MARGIN), sheet.title, INK, fonts[20])
     for n, panel in enumerate(sheet.panels):
         left, top = MARGIN + n * (width + GAP), MARGIN + title
-        ours = panel.label == OUR_LABEL
-        draw.text((left, top), panel.label, STYLES[OURS][0] if ours else INK, fonts[17])
+        name = label(panel.codec) if panel.codec else "Original"
+        ours = (panel.codec or "").startswith(OURS)
+        draw.text((left, top), name, STYLES[OURS][0] if ours else INK, fonts[17])
         for line, text in enumerate(caption(panel)):
             draw.text((left, top + 21 + 17 * line), text, MUTED, fonts[14])
         row, col = (shape[0] - height // zoom) // 2, (shape[1] - width // zoom) // 2

@@ -26,13 +26,32 @@ Row = dict[str, Any]
 Group = tuple[str, str]  # set, scale
 
 
+def ours(steps: int, first: int) -> str:
+    """Our codec's name in the points, by denoising steps; `OURS` at the first number asked for."""
+    return OURS if steps == first else f"{OURS}-{steps}"
+
+
+def label(codec: str) -> str:
+    """A codec's name for people."""
+    if codec == OURS:
+        return "PCDC (ours)"
+    if codec.startswith(f"{OURS}-"):
+        return f"PCDC, steps {codec.removeprefix(f'{OURS}-')}"
+    return PEERS[codec].label
+
+
 @dataclass(frozen=True)
 class Run:
-    """What the page says about how the points came to be."""
+    """What the page says about how the points came to be.
+
+    Attributes:
+        steps: numbers of denoising steps, of which the first is compared with all else.
+    """
 
     model: str
     sha256: str
     options: str
+    steps: tuple[int, ...]
     versions: dict[str, str]
     notes: list[str]
 
@@ -142,7 +161,7 @@ def headline(results: list[Result], group: Group) -> list[str]:
     metrics = list(dict.fromkeys(metric for _, metric in here))
     return table(
         ["bytes over ours at equal", *(METRICS[m].label for m in metrics)],
-        [[PEERS[p].label, *(cell(here[p, m]) for m in metrics)] for p in reversed(peers)],
+        [[label(p), *(cell(here[p, m]) for m in metrics)] for p in reversed(peers)],
     )
 
 
@@ -175,7 +194,11 @@ def markdown(run: Run, points: list[Row], failures: list[Row], results: list[Res
         crops = len({r["crop"] for r in points if (r["set"], r["scale"]) == group})
         lines += ["", f"## {group[0]}, {group[1]} size (crops: {crops})", ""]
         lines += headline(results, group)
-    rows = [["PCDC (ours)", "tiles as in the archive", "", *speeds(points, OURS)]]
+    rows = []
+    for steps in run.steps:
+        name = ours(steps, run.steps[0])
+        note = f"tiles as in the archive, steps {steps}"
+        rows.append([label(name), note, "", *speeds(points, name)])
     for name, version in run.versions.items():
         rows.append([PEERS[name].label, PEERS[name].note, version, *speeds(points, name)])
     lines += ["", "## Codecs", ""]
