@@ -180,6 +180,10 @@ def test_a_run_trains_resumes_and_exports(tmp_path: Path) -> None:
         assert len(weights.keys()) == len(yolo.state_dict())
         kept = weights.get_tensor("model.23.cv3.0.2.weight").numpy()
     assert np.allclose(kept, exported, rtol=0, atol=1e-3)
+    # neither says where on this machine anything lay
+    for text in (run / "README.md", run / "detector_openvino_model" / "metadata.yaml"):
+        assert str(tmp_path) not in text.read_text()
+        assert str(ROOT) not in text.read_text()
     assert {p.name for p in run.iterdir()} == {
         "README.md", "detector.safetensors", "detector_openvino_model", "slices", "slices.json",
         "train",

@@ -35,6 +35,7 @@ import click
 import cv2
 import numpy as np
 import torch
+import yaml
 from detection_slices import prepare
 from openvino_weights import load_export
 from safetensors.torch import save_file
@@ -170,6 +171,11 @@ def export(best: Path, run: Path, input_size: int) -> None:
     made.rename(target)
     for file in target.glob(f"{best.stem}.*"):
         file.rename(target / f"detector{file.suffix}")
+    # its description names a file of this machine
+    path = target / "metadata.yaml"
+    about = yaml.safe_load(path.read_text())
+    about["description"] = "Fine-tuned on labelled images; README.md beside this folder says which"
+    path.write_text(yaml.safe_dump(about, sort_keys=False))
     tensors = {k: v.float().contiguous() for k, v in model.state_dict().items()}
     facts = {"architecture": json.dumps(model.yaml), "names": json.dumps(model.names)}
     save_file(tensors, run / "detector.safetensors", metadata=facts)
@@ -182,6 +188,11 @@ def best_epoch(run: Path) -> dict[str, float]:
     return {name: float(metrics[key]) for key, name in METRICS.items()} | {
         "epoch": checkpoint["epoch"] + 1
     }
+
+
+def without_folders(word: str) -> str:
+    """A word of a command line; of a path only its name, which is all that others may know."""
+    return Path(word).name if Path(word).exists() else word
 
 
 def write_card(run: Path, start: str, note: str, facts: dict[str, Any], size: int) -> None:
@@ -197,8 +208,9 @@ def write_card(run: Path, start: str, note: str, facts: dict[str, Any], size: in
     lines = [
         "# A detector for drone images",
         "",
-        f"Fine-tuned from `{start}` with Ultralytics {import_ultralytics().__version__}. License: "
-        "AGPL-3.0, as Ultralytics' weights and code; the data's own licenses:",
+        f"Fine-tuned from `{without_folders(start)}` with Ultralytics "
+        f"{import_ultralytics().__version__}. License: AGPL-3.0, as Ultralytics' weights and code; "
+        "the data's own licenses:",
         "",
         note or "(not given; see --note)",
         "",
@@ -217,7 +229,7 @@ def write_card(run: Path, start: str, note: str, facts: dict[str, Any], size: in
         "",
         "They chose the epoch, so images of other flights are harder. Command:",
         "",
-        f"    {shlex.join(['python', *sys.argv])}",
+        f"    {shlex.join(['python', *map(without_folders, sys.argv)])}",
         "",
     ]
     (run / "README.md").write_text("\n".join(lines))
