@@ -302,6 +302,7 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(benchmark, "SHEET_RATES", (0.6,))
     out = tmp_path / "out"
     codecs = ["--codec", "jpegxl", "--codec", "jpeg2000", "--codec", "webp"]
+    codecs += ["--steps", "0", "--steps", "2"]
     result = run(out, pictures, *codecs)
     assert result.exit_code == 0, result.output
     assert "LPIPS is left out: its weights could not be loaded" in result.stderr
@@ -309,7 +310,10 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     points = rows(out / "points.csv")
     assert list(points[0]) == benchmark.POINT_FIELDS
-    assert {p["codec"] for p in points} == {"pcdc", "jpegxl", "jpeg2000"}
+    assert {p["codec"] for p in points} == {"pcdc", "pcdc-2", "jpegxl", "jpeg2000"}
+    ours, two = ([p for p in points if p["codec"] == c] for c in ("pcdc", "pcdc-2"))
+    assert [p["bytes"] for p in ours] == [p["bytes"] for p in two]
+    assert all(a["psnr"] != b["psnr"] for a, b in zip(ours, two, strict=True))
     assert len({p["crop"] for p in points}) == 2
     for p in points:
         assert float(p["bpp"]) == pytest.approx(8 * int(p["bytes"]) / (180 * 190), rel=1e-5)
@@ -334,7 +338,14 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ratios["webp", "psnr"]["crops_compared"] == "0"
 
     summary = (out / "summary.md").read_text()
-    for text in ("toy, native size (crops: 2)", "| JPEG XL | ", "none of 2", "libjxl", "SHA-256"):
+    for text in (
+        "toy, native size (crops: 2)",
+        "| PCDC, steps 2 | ",
+        "| JPEG XL | ",
+        "none of 2",
+        "libjxl",
+        "SHA-256",
+    ):
         assert text in summary
     assert "webp: OSError: disk is made of cheese (4 times)" in summary
     assert (out / "curves.svg").read_text().startswith("<?xml")
@@ -393,7 +404,7 @@ def test_whole_frames(flight: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(benchmark_frames.main, args)
     assert result.exit_code == 0, result.output
     found = rows(out / "frames.csv")
-    assert [r["codec"] for r in found] == 3 * ["pcdc", "jpeg2000"]
+    assert [r["codec"] for r in found] == 3 * ["pcdc, steps 0", "jpeg2000"]
     for ours, peer in zip(found[::2], found[1::2], strict=True):
         assert int(ours["bytes"]) <= int(ours["budget"])
         assert int(peer["bytes"]) <= int(ours["bytes"])

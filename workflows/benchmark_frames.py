@@ -25,7 +25,7 @@ from peers import FRAME_PEERS, search
 
 from archive_pipeline.flight import read_pixels
 from archive_pipeline.ingest import Budget, Options, ingest
-from archive_pipeline.models import DEFAULT_MODEL
+from archive_pipeline.models import DEFAULT_MODEL, use_device
 from archive_pipeline.store import TILE, Archive
 
 FIELDS = ["image", "ratio", "codec", "bytes", "budget", "psnr", "seam", "encode_s", "decode_s"]
@@ -73,8 +73,10 @@ def avif(pixels: Pixels, size: int) -> bytes:
 ENCODERS = {"jpeg2000": jpeg2000, "avif": avif}
 
 
-def run_archive(flight: Path, ratio: float, model: str, work: Path) -> list[dict]:
-    """One row a frame for the archive itself; rows carry the pixels for the peers."""
+def run_archive(
+    flight: Path, ratio: float, model: str, counts: tuple[int, ...], work: Path
+) -> list[dict]:
+    """A row for each frame and number of denoising steps; rows carry the pixels for the peers."""
     url = str(work / f"ratio-{ratio:g}.zarr")
     rows = []
     started = time.perf_counter()
@@ -85,23 +87,25 @@ def run_archive(flight: Path, ratio: float, model: str, work: Path) -> list[dict
         image = archive.image(entry)
         source = image.source
         original, _ = read_pixels(source)
-        started = time.perf_counter()
-        restored = image.read((0, 0, source.width, source.height))
-        decoded = time.perf_counter() - started
-        rows.append(
-            {
-                "image": source.id,
-                "ratio": ratio,
-                "codec": "pcdc",
-                "bytes": archive.size_of(entry.key),
-                "budget": int(original.size / ratio),
-                "psnr": psnr(original, restored),
-                "seam": seam_ratio(original, restored),
-                "encode_s": seconds,
-                "decode_s": decoded,
-                "original": original,
-            }
-        )
+        for steps in counts:
+            use_device("auto", steps)
+            started = time.perf_counter()
+            restored = image.read((0, 0, source.width, source.height))
+            decoded = time.perf_counter() - started
+            rows.append(
+                {
+                    "image": source.id,
+                    "ratio": ratio,
+                    "codec": f"pcdc, steps {steps}",
+                    "bytes": archive.size_of(entry.key),
+                    "budget": int(original.size / ratio),
+                    "psnr": psnr(original, restored),
+                    "seam": seam_ratio(original, restored),
+                    "encode_s": seconds,
+                    "decode_s": decoded,
+                    "original": original,
+                }
+            )
     return rows
 
 
@@ -149,20 +153,38 @@ def table(rows: list[dict]) -> str:
 @click.option("--ratio", "ratios", type=float, multiple=True, default=(24, 48, 96, 160))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option(
+    "--steps",
+    "counts",
+    type=click.IntRange(0, 100),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Denoising steps.",
+)
+@click.option(
     "--peer", "peers", type=click.Choice(list(ENCODERS)), multiple=True, default=("jpeg2000",)
 )
 def main(
-    out: Path, flight: Path, ratios: tuple[float, ...], model: str, peers: tuple[str, ...]
+    out: Path,
+    flight: Path,
+    ratios: tuple[float, ...],
+    model: str,
+    counts: tuple[int, ...],
+    peers: tuple[str, ...],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     work = Path(tempfile.mkdtemp(dir=out))
     try:
         for ratio in ratios:
-            for row in run_archive(flight, ratio, model, work):
-                rows += [row, *(run_peer(name, row) for name in peers)]
+            for n, row in enumerate(run_archive(flight, ratio, model, counts, work)):
+                rows.append(row)
+                if n % len(counts) == 0:  # peers are the same for all numbers of steps
+                    rows += [run_peer(name, row) for name in peers]
                 del row["original"]
-                click.echo(f"{row['image']} {ratio:g}: {row['psnr']:.2f} dB", err=True)
+                click.echo(
+                    f"{row['image']} {ratio:g}, {row['codec']}: {row['psnr']:.2f} dB", err=True
+                )
     finally:
         shutil.rmtree(work)
     with (out / "frames.csv").open("w", newline="") as file:
