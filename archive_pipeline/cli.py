@@ -206,15 +206,18 @@ def main() -> None:
 @click.option(
     "--allocation",
     type=click.Choice(["policy", "greedy", "uniform"]),
+    default="uniform",
+    show_default=True,
     help="What decides where an image's bits go: the model's learned policy, the least squared "
-    "error, or all blocks alike.  [default: policy, if the model has one]",
+    "error, or all blocks alike.",
 )
 @click.option(
     "--adapt",
     type=click.IntRange(0, 100),
     default=0,
     show_default=True,
-    help="Updates of the policy on each image, judged by decoding (slow; needs the extra `train`).",
+    help="With the policy: its updates on each image, judged by decoding (slow; needs the extra "
+    "`train`).",
 )
 @click.option("--overwrite", is_flag=True, help="Encode images again that the archive has.")
 @click.option(
@@ -243,7 +246,7 @@ def ingest(
     bpp: float | None,
     source_ratio: float | None,
     model: str | None,
-    allocation: str | None,
+    allocation: str,
     adapt: int,
     overwrite: bool,
     ground_elevation: float | None,
@@ -267,8 +270,8 @@ def ingest(
         raise click.UsageError("--ratio, --bpp and --source-ratio must be positive")
     if name is not None and len(flights) > 1:
         raise click.UsageError("--flight names a single FLIGHT_DIR")
-    if adapt and allocation not in (None, "policy"):
-        raise click.UsageError("--adapt updates the policy; --allocation says not to use it")
+    if adapt and allocation != "policy":
+        raise click.UsageError("--adapt updates the policy: it needs --allocation policy")
     from archive_pipeline.sources import location, name_of
 
     places = [location(text) for text in flights]

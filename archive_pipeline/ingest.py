@@ -98,7 +98,7 @@ class Options:
     overwrite: bool = False
     ground_elevation: float | None = None
     detect: tuple[str, ...] = ()  # detectors whose finds in the originals are stored
-    allocation: str | None = None  # of `ALLOCATIONS`; the model's policy, if any, else "uniform"
+    allocation: str = "uniform"  # of `ALLOCATIONS`
     adapt: int = 0  # updates that the policy is given on every image
 
 
@@ -335,17 +335,15 @@ def _add_model(archive: Archive, options: Options) -> tuple[str, str, str]:
     name = options.model or DEFAULT_MODEL
     model = load_named(name)
     archive.add_model(model.sha256, model.files)
-    allocation, policy = options.allocation, None
-    if allocation in (None, "policy"):
-        policy = read_policy(name, model.networks.config.latents)
-        if policy is None and (allocation or options.adapt):
-            raise ModelError(f"{name}: this model has no allocation policy")
+    if options.allocation != "policy":
+        return model.sha256, options.allocation, ""
+    policy = read_policy(name, model.networks.config.latents)
+    if policy is None:
+        raise ModelError(f"{name}: this model has no allocation policy")
     if options.adapt:
         from archive_pipeline.pcdc.utility import require_lpips
 
         require_lpips()  # said once here, and not by every image
-    if policy is None:
-        return model.sha256, allocation or "uniform", ""
     return model.sha256, "policy", archive.add_policy(policy)
 
 

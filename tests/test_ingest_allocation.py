@@ -35,10 +35,10 @@ def test_ingest_allocates_as_asked(run: Run, flight: Path, model: Path, tmp_path
         for image in done.json["images"]:
             assert image["archive_bytes"] <= 0.3 * image["pixels"] / 8
         assert check(str(url)).problems == []
-        assert (url / "policies").exists() == (name in ("policy", "default"))
+        assert (url / "policies").exists() == (name == "policy")
         first = url / "flights" / flight.name / done.json["images"][0]["id"]
         pixels[name] = (first / "pixels" / "c" / "0" / "0" / "0").read_bytes()
-    assert pixels["default"] == pixels["policy"]
+    assert pixels["default"] == pixels["uniform"]
     assert len(set(pixels.values())) == 3
 
 
@@ -46,10 +46,9 @@ def test_a_model_without_policy(run: Run, flight: Path, tmp_path: Path) -> None:
     model = ref.write_model(tmp_path / "model")
     args = ["ingest", flight, "--archive", tmp_path / "a.zarr", "--bpp", 0.3, "--model", model]
     assert run(*args, "--workers", 0).code == 0
-    for option in (["--allocation", "policy"], ["--adapt", 2]):
-        refused = run(*args, "--overwrite", *option)
-        assert refused.code == 1
-        assert "no allocation policy" in refused.err
+    refused = run(*args, "--overwrite", "--allocation", "policy")
+    assert refused.code == 1
+    assert "no allocation policy" in refused.err
 
 
 def test_damaged_policies_are_named(
@@ -57,6 +56,7 @@ def test_damaged_policies_are_named(
 ) -> None:
     url = tmp_path / "a.zarr"
     args = ["ingest", flight, "--archive", url, "--bpp", 0.3, "--model", model, "--workers", 0]
+    args += ["--allocation", "policy"]
     assert run(*args).code == 0
     (stored,) = (url / "policies").iterdir()
     stored.write_bytes(stored.read_bytes()[:-1] + b"\0")
@@ -73,8 +73,10 @@ def test_damaged_policies_are_named(
     assert POLICY in refused.err
 
 
-def test_adapt_excludes_other_rules(run: Run, flight: Path, tmp_path: Path) -> None:
-    args = ["ingest", flight, "--archive", tmp_path / "a.zarr", "--adapt", 1]
-    refused = run(*args, "--allocation", "uniform")
+@pytest.mark.parametrize("rule", [[], ["--allocation", "greedy"]])
+def test_adapting_is_for_the_policy(
+    rule: list[str], run: Run, flight: Path, tmp_path: Path
+) -> None:
+    refused = run("ingest", flight, "--archive", tmp_path / "a.zarr", "--adapt", 1, *rule)
     assert refused.code == 2
-    assert "--adapt" in refused.err
+    assert "--allocation policy" in refused.err

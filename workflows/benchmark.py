@@ -318,7 +318,9 @@ def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 @click.option(
     "--allocation",
     type=click.Choice(ALLOCATIONS),
-    help="Of our bits; the model's policy if it has one, else uniform.",
+    default="uniform",
+    show_default=True,
+    help="Of our bits.",
 )
 @click.option(
     "--codec", "codecs", type=click.Choice(list(PEERS)), multiple=True, help="Peers; all of them."
@@ -343,15 +345,14 @@ def main(
     sets: dict[str, Path],
     model: str,
     steps: tuple[int, ...],
-    allocation: str | None,
+    allocation: str,
     codecs: tuple[str, ...],
     count: int,
     size: int,
     seed: int,
     jobs: int,
 ) -> None:
-    coder = Coder(model)
-    sha256, allocation = coder.codec.model.sha256, allocation or coder.default
+    sha256 = Coder(model).codec.model.sha256
     try:
         crops = [c for n, d in sets.items() for c in choose_crops(n, d, count, size, seed)]
     except CropError as error:

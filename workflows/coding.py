@@ -49,11 +49,6 @@ class Coder:
         except (ModelError, PolicyError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
-    @property
-    def default(self) -> str:
-        """How `archive ingest` allocates with this model."""
-        return "policy" if self.policy else "uniform"
-
     def encode(self, tiles: list[Pixels], budget: int, allocation: str) -> list[bytes]:
         """Encode into at most `budget` bytes; by "policy", "greedy" or "uniform"."""
         worth = {"policy": self.policy and self.policy.block_worth, "greedy": least_error}
