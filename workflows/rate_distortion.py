@@ -45,6 +45,8 @@ class Curve:
 
     def mean_log_rate(self, low: float, high: float) -> float:
         """Mean of the log of the rate over a range of quality inside the curve."""
+        # an end that was interpolated may lie outside by a rounding
+        low, high = np.clip([low, high], self.quality[0], self.quality[-1])
         log_rate = PchipInterpolator(self.quality, np.log(self.rate), extrapolate=False)
         return float(log_rate.integrate(low, high)) / (high - low)
 
