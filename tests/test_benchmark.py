@@ -357,6 +357,7 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "none of 2",
         "libjxl",
         "SHA-256",
+        "--steps 0 --steps 2",
     ):
         assert text in summary
     assert "webp: OSError: disk is made of cheese (4 times)" in summary

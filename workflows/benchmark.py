@@ -397,9 +397,8 @@ def main(
         names = [*versions, *(summary.ours(n, steps[0]) for n in steps[1:])]
         comparisons = summary.compare_all(points, names, list(measures), seed)
         summary.write_ratios(out / "ratios.csv", comparisons)
-        options = (
-            f"--allocation {allocation} --steps {steps} --crops {count} --size {size} --seed {seed}"
-        )
+        counts = " ".join(f"--steps {n}" for n in steps)
+        options = f"--allocation {allocation} {counts} --crops {count} --size {size} --seed {seed}"
         text = summary.markdown(
             summary.Run(Path(model).name, sha256, options, steps, versions, notes),
             points,
