@@ -84,15 +84,20 @@ def _features(x: Tensor) -> list[Tensor]:
     return [F.normalize(f, dim=1, eps=1e-8) for f in network.net(network.scaling_layer(x))]
 
 
+def _distances(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """LPIPS' weighted distances of features, a map (N, 1, h, w) for each layer."""
+    lines = _lpips().lins
+    return [line((x - y).square()) for line, x, y in zip(lines, a, b, strict=True)]
+
+
 def lpips(a: Tensor, b: Tensor) -> Tensor:
     """LPIPS (Zhang et al. 2018, SqueezeNet) of (N, 3, H, W) in -1..1, (N,); differentiable in both.
 
     Raises:
         UtilityError: its weights, or the packages it needs, cannot be had.
     """
-    network = _lpips().to(a.device)
-    layers = zip(network.lins, _features(a), _features(b), strict=True)
-    return sum(line((x - y).square()).mean((1, 2, 3)) for line, x, y in layers)
+    maps = _distances(_features(a), _features(b))
+    return torch.stack([distance.mean((1, 2, 3)) for distance in maps]).sum(0)
 
 
 def _pool(values: Tensor, blocks: tuple[int, int]) -> Tensor:
@@ -149,14 +154,12 @@ class Judge:
         Args:
             reconstruction: (1, 3, H, W) float in -1..1.
         """
-        network = _lpips()
         a, b = self.original / 2 + 0.5, reconstruction / 2 + 0.5
         error = _pool((a - b).square().mean(1, keepdim=True), self.blocks)
         structure = _pool(1 - _ssim_map(a, b), self.blocks)
         perceived = torch.zeros_like(error)
-        pairs = zip(self._reference, _features(reconstruction), strict=True)
-        for k, (reference, features) in enumerate(pairs):
-            perceived += _pool(network.lins[k]((reference - features).square()), self.blocks)
+        for distance in _distances(self._reference, _features(reconstruction)):
+            perceived += _pool(distance, self.blocks)
         return torch.cat([error, structure, perceived], 1)[0]
 
     def loss(self, reconstruction: Tensor) -> Tensor:
