@@ -396,6 +396,15 @@ def test_bad_input(
     assert not (tmp_path / "out").exists()
 
 
+def test_allocation_by_a_policy_that_is_not_there(pictures: Path, tmp_path: Path) -> None:
+    model = ref.write_model(tmp_path / "model")
+    args = ("--model", str(model), "--allocation", "policy")
+    result = run(tmp_path / "out", pictures, *args)
+    assert result.exit_code == 1
+    assert "this model has no policy" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_library_costs_one_line(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

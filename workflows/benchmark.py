@@ -352,7 +352,9 @@ def main(
     seed: int,
     jobs: int,
 ) -> None:
-    sha256 = Coder(model).codec.model.sha256
+    coder = Coder(model)
+    coder.worth(allocation)  # refused here, not crop by crop
+    sha256 = coder.codec.model.sha256
     try:
         crops = [c for n, d in sets.items() for c in choose_crops(n, d, count, size, seed)]
     except CropError as error:

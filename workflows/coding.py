@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.models import load_named, read_policy
-from archive_pipeline.pcdc.codec import Codec, least_error
+from archive_pipeline.pcdc.codec import Codec, Worth, least_error
 from archive_pipeline.pcdc.model import ModelError
 from archive_pipeline.pcdc.policy import Policy, PolicyError, load_policy
 from archive_pipeline.store import TILE
@@ -49,10 +49,21 @@ class Coder:
         except (ModelError, PolicyError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
+    def worth(self, allocation: str) -> Worth | None:
+        """What decides between levels by "policy" or "greedy"; None by "uniform".
+
+        Raises:
+            click.ClickException: there is no policy.
+        """
+        if allocation == "policy":
+            if self.policy is None:
+                raise click.ClickException("--allocation policy: this model has no policy")
+            return self.policy.block_worth
+        return least_error if allocation == "greedy" else None
+
     def encode(self, tiles: list[Pixels], budget: int, allocation: str) -> list[bytes]:
-        """Encode into at most `budget` bytes; by "policy", "greedy" or "uniform"."""
-        worth = {"policy": self.policy and self.policy.block_worth, "greedy": least_error}
-        return self.codec.encode(tiles, budget, worth.get(allocation))
+        """Encode into at most `budget` bytes, allocated as `worth` says."""
+        return self.codec.encode(tiles, budget, self.worth(allocation))
 
     def decode(self, streams: list[bytes], shape: tuple[int, int], steps: int) -> Pixels:
         """Decode what `encode` made of the tiles of an image of this height and width."""
