@@ -15,6 +15,8 @@ from archive_pipeline.pcdc.constants import BLOCK, LEVEL_OFFSETS, MAX_IMAGE_STEP
 from archive_pipeline.pcdc.transforms import expand_blocks
 
 VALIDATION_SHARE = 25  # every 25th image is held out
+RECOLOURED = 0.25  # share of crops whose colours change
+SATURATION = (0.6, 2.0)  # factors on their colourfulness
 
 
 class Crops:
@@ -43,7 +45,8 @@ class Crops:
         return np.ascontiguousarray(frame[top : top + size, left : left + size])
 
     def batch(self, count: int) -> Tensor:
-        """Return (count, 3, size, size) uint8: random place, scale 0.5..1, flips, rotations."""
+        """Return (count, 3, size, size) uint8: random place, scale 0.5..1, flips, rotations; some
+        with other colours, which few flights over land show many of."""
         out = []
         for k in self.rng.choice(len(self.train), count, p=self.weight):
             entry = self.train[k]
@@ -56,9 +59,18 @@ class Crops:
             crop = self._cut(entry, top, left, size)
             if size != self.size:
                 crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
+            if self.rng.random() < RECOLOURED:
+                crop = self._recolour(crop)
             crop = np.rot90(crop, int(self.rng.integers(4)))
             out.append(crop[:, ::-1] if self.rng.random() < 0.5 else crop)
         return torch.from_numpy(np.stack(out).transpose(0, 3, 1, 2).copy())
+
+    def _recolour(self, crop: np.ndarray) -> np.ndarray:
+        """Swap the channels of a crop (size, size, 3) at random and change its saturation."""
+        grey = crop.mean(2, keepdims=True, dtype=np.float32)
+        factor = self.rng.uniform(*SATURATION)
+        crop = grey + factor * (crop[..., self.rng.permutation(3)] - grey)
+        return np.rint(crop).clip(0, 255).astype(np.uint8)
 
     def validation(self, count: int) -> Tensor:
         """The same (count, 3, size, size) uint8 crops of held-out images on every call."""

@@ -15,6 +15,9 @@ from archive_pipeline.pcdc.utility import UtilityWeights, lpips, similarity
 
 BORDER_WEIGHTS = (6.0, 1.25)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
+# JPEG XL's XYB (ISO/IEC 18181-1): cones' responses to linear sRGB, before their cube root
+CONES = ((0.30, 0.622, 0.078), (0.23, 0.692, 0.078), (0.24342269, 0.20476744, 0.55180987))
+CONE_BIAS = 0.0037930732552754493
 
 
 def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
@@ -96,6 +99,21 @@ def border_weights(size: int) -> Tensor:
     return weight
 
 
+def opponent_colours(x: Tensor) -> Tensor:
+    """sRGB (N, 3, H, W) in -1..1 as red-green, brightness and blue-yellow, in -1..1 too.
+
+    XYB as SSIMULACRA 2 scales it, so that each channel varies about as much as it is seen to. In
+    RGB all three channels show brightness, and errors of colour hardly count.
+    """
+    x = (x / 2 + 0.5).clamp(0, 1)
+    linear = torch.where(x < 0.04045, x / 12.92, ((x.clamp_min(0.04) + 0.055) / 1.055) ** 2.4)
+    cones = torch.einsum("ij,njhw->nihw", linear.new_tensor(CONES), linear) + CONE_BIAS
+    long, medium, short = (cones ** (1 / 3) - CONE_BIAS ** (1 / 3)).unbind(1)
+    red_green, brightness = (long - medium) / 2, (long + medium) / 2
+    channels = [14 * red_green + 0.42, brightness + 0.01, short - brightness + 0.55]
+    return torch.stack(channels, 1) * 2 - 1
+
+
 def structural_error(a: Tensor, b: Tensor) -> Tensor:
     """1 - SSIM of (N, 3, H, W) in -1..1, (N,): its mean at full, half and quarter size.
 
@@ -114,12 +132,13 @@ def structural_error(a: Tensor, b: Tensor) -> Tensor:
 def perceptual_error(x_bar: Tensor, x: Tensor) -> Tensor:
     """What utility (equation 5) holds against x_bar beside its squared error, (N,).
 
-    In units of squared errors of 8-bit pixels, as the utility weighs them against each other.
+    SSIM is that of opponent colours. In units of squared errors of 8-bit pixels, as the utility
+    weighs them against each other.
     Both (N, 3, H, W) in -1..1. LPIPS, which costs most, is that of a random third of the samples,
     counted thrice.
     """
     weights = UtilityWeights()
     some = torch.randperm(len(x), device=x.device)[: -(-len(x) // 3)]
-    error = weights.ssim * structural_error(x_bar, x)
+    error = weights.ssim * structural_error(opponent_colours(x_bar), opponent_colours(x))
     perceived = weights.lpips * lpips(x_bar[some], x[some]) * (len(x) / len(some))
     return error.index_add(0, some, perceived) * (255**2 / weights.squared_error)
