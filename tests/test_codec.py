@@ -22,12 +22,14 @@ from archive_pipeline.pcdc.allocation import Allocator, BlockCosts, BudgetTooSma
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MODEL_BYTES, Header, UnknownModel
 from archive_pipeline.pcdc.codec import (
     Codec,
+    Encoding,
     Symbols,
     least_error,
     levels_from_residuals,
     residuals_from_levels,
 )
 from archive_pipeline.pcdc.constants import (
+    ERROR_WEIGHT,
     FIRST_CODED_SCALE,
     HYPER_LIMIT,
     LEVEL_OFFSETS,
@@ -158,6 +160,26 @@ def test_symbols_are_the_quantised_latents(tiles: Tiles, streams: list[bytes]) -
         assert (np.abs(q) <= np.abs(v) + 0.502).all()
         assert (np.abs(q) >= np.abs(v) - 1.502).all()
         assert (q * v >= 0).all()
+
+
+def test_symbols_are_worth_their_bits() -> None:
+    """No coded symbol would cost less, bits and error together, as the nearest integer or as the
+    one below it."""
+    codec = ref.tiny_codec()
+    job = Encoding(codec, [ref.texture(160, 128)])
+    quantised = job._quantise(0, 24)
+    index, q = job._level(quantised, 3)
+    tables, v = codec.model.tables, quantised.v.astype(np.float64)
+    nearest = np.rint(v).astype(np.int64)
+    coded = (index >= FIRST_CODED_SCALE) & (np.abs(nearest) < tables.limit(index))
+
+    def cost(symbols: NDArray[np.int64]) -> NDArray[np.float64]:
+        entry = (tables.start[index] + tables.limit(index) + symbols)[coded]
+        return tables.bits[entry] + ERROR_WEIGHT * np.square((v - symbols)[coded])
+
+    assert (cost(q) <= cost(nearest) + 1e-4).all()
+    assert (cost(q) <= cost(nearest - np.sign(nearest)) + 1e-4).all()
+    assert (q != nearest)[coded].any()
 
 
 def test_pixels_come_back(tiles: Tiles) -> None:

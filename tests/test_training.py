@@ -20,10 +20,11 @@ from PIL import Image
 from torch import nn
 
 from archive_pipeline.models import DEFAULT_MODEL, shipped
-from archive_pipeline.pcdc.codec import Codec
-from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
+from archive_pipeline.pcdc.allocation import TilePlan
+from archive_pipeline.pcdc.codec import Codec, Encoding
+from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, MAX_IMAGE_STEP, MIN_IMAGE_STEP
 from archive_pipeline.pcdc.model import FILES, Model, build_files, digest, transform_digest
-from archive_pipeline.pcdc.transforms import TransformCodec
+from archive_pipeline.pcdc.transforms import TransformCodec, scale_of
 
 sys.path.insert(0, str(ROOT / "workflows"))
 from checkpoints import read_checkpoint, write_checkpoint
@@ -219,7 +220,16 @@ def test_both_stages_quantise_alike() -> None:
     latents = quantise(networks, x, step, offsets)
     assert torch.equal(latents.step, steps)
     assert torch.equal(latents.q, latents.q.round())
-    assert (latents.q - latents.v).abs().max() <= 0.5 + 1e-4
+    assert (latents.q.abs() <= latents.v.abs() + 0.5 + 1e-4).all()
+    assert (latents.q.abs() >= latents.v.abs() - 1.5 - 1e-4).all()
+    # as the encoder does, but for latents that it does not code
+    job = Encoding(ref.tiny_codec(), [ref.texture(64, 128)])
+    levels = np.repeat([[3, 3, 5, 5]], 2, 0).astype(np.uint8)
+    q = job.reconstruct(0, TilePlan(30, levels)).q
+    coded = (latents.scale[0] >= scale_of(torch.tensor(FIRST_CODED_SCALE))).numpy()
+    same = q[coded] == latents.q[0].numpy()[coded]
+    assert q[coded].any()
+    assert same.mean() > 0.995
 
 
 def test_bfloat16_autocast_keeps_the_integer_network_exact() -> None:

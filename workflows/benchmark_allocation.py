@@ -13,13 +13,15 @@ Writes to OUT:
     maps/         a crop, its high-pass residual and the policy's levels, side by side
 
 `--adapt N` adds the policy after N updates on each crop, `--policy FILE` takes another policy.
+`--oracle` adds what no policy can know: levels chosen by what each one did to each block's utility,
+all others being at the same level. It tells how much there is to gain.
 A run that was stopped goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,18 @@ import metrics
 import numpy as np
 from benchmark import parse_sets, read_rows, write_rows
 from benchmark_crops import Crop, choose_crops
-from coding import Coder, Pixels, join, split
+from coding import Coder, Pixels, join, level_terms, split
 from metrics import METRICS
 from PIL import Image
 from rate_distortion import Curve, compare, rate_ratio
 
+from archive_pipeline.layout import TILE
 from archive_pipeline.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.adaptation import encode_adapted, to_signal
 from archive_pipeline.pcdc.allocation import ALLOCATIONS
-from archive_pipeline.pcdc.codec import Symbols
+from archive_pipeline.pcdc.codec import Encoding, Symbols, Worth
 from archive_pipeline.pcdc.policy import Policy, residual_statistics
-from archive_pipeline.pcdc.utility import Judge
-from archive_pipeline.store import TILE
+from archive_pipeline.pcdc.utility import Judge, UtilityWeights
 
 RATES = (0.06, 0.1, 0.15, 0.25, 0.4, 0.7)  # bits a pixel
 RANGE = (0.06, 0.7)
@@ -52,17 +54,31 @@ LEVEL_COLOURS = ((49, 54, 149), (116, 173, 209), (255, 255, 191), (253, 174, 97)
 class Bench:
     """A codec, its policy and the measures."""
 
-    def __init__(self, coder: Coder, policy: Policy, adapt: int, steps: int) -> None:
+    def __init__(self, coder: Coder, policy: Policy, adapt: int, oracle: bool, steps: int) -> None:
         self.coder, self.codec, self.policy = coder, coder.codec, policy
         self.adapt, self.steps = adapt, steps
-        self.rules = (*ALLOCATIONS, "adapted") if adapt else ALLOCATIONS
+        more = [rule for rule, wanted in (("adapted", adapt), ("oracle", oracle)) if wanted]
+        self.rules = (*ALLOCATIONS, *more)
         self.measures, self.missing = metrics.load(JUDGED)
 
     def encode(self, rule: str, tiles: list[Pixels], budget: int) -> list[bytes]:
         """Encode by a rule."""
         if rule == "adapted":
             return encode_adapted(self.codec, tiles, budget, self.policy, self.adapt)
+        if rule == "oracle":
+            return self.codec.encode(tiles, budget, self.known_worth(tiles, budget))
         return self.coder.encode(tiles, budget, rule)
+
+    def known_worth(self, tiles: list[Pixels], budget: int) -> Worth:
+        """Worth of levels as measured at the image step of all blocks alike."""
+        job, weights = Encoding(self.codec, tiles), UtilityWeights()
+        plans = job.allocator.plan(budget)
+        step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
+        known = {
+            id(tile): -weights.of(level_terms(job, t, step)).double().numpy()
+            for t, tile in enumerate(tiles)
+        }
+        return lambda tile, latents, costs, image_step: known[id(tile)]
 
     def measure(self, crop: Crop, rule: str, rate: float) -> dict[str, Any]:
         """A row of points.csv."""
@@ -164,6 +180,7 @@ def report(points: list[dict], rules: tuple[str, ...], seed: int, notes: list[st
 @click.option("--size", type=click.IntRange(metrics.MIN_SIDE), default=2 * TILE, show_default=True)
 @click.option("--steps", type=click.IntRange(0, 100), default=0, show_default=True)
 @click.option("--adapt", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--oracle", is_flag=True)
 @click.option("--rate", "rates", type=float, multiple=True, default=RATES, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(
@@ -175,13 +192,14 @@ def main(
     size: int,
     steps: int,
     adapt: int,
+    oracle: bool,
     rates: tuple[float, ...],
     seed: int,
 ) -> None:
     coder = Coder(model, policy_file)
     if coder.policy is None:
         raise click.ClickException(f"{model} has no policy: name one with --policy")
-    bench = Bench(coder, coder.policy, adapt, steps)
+    bench = Bench(coder, coder.policy, adapt, oracle, steps)
     crops = [
         crop
         for name, folder in sets.items()
@@ -203,6 +221,7 @@ def main(
         click.echo(f"{crop.set} {crop.id}", err=True)
     lines = report(points, bench.rules, seed, list(bench.missing.values()))
     command = f"--crops {count} --size {size} --steps {steps} --adapt {adapt} --seed {seed}"
+    command += " --oracle" * oracle + "".join(f" --rate {rate:g}" for rate in rates)
     command = f"python workflows/benchmark_allocation.py {command}"
     head = f"Model {bench.codec.model.sha256[:12]}, `{command}`."
     text = "\n".join(["# Bit allocation", "", head, *lines]) + "\n"

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from archive_pipeline.layout import TILE
 from archive_pipeline.models import load_named, read_policy
-from archive_pipeline.pcdc.codec import Codec, Worth, least_error
+from archive_pipeline.pcdc.adaptation import to_signal
+from archive_pipeline.pcdc.allocation import LEVELS, TilePlan
+from archive_pipeline.pcdc.codec import Codec, Encoding, Worth, least_error
 from archive_pipeline.pcdc.model import ModelError
 from archive_pipeline.pcdc.policy import Policy, PolicyError, load_policy
-from archive_pipeline.store import TILE
+from archive_pipeline.pcdc.utility import Judge
 
 Pixels = NDArray[np.uint8]
 
@@ -31,6 +36,19 @@ def join(tiles: list[NDArray], shape: tuple[int, int], side: int = TILE) -> NDAr
         for c in range(0, shape[1], side):
             out[r : r + side, c : c + side] = next(left)
     return out
+
+
+def level_terms(job: Encoding, tile: int, image_step: int) -> Tensor:
+    """The utility's terms (K, 3, B_h, B_w) around a tile's blocks, by coding, decoding and judging
+    it at each level throughout."""
+    pixels = job.tiles[tile]
+    judge = Judge(to_signal(pixels))
+    terms = []
+    for level in range(1, LEVELS + 1):
+        levels = np.full(job.allocator.grids[tile], level, np.uint8)
+        [decoded] = job.codec.synthesise([job.reconstruct(tile, TilePlan(image_step, levels))])
+        terms.append(judge.terms(to_signal(decoded)))
+    return torch.stack(terms)
 
 
 class Coder:

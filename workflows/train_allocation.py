@@ -26,6 +26,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from coding import level_terms
 from numpy.typing import NDArray
 from torch import Tensor
 from training_samples import Crops
@@ -69,18 +70,12 @@ def look_up(crop: NDArray[np.uint8], codec: Codec, image_step: int) -> dict[str,
     """State, bits and losses of a crop's blocks at every level, by coding it at each throughout."""
     job = Encoding(codec, [crop])
     costs = job.block_costs(0, image_step)
-    judge = Judge(to_signal(crop))
-    terms = []
-    for level in range(1, LEVELS + 1):
-        levels = np.full(costs.bits.shape[1:], level, np.uint8)
-        [pixels] = codec.synthesise([job.reconstruct(0, TilePlan(image_step, levels))])
-        terms.append(judge.terms(to_signal(pixels)))
     return {
         "pixels": torch.from_numpy(crop),
         "step": torch.tensor(image_step),
         "state": block_state(crop, job.latents_of(0), costs, image_step),
         "bits": torch.from_numpy(costs.bits).float(),
-        "terms": torch.stack(terms),
+        "terms": level_terms(job, 0, image_step),
     }
 
 
@@ -181,9 +176,8 @@ def main(
     codec = Codec(Model.from_folder(model_folder))
     latents = codec.model.networks.config.latents
     table = fill_table(folder / "table.pt", Crops(crops, SIZE, seed), codec, tiles, seed)
-    weights = UtilityWeights()
-    table["loss"] = weights.of(table["terms"])
-    config = fit_units(table, PolicyConfig(latents=latents, squared_error=weights.squared_error))
+    table["loss"] = UtilityWeights().of(table["terms"])
+    config = fit_units(table, PolicyConfig(latents=latents))
     policy = Policy(config)
     policy.mean[:] = table["state"].mean((0, 2, 3))
     policy.scale[:] = 1 / table["state"].std((0, 2, 3)).clamp_min(1e-3)

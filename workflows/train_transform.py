@@ -7,8 +7,7 @@ Every crop draws an image step g and, half the time, random per-block levels, so
 all rates. The loss is bits + lambda(step) * error with lambda = 8.66 / step^2, the slope of
 squared error at a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block
 coded with a finer step also weighs its error more, as the allocation means it to. The error is
-the allocation's utility (paper, equation 5): squared error, 1 - SSIM (at three scales, of opponent
-colours) and LPIPS.
+the allocation's utility (paper, equation 5): squared error, 1 - SSIM (at three scales) and LPIPS.
 
 LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found under $TORCH_HOME.
 
@@ -125,7 +124,7 @@ def main(settings: Settings) -> None:
         perceptual = perceptual_error(x_bar.float(), x) * slope.mean((1, 2, 3))
         distortion = (error * weight * slope).sum((1, 2, 3)) + 3 * size**2 * perceptual
         # coarse steps cost few bits: weigh them up so that low rates are learned as well
-        emphasis = step_size(image_step) / 32
+        emphasis = (step_size(image_step) / 32) ** 1.2
         loss = ((bits + distortion) * emphasis).mean() / size**2
         run.update(loss)
         if run.log_due:

@@ -15,7 +15,7 @@ from archive_pipeline.pcdc.constants import BLOCK, LEVEL_OFFSETS, MAX_IMAGE_STEP
 from archive_pipeline.pcdc.transforms import expand_blocks
 
 VALIDATION_SHARE = 25  # every 25th image is held out
-RECOLOURED = 0.25  # share of crops whose colours change
+RECOLOURED = 0.2  # share of crops whose colours change
 SATURATION = (0.6, 2.0)  # factors on their colourfulness
 
 

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from archive_pipeline.pcdc.constants import HYPER_LIMIT, SCALE_COUNT
+from archive_pipeline.pcdc.constants import ERROR_WEIGHT, HYPER_LIMIT, SCALE_COUNT
 from archive_pipeline.pcdc.layers import round_half_up
 from archive_pipeline.pcdc.transforms import TransformCodec, scale_of, step_size
 from archive_pipeline.pcdc.utility import UtilityWeights, lpips, similarity
 
 BORDER_WEIGHTS = (6.0, 1.25)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
-# JPEG XL's XYB (ISO/IEC 18181-1): cones' responses to linear sRGB, before their cube root
-CONES = ((0.30, 0.622, 0.078), (0.23, 0.692, 0.078), (0.24342269, 0.20476744, 0.55180987))
-CONE_BIAS = 0.0037930732552754493
 
 
 def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
@@ -35,7 +32,8 @@ class Latents(NamedTuple):
         z, z_hat: hyper-latents (N, Z, h/4, w/4) and the same rounded.
         mean: predicted means of y (N, M, h, w).
         exponent, step: step exponents, integers, and steps (N, 1, h, w).
-        v, q: (y - mean) / step (N, M, h, w) and the same rounded: the symbols.
+        scale: standard deviations of the symbols (N, M, h, w), in steps.
+        v, q: (y - mean) / step (N, M, h, w) and the symbols made of it, as the encoder does.
     """
 
     z: Tensor
@@ -43,6 +41,7 @@ class Latents(NamedTuple):
     mean: Tensor
     exponent: Tensor
     step: Tensor
+    scale: Tensor
     v: Tensor
     q: Tensor
 
@@ -62,9 +61,22 @@ def quantise(codec: TransformCodec, x: Tensor, image_step: Tensor, offsets: Tens
     z_hat = round_half_up(z)
     exponent = image_step.view(-1, 1, 1, 1) + offsets
     step = step_size(exponent)
+    with torch.autocast(x.device.type, enabled=False):  # its integers need more than 8 bits
+        index = codec.h_scale(z_hat, image_step) - offsets
+    scale = scale_of(index.clamp(0, SCALE_COUNT - 1))
     mean = codec.h_mean(z_hat, image_step).float()
     v = (y - mean) / step
-    return Latents(z, z_hat, mean, exponent, step, v, round_half_up(v))
+    return Latents(z, z_hat, mean, exponent, step, scale, v, cheaper(v, round_half_up(v), scale))
+
+
+def cheaper(v: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    """Symbols q of v, one nearer to zero where that saves more bits than its error is worth."""
+    with torch.no_grad():
+        lower = q - q.sign()
+        saved = gaussian_bits(q, scale) - gaussian_bits(lower, scale)
+        lost = ERROR_WEIGHT * ((v - lower).square() - (v - q).square())
+        change = torch.where(saved > lost, lower - q, 0)
+    return q + change
 
 
 def rate_distortion(
@@ -76,15 +88,12 @@ def rate_distortion(
     else with real rounding.
     """
     latents = quantise(codec, x, image_step, offsets)
-    with torch.autocast(x.device.type, enabled=False):  # its integers need more than 8 bits
-        index = codec.h_scale(latents.z_hat, image_step) - offsets
-    y_scale = scale_of(index.clamp(0, SCALE_COUNT - 1))
     z_scale = scale_of(codec.prior(image_step))[:, :, None, None]
 
     def symbols(exact: Tensor, rounded: Tensor) -> Tensor:
         return exact + (torch.rand_like(exact) - 0.5) if noise else rounded
 
-    y_bits = gaussian_bits(symbols(latents.v, latents.q), y_scale)
+    y_bits = gaussian_bits(symbols(latents.v, latents.q), latents.scale)
     z_bits = gaussian_bits(symbols(latents.z, latents.z_hat), z_scale)
     bits = y_bits.sum((1, 2, 3)) + z_bits.sum((1, 2, 3))
     return bits, codec.g_s(latents.y_hat, latents.exponent), latents.step
@@ -97,21 +106,6 @@ def border_weights(size: int) -> Tensor:
     weight[..., 1:-1, 1:-1] = BORDER_WEIGHTS[1]
     weight[..., 8:-8, 8:-8] = 1.0
     return weight
-
-
-def opponent_colours(x: Tensor) -> Tensor:
-    """sRGB (N, 3, H, W) in -1..1 as red-green, brightness and blue-yellow, in -1..1 too.
-
-    XYB as SSIMULACRA 2 scales it, so that each channel varies about as much as it is seen to. In
-    RGB all three channels show brightness, and errors of colour hardly count.
-    """
-    x = (x / 2 + 0.5).clamp(0, 1)
-    linear = torch.where(x < 0.04045, x / 12.92, ((x.clamp_min(0.04) + 0.055) / 1.055) ** 2.4)
-    cones = torch.einsum("ij,njhw->nihw", linear.new_tensor(CONES), linear) + CONE_BIAS
-    long, medium, short = (cones ** (1 / 3) - CONE_BIAS ** (1 / 3)).unbind(1)
-    red_green, brightness = (long - medium) / 2, (long + medium) / 2
-    channels = [14 * red_green + 0.42, brightness + 0.01, short - brightness + 0.55]
-    return torch.stack(channels, 1) * 2 - 1
 
 
 def structural_error(a: Tensor, b: Tensor) -> Tensor:
@@ -132,13 +126,12 @@ def structural_error(a: Tensor, b: Tensor) -> Tensor:
 def perceptual_error(x_bar: Tensor, x: Tensor) -> Tensor:
     """What utility (equation 5) holds against x_bar beside its squared error, (N,).
 
-    SSIM is that of opponent colours. In units of squared errors of 8-bit pixels, as the utility
-    weighs them against each other.
+    In units of squared errors of 8-bit pixels, as the utility weighs them against each other.
     Both (N, 3, H, W) in -1..1. LPIPS, which costs most, is that of a random third of the samples,
     counted thrice.
     """
     weights = UtilityWeights()
     some = torch.randperm(len(x), device=x.device)[: -(-len(x) // 3)]
-    error = weights.ssim * structural_error(opponent_colours(x_bar), opponent_colours(x))
+    error = weights.ssim * structural_error(x_bar, x)
     perceived = weights.lpips * lpips(x_bar[some], x[some]) * (len(x) / len(some))
     return error.index_add(0, some, perceived) * (255**2 / weights.squared_error)

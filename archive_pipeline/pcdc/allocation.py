@@ -4,7 +4,8 @@ First comes the finest image step at which all tiles fit with every block at the
 
 - `uniform` leaves all blocks there, and fills the budget up in ever finer grains: tiles one step
   finer (an eighth of an octave), those that gain most first; blocks of one more tile one level
-  up, those first that remove most error a bit;
+  up, those first that remove most error a bit. Blocks may be marked to be so many levels finer
+  than all others, as those with objects in them are;
 - `greedy` and `policy` choose each block's level by what it is worth against what it costs: with
   a price of bits common to the whole image, the level of the largest worth - price * bits. The
   price is the lowest at which the image fits, and what is left goes to single blocks, those first
@@ -81,6 +82,8 @@ class Allocator:
         worth: (K, B_h, B_w) worth of each level at (tile, image step, its costs), in units of
             bits at some price; None allocates uniformly.
         each: results of a function for every tile; it may run them side by side.
+        raised: uint8 (B_h, B_w) of every tile, levels by which its blocks are above the others
+            where all are else alike; None for none. `tile_bytes` counts them.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Allocator:
         map_bits: Callable[[NDArray[np.uint8]], float],
         worth: Callable[[int, int, BlockCosts], NDArray[np.float64]] | None,
         each: Callable[[Callable[[int], Any], Iterable[int]], list[Any]],
+        raised: list[NDArray[np.uint8]] | None = None,
     ) -> None:
         self.grids = grids
         self._tile_bytes = tile_bytes
@@ -98,6 +102,7 @@ class Allocator:
         self._map_bits = map_bits
         self._worth = worth
         self._each = each
+        self._raised = raised
         self.price: float | None = None
         self._cache: dict[tuple[int, int, int], float] = {}
 
@@ -124,6 +129,11 @@ class Allocator:
             else:
                 low = middle + 1
         return high
+
+    def levels(self, tile: int, level: int) -> NDArray[np.uint8]:
+        """Levels (B_h, B_w) of a tile with all blocks at one level, but for those raised."""
+        levels = np.full(self.grids[tile], level, np.uint8)
+        return levels if self._raised is None else np.minimum(levels + self._raised[tile], LEVELS)
 
     def plan(self, budget: float) -> list[TilePlan]:
         """Return a plan for every tile whose bytes, as estimated, add up to at most `budget`.
@@ -183,9 +193,7 @@ class Allocator:
             if finer != chosen[t] and extra[t] <= spare:
                 chosen[t] = finer
                 spare -= extra[t]
-        plans = [
-            TilePlan(chosen[t][0], np.full(self.grids[t], chosen[t][1], np.uint8)) for t in tiles
-        ]
+        plans = [TilePlan(chosen[t][0], self.levels(t, chosen[t][1])) for t in tiles]
         candidates = [t for t in tiles if chosen[t] == (step, level) and self.grids[t][0]]
         if level < LEVELS and candidates:
             t = max(candidates, key=lambda t: self._bytes(t, step, level))
@@ -202,7 +210,7 @@ class Allocator:
         budget = spare - plan.levels.size * np.log2(LEVELS) / 8 - 2
         levels = plan.levels.copy().reshape(-1)
         for block in order:
-            if price[block] <= budget:
+            if levels[block] == level and price[block] <= budget:
                 levels[block] = level + 1
                 budget -= price[block]
         return TilePlan(plan.image_step, levels.reshape(plan.levels.shape))

@@ -36,6 +36,7 @@ from archive_pipeline.pcdc.bitstream import (
 )
 from archive_pipeline.pcdc.constants import (
     BLOCK,
+    ERROR_WEIGHT,
     FIRST_CODED_SCALE,
     HYPER_LIMIT,
     HYPER_STRIDE,
@@ -113,21 +114,28 @@ class Codec:
         self.model = model
         self.prefix = bytes.fromhex(model.sha256)[:MODEL_BYTES]
         self.dtype = next(model.networks.parameters()).dtype
+        self.least_kept = _least_kept(model.tables)
 
     # ---------------------------------------------------------------- encoding
 
     def encode(
-        self, tiles: list[NDArray[np.uint8]], budget: int, worth: Worth | None = None
+        self,
+        tiles: list[NDArray[np.uint8]],
+        budget: int,
+        worth: Worth | None = None,
+        raised: list[NDArray[np.uint8]] | None = None,
     ) -> list[bytes]:
         """Encode an image's tiles into at most `budget` bytes in all.
 
         Args:
             worth: what decides between the levels of blocks; None treats them all alike.
+            raised: (B_h, B_w) for every tile, how many levels its blocks are above the others;
+                only without `worth`.
 
         Raises:
             BudgetTooSmall: even the coarsest coding takes more.
         """
-        return self.encode_job(Encoding(self, tiles, worth), budget)
+        return self.encode_job(Encoding(self, tiles, worth, raised), budget)
 
     def encode_job(self, job: Encoding, budget: int) -> list[bytes]:
         """`encode` for an image that was analysed before."""
@@ -387,7 +395,11 @@ class Encoding:
     """An image on its way through the encoder: latents of all tiles, costs on demand."""
 
     def __init__(
-        self, codec: Codec, tiles: list[NDArray[np.uint8]], worth: Worth | None = None
+        self,
+        codec: Codec,
+        tiles: list[NDArray[np.uint8]],
+        worth: Worth | None = None,
+        raised: list[NDArray[np.uint8]] | None = None,
     ) -> None:
         self.codec = codec
         self.tiles = tiles
@@ -408,6 +420,7 @@ class Encoding:
             codec.level_map_bits,
             self.block_worth if worth else None,
             self.each,
+            raised,
         )
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -452,8 +465,19 @@ class Encoding:
         return _Quantised(z, z_index, index, v, float(z_bits.sum()))
 
     def _round(self, v: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.int64]:
-        q = np.clip(np.rint(v), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64)
+        """Symbols of v: the nearest integers, or those below where that saves bits enough."""
+        q = np.clip(np.rint(v), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64, order="C")
         q[index < FIRST_CODED_SCALE] = 0
+        flat = q.reshape(-1)
+        at = np.flatnonzero(flat)
+        size, table = np.abs(flat[at]), index.reshape(-1)[at]
+        tables = self.codec.model.tables
+        limit = tables.limit(table)
+        entry = tables.start[table] + limit + np.minimum(size, limit)
+        lower = np.abs(v.reshape(-1)[at]) < self.codec.least_kept[entry]
+        lower &= size < limit  # an escape's bits depend on more than its table
+        at = at[lower]
+        flat[at] -= np.sign(flat[at])
         return q
 
     def _level(
@@ -469,11 +493,17 @@ class Encoding:
         if self.latents[t] is None:
             return float(EMPTY_BYTES)
         quantised = self._quantise(t, image_step)
-        index, q = self._level(quantised, level)
-        bits = _bits(self.codec.model.tables, index, q)
+        levels = self.allocator.levels(t, level)
+        if (levels == levels[0, 0]).all():
+            index, q = self._level(quantised, int(levels[0, 0]))
+            map_bits = 0.0
+        else:
+            index, q = self._planned(t, TilePlan(image_step, levels))
+            map_bits = self.codec.level_map_bits(levels)
+        bits = float(_bits(self.codec.model.tables, index, q).sum()) + map_bits
         lanes = 1 << entropy.lanes_log2(int((index >= FIRST_CODED_SCALE).sum()) + quantised.z.size)
         fixed = HEADER_BYTES + entropy.STATE_BYTES * lanes + 2
-        return fixed + (float(bits.sum()) + quantised.z_bits) / 8 * CODER_OVERHEAD
+        return fixed + (bits + quantised.z_bits) / 8 * CODER_OVERHEAD
 
     def block_costs(self, t: int, image_step: int) -> BlockCosts:
         """Exact costs of a tile's blocks at every level."""
@@ -566,6 +596,19 @@ def _bits(
         beyond = size[escaped] - limit[escaped]
         bits[escaped] += 8 * (1 + (beyond > 127) + (beyond > 16383))
     return bits
+
+
+def _least_kept(tables: entropy.Tables) -> NDArray[np.float64]:
+    """For every entry of the tables the least magnitude that is coded as its symbol.
+
+    Rate-distortion optimised quantisation: a symbol s > 0 costs bits(s) + w (v - s)^2 with w =
+    `ERROR_WEIGHT`; below this v, s - 1 costs less. Entries of symbols <= 0 are not asked for.
+    """
+    count = len(tables.bits)
+    table = np.searchsorted(tables.start[1:], np.arange(count), side="right")
+    symbol = np.arange(count) - tables.start[table] - tables.zero[table]
+    dearer = np.diff(tables.bits, prepend=tables.bits[0])
+    return symbol - 0.5 + dearer / (2 * ERROR_WEIGHT)
 
 
 def residuals_from_levels(levels: NDArray[np.uint8]) -> NDArray[np.int64]:

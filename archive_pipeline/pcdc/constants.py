@@ -17,3 +17,7 @@ FIRST_CODED_SCALE = 10  # below it a symbol is zero by definition and is not cod
 LATENT_GAIN = 128.0  # networks work on y / LATENT_GAIN, of order one
 
 HYPER_LIMIT = 127  # hyper-latents are integers in -127..127
+
+# Of the encoder, not of the format: bits that the squared error of a symbol is worth, in steps. At
+# equal bits, lower ones gain SSIMULACRA 2 and lose LPIPS.
+ERROR_WEIGHT = 60.0

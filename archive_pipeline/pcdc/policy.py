@@ -7,11 +7,11 @@ State of a block, equation (3), from what the encoder has without decoding::
     costs   bits R_b(a) and quantisation error of the latents at each level  (2 K)
     p_b     place in the tile, and the image step                            (3)
 
-    state (C, B_h, B_w) --normalise--> --3x3 twice--> + error removed = worth f (K, B_h, B_w)
-                                                  \\-> value V, given the price (critic)
+    state (C, B_h, B_w) --normalise--> --3x3 twice--> log importance (B_h, B_w)
+                                                 \\-> value V, given the price (critic)
 
-The part of the utility that is squared error need not be learned: the transform is close to
-orthonormal, so the error of the latents tells it. Both are relative to the base level.
+One number a block is learned: how much more than usual its bits are worth. `importance.level_worth`
+makes of it the worth f of each level. A policy that knows nothing thus codes all blocks alike.
 
 The actor is pi(a | s) = softmax(k (f_a - eta R_b(a) / R)), with eta the price of bits (the dual
 variable of equation (6)) and R the usual bits of a block at that image step. So the remaining
@@ -35,18 +35,20 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archive_pipeline.pcdc.allocation import BASE_LEVEL, LEVELS, BlockCosts
+from archive_pipeline.pcdc.allocation import LEVELS, BlockCosts
 from archive_pipeline.pcdc.constants import BLOCK, MAX_EXPONENT, STRIDE
-from archive_pipeline.pcdc.transforms import step_size
+from archive_pipeline.pcdc.importance import level_worth
 
 POLICY = "allocation.safetensors"
-FORMAT = "pcdc-allocation-1"
+FORMAT = "pcdc-allocation-2"
 MAX_FILE_BYTES = 16 << 20
 MAX_WIDTH = 512
 SIDE = BLOCK * STRIDE
-SAMPLES = 3 * SIDE**2 * 255**2  # of a block, times the square of their range
 RESIDUAL = 8
 PLACE = 3
+MOST_IMPORTANT = 3.0  # largest |log importance|: a factor of 20
+# of the first draws: much less, and the noise of all other blocks' levels hides what one does
+SHARPNESS = 3.0
 FINE, COARSE = 5, 17  # sides in pixels of the boxes whose differences are the residual's two bands
 
 
@@ -64,7 +66,6 @@ class PolicyConfig:
         width: channels of the hidden layers.
         rate: (a, b): a block usually takes exp(a + b g) bits at image step g.
         slope: (a, b): a bit then usually buys exp(a + b g) of utility.
-        squared_error: the utility's weight on squared error.
     """
 
     latents: int = 192
@@ -72,7 +73,6 @@ class PolicyConfig:
     width: int = 64
     rate: tuple[float, float] = (0.0, 0.0)
     slope: tuple[float, float] = (0.0, 0.0)
-    squared_error: float = 0.0
 
     def usual_bits(self, image_step: int) -> float:
         """Usual bits of a block at an image step."""
@@ -193,29 +193,24 @@ class Policy(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
         self.actor = _Body(self.config)
-        self.worth_of = nn.Conv2d(self.config.width, LEVELS, 1)
-        self.sharpness = nn.Parameter(torch.tensor(1.0))  # log k
+        self.importance_of = nn.Conv2d(self.config.width, 1, 1)
+        for parameter in self.importance_of.parameters():
+            nn.init.zeros_(parameter)
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))  # log k
         self.critic = _Body(self.config, extra=1)
         self.value_of = nn.Conv2d(self.config.width, 1, 1)
 
     def _normalise(self, state: Tensor) -> Tensor:
         return (state - self.mean[:, None, None]) * self.scale[:, None, None]
 
-    def worth(self, state: Tensor) -> Tensor:
-        """Worth f (N, K, B_h, B_w) of each level beyond the base level's, in usual bits."""
-        worth = self.worth_of(self.actor(self._normalise(state))) - self._squared_error(state)
-        return worth - worth[:, BASE_LEVEL - 1 : BASE_LEVEL]
+    def importance(self, state: Tensor) -> Tensor:
+        """Logarithm of what bits of a block are worth, 0 as usual; (N, B_h, B_w) in -3..3."""
+        raw = self.importance_of(self.actor(self._normalise(state)))[:, 0]
+        return MOST_IMPORTANT * torch.tanh(raw / MOST_IMPORTANT)
 
-    def _squared_error(self, state: Tensor) -> Tensor:
-        """The squared error's part of -U (N, K, B_h, B_w) in usual bits."""
-        end = RESIDUAL + self.config.latents + 2 * LEVELS
-        error = state[:, end - LEVELS : end].exp()  # in squares of the image step
-        image_step = state[:, -1:] * MAX_EXPONENT
-        (rate, rate_slope), (slope, slope_slope) = self.config.rate, self.config.slope
-        usual = torch.exp(rate + slope + (rate_slope + slope_slope) * image_step)
-        return (
-            self.config.squared_error * error * step_size(image_step).square() / (SAMPLES * usual)
-        )
+    def worth(self, state: Tensor, bits: Tensor) -> Tensor:
+        """Worth f (N, K, B_h, B_w) of each level beyond the base level's, in the unit of `bits`."""
+        return level_worth(bits, self.importance(state))
 
     def logits(self, state: Tensor, bits: Tensor, price: Tensor) -> Tensor:
         """Logits of pi (N, K, B_h, B_w).
@@ -225,7 +220,7 @@ class Policy(nn.Module):
             bits: costs (N, K, B_h, B_w) in usual bits of their image steps.
             price: eta (N,).
         """
-        return self.sharpness.exp() * (self.worth(state) - price.view(-1, 1, 1, 1) * bits)
+        return self.sharpness.exp() * (self.worth(state, bits) - price.view(-1, 1, 1, 1) * bits)
 
     def value(self, state: Tensor, price: Tensor) -> Tensor:
         """V(s) (N, B_h, B_w) at a price (N,)."""
@@ -234,16 +229,13 @@ class Policy(nn.Module):
         return self.value_of(self.critic(torch.cat([state, plane], 1)))[:, 0]
 
     @torch.no_grad()
-    def gains(self, state: Tensor, image_step: int) -> NDArray[np.float64]:
-        """Worth (K, B_h, B_w) of a tile's levels in bits: what they may cost at price 1."""
-        worth = self.worth(state[None].to(self.mean.device))[0].double().cpu().numpy()
-        return worth * self.config.usual_bits(image_step)
-
     def block_worth(
         self, tile: NDArray[np.uint8], latents: Tensor, costs: BlockCosts, image_step: int
     ) -> NDArray[np.float64]:
-        """`gains` of a tile from what the encoder knows of it, as `Codec.encode` asks for it."""
-        return self.gains(block_state(tile, latents, costs, image_step), image_step)
+        """Worth (K, B_h, B_w) of a tile's levels in bits, as `Codec.encode` asks for it."""
+        state = block_state(tile, latents, costs, image_step)
+        importance = self.importance(state[None].to(self.mean.device))[0].double().cpu()
+        return level_worth(torch.from_numpy(costs.bits), importance).numpy()
 
 
 def pack_policy(policy: Policy) -> bytes:
@@ -278,18 +270,14 @@ def load_policy(data: bytes, latents: int) -> Policy:
         if sizes["latents"] != latents:
             raise PolicyError(f"latents={sizes['latents']}, but the codec has {latents}")
         units = {k: (float(config[k][0]), float(config[k][1])) for k in ("rate", "slope")}
-        weight = float(config["squared_error"])
         numbers = [v for pair in units.values() for v in pair]
-        if not all(abs(v) < 64 for v in numbers) or not 0 <= weight < 1e6:  # nor is NaN
-            raise PolicyError(f"units out of range: {units}, {weight}")
+        if not all(abs(v) < 64 for v in numbers):  # nor is NaN
+            raise PolicyError(f"units out of range: {units}")
         if any(t.dtype != torch.float32 or not t.isfinite().all() for t in tensors.values()):
             raise PolicyError("weights are not finite float32")
+        chosen = PolicyConfig(**sizes, rate=units["rate"], slope=units["slope"])
         with torch.device("meta"):
-            policy = Policy(
-                PolicyConfig(
-                    **sizes, rate=units["rate"], slope=units["slope"], squared_error=weight
-                )
-            )
+            policy = Policy(chosen)
         policy.load_state_dict(tensors, assign=True)
     except PolicyError:
         raise

@@ -64,8 +64,7 @@ def tiny_policy() -> Policy:
     torch.manual_seed(5)
     policy = Policy(PolicyConfig(latents, 8, 16, rate=(3.0, -0.03), slope=(-12.0, 0.1)))
     with torch.no_grad():
-        policy.worth_of.weight *= 20
-        policy.worth_of.bias[:] = torch.linspace(-2, 2, len(LEVEL_OFFSETS))
+        policy.importance_of.weight.normal_(0, 2)
     return policy.eval().requires_grad_(False)
 
 
