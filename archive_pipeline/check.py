@@ -8,15 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from archive_pipeline.archived_image import ArchivedImage
 from archive_pipeline.index import KEY, read_index, read_records, write_index
-from archive_pipeline.store import (
-    Archive,
-    ArchivedImage,
-    ArchiveError,
-    ImageEntry,
-    shard_count,
-    shard_windows,
-)
+from archive_pipeline.layout import ArchiveError, ImageEntry, shard_count, shard_windows
+from archive_pipeline.store import Archive
 
 MAX_PROBLEMS = 100  # named for each array
 

@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archive_pipeline import __version__
+from archive_pipeline.console import (
+    Progress,
+    print_info,
+    print_ingest,
+    print_verification,
+    print_warnings,
+)
 
 if TYPE_CHECKING:
-    from archive_pipeline.ingest import Outcome
-    from archive_pipeline.ingest import Report as IngestReport
-    from archive_pipeline.verify import Report as VerifyReport
+    from archive_pipeline.ingest_image import Outcome
 
 PARTLY_FAILED = 3
 BELOW_TOLERANCE = 4
-SHOWN_WARNINGS = 20  # kinds of them
 
 
 @contextmanager
@@ -136,60 +139,6 @@ def decoding(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-class _Progress:
-    """A progress bar on stderr where that is a terminal, else nothing."""
-
-    def __init__(self, label: str, quiet: bool) -> None:
-        self.label = label
-        self.shown = not quiet and sys.stderr.isatty()
-        self.bar: Any = None
-        self.before = 0
-
-    def _start(self, total: int) -> None:
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(
-                total=total,
-                initial=self.before,
-                desc=self.label,
-                unit="image",
-                file=sys.stderr,
-                smoothing=0.1,  # workers finish in bursts
-            )
-
-    def step(self, total: int) -> None:
-        if self.shown:
-            self._start(total)
-            self.bar.update()
-
-    def part(self, name: str, done: int, parts: int, total: int) -> None:
-        """Show how far a large raster is, while its image counts for nothing yet."""
-        if self.shown:
-            self._start(total)
-            self.bar.set_postfix_str(f"{name}: {done} of {parts} shards" if done < parts else "")
-
-    def skip(self) -> None:
-        """Count something that took no time: the remaining time is that of the others."""
-        self.before += 1
-        if self.bar is not None:
-            self.bar.initial += 1
-            self.bar.update()
-
-    def echo(self, line: str) -> None:
-        """Print a line to stderr above the bar."""
-        if self.bar is not None:
-            self.bar.clear()
-        click.echo(line, err=True)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="archive")
 def main() -> None:
@@ -205,11 +154,11 @@ def main() -> None:
 @click.option("--model", help="Shipped model's name or a model folder.")
 @click.option(
     "--allocation",
-    type=click.Choice(["policy", "greedy", "uniform"]),
+    type=click.Choice(["uniform", "objects", "policy", "greedy"]),
     default="uniform",
     show_default=True,
-    help="What decides where an image's bits go: the model's learned policy, the least squared "
-    "error, or all blocks alike.",
+    help="What decides where an image's bits go: all blocks alike, or those with objects that "
+    "--detect finds twice as fine, or the model's learned policy, or the least squared error.",
 )
 @click.option(
     "--adapt",
@@ -272,6 +221,8 @@ def ingest(
         raise click.UsageError("--flight names a single FLIGHT_DIR")
     if adapt and allocation != "policy":
         raise click.UsageError("--adapt updates the policy: it needs --allocation policy")
+    if allocation == "objects" and not detect:
+        raise click.UsageError("--allocation objects needs a detector: --detect MODEL")
     from archive_pipeline.sources import location, name_of
 
     places = [location(text) for text in flights]
@@ -279,8 +230,8 @@ def ingest(
     if len({flight for flight, _ in named}) < len(named):
         raise click.UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
 
-    from archive_pipeline.ingest import Budget, Options
     from archive_pipeline.ingest import ingest as run
+    from archive_pipeline.ingest_image import Budget, Options
 
     options = Options(
         Budget(ratio, bpp, source_ratio) if budgets else Budget(ratio=100),
@@ -292,7 +243,7 @@ def ingest(
         allocation,
         adapt,
     )
-    bar = _Progress("ingest", quiet)
+    bar = Progress("ingest", quiet)
 
     def progress(outcome: Outcome, total: int) -> None:
         if outcome.status == "skipped":
@@ -313,67 +264,14 @@ def ingest(
             part=bar.part,
         )
     if not quiet:
-        _print_warnings(report, verbose)
+        print_warnings(report, verbose)
     result = report.to_json()
     if as_json:
         click.echo(json.dumps(result))
     else:
-        _print_ingest(report, result, archive_url)
+        print_ingest(report, result, archive_url)
     if result["failed"]:
         sys.exit(PARTLY_FAILED)
-
-
-def _print_warnings(report: IngestReport, verbose: int) -> None:
-    """Print what is odd: each kind of it once with an example, unless all are asked for."""
-    own = [f"{o.path}: {warning}" for o in report.outcomes for warning in o.warnings]
-    if not verbose:
-        kinds: dict[str, list[str]] = {}
-        for outcome in report.outcomes:
-            for warning in outcome.warnings:
-                kind = re.sub(r"\d+", "#", warning)  # the same but for its numbers
-                kinds.setdefault(kind, []).append(f"{outcome.path}: {warning}")
-        own = [
-            first + (f" (and {len(more)} like it; -v lists all)" if more else "")
-            for first, *more in kinds.values()
-        ]
-    lines = own + [f"{warned.path}: {warned.warning}" for warned in report.neighbours]
-    shown = lines if verbose else lines[:SHOWN_WARNINGS]
-    for line in shown:
-        click.echo(f"Warning: {line}", err=True)
-    if len(shown) < len(lines):
-        click.echo(f"... and {len(lines) - len(shown)} more warnings (-v lists all)", err=True)
-
-
-def _print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:
-    click.echo(
-        f"{archive_url}: {result['ingested']} ingested, {result['skipped']} skipped, "
-        f"{len(result['failed'])} failed in {result['seconds']:.1f} s"
-    )
-    if report.workers_lost:
-        click.echo(
-            f"  {report.workers_lost} workers died, {report.retries} images were tried again"
-        )
-    if not result["ingested"]:
-        return
-    stored = result["archive_bytes"]
-    pixels = sum(o.pixels for o in report.outcomes if o.status == "ingested")
-    click.echo(
-        f"  {_size(result['source_bytes'])} of files, {_size(result['raw_bytes'])} of pixels "
-        f"-> {_size(stored)}"
-    )
-    click.echo(
-        f"  ratio to pixels {result['raw_bytes'] / stored:.1f}, "
-        f"to files {result['source_bytes'] / stored:.1f}, {8 * stored / pixels:.3f} bits a pixel"
-    )
-    lossless = sum(o.codec == "lossless" for o in report.outcomes)
-    if lossless:
-        click.echo(f"  {lossless} of the images stored losslessly")
-    click.echo(f"  models, once an archive: {_size(result['model_bytes'])}")
-    click.echo(
-        f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time"
-    )
-    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.stages.items())
-    click.echo(f"  seconds of work: {spent}")
 
 
 @main.command()
@@ -440,7 +338,7 @@ def restore(
     from archive_pipeline.restore import Selection
     from archive_pipeline.restore import restore as run
 
-    bar = _Progress("restore", quiet)
+    bar = Progress("restore", quiet)
     with bar:
         report = run(
             archive_url,
@@ -487,30 +385,9 @@ def info(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
     if as_json:
         click.echo(json.dumps(result))
     else:
-        _print_info(result, quiet)
+        print_info(result, quiet)
     if result["damaged"]:
         sys.exit(PARTLY_FAILED)
-
-
-def _print_info(result: dict[str, Any], quiet: bool) -> None:
-    for flight in result["flights"]:
-        click.echo(f"{flight['id']}: {len(flight['images'])} images")
-        for image in flight["images"] if not quiet else ():
-            ring = image["footprint"]
-            where = "no position"
-            if ring:
-                lon = sum(p[0] for p in ring[:-1]) / (len(ring) - 1)
-                lat = sum(p[1] for p in ring[:-1]) / (len(ring) - 1)
-                where = f"{lon:.6f} {lat:.6f}  {image['crs']}"
-            click.echo(
-                f"  {image['id']:<28} {image['width']}x{image['height']}  {image['codec']:<8} "
-                f"{_size(image['source_bytes']):>9} -> {_size(image['archive_bytes']):>9}  {where}"
-            )
-    totals = result["totals"]
-    click.echo(
-        f"{totals['images']} images, {_size(totals['source_bytes'])} of files -> "
-        f"{_size(totals['archive_bytes'])}, models {_size(totals['model_bytes'])}"
-    )
 
 
 @main.command()
@@ -526,7 +403,7 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
     """
     from archive_pipeline.check import check as run
 
-    bar = _Progress("check", quiet)
+    bar = Progress("check", quiet)
     with bar:
         report = run(archive_url, progress=bar.step, repair=repair)
     if as_json:
@@ -661,7 +538,7 @@ def verify_detection(
         from archive_pipeline.report import prepare_report, write_report
 
         prepare_report(report_dir)
-    bar = _Progress("verify", quiet)
+    bar = Progress("verify", quiet)
     with bar:
         report = verify(
             archive_url, options, scheduler=scheduler, workers=workers, progress=bar.step
@@ -671,13 +548,13 @@ def verify_detection(
     for line in report.warnings if not quiet else ():
         click.echo(f"Warning: {line}", err=True)
     if report_dir is not None:
-        bar = _Progress("report", quiet)
+        bar = Progress("report", quiet)
         with bar:
             write_report(report, report_dir, bar.step)
     if as_json:
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:
-        _print_verification(report, quiet)
+        print_verification(report, quiet)
     if report.below_tolerance:
         sys.exit(BELOW_TOLERANCE)
     if not report.passed:
@@ -685,48 +562,6 @@ def verify_detection(
         sys.exit(1)
     if report.failed:
         sys.exit(PARTLY_FAILED)
-
-
-def _print_verification(report: VerifyReport, quiet: bool) -> None:
-    from archive_pipeline.detection_metrics import METRICS
-
-    def number(value: float | None, sign: str = "") -> str:
-        return f"{value:{sign}.3f}" if value is not None else "-"
-
-    for model in report.models:
-        click.echo(f"{model.model}: {model.images} images, reference: {model.reference}")
-        if not quiet:
-            click.echo(f"  {'':<24}" + "".join(f"{name:>11}" for name in METRICS))
-            for group, delta in model.delta.items():
-                for label, row, sign in (
-                    ("original", model.original[group], ""),
-                    ("restored", model.restored[group], ""),
-                    ("difference", delta, "+"),
-                ):
-                    cells = "".join(f"{number(row[name], sign):>11}" for name in METRICS)
-                    click.echo(f"  {group[:12]:<12} {label:<11}{cells}")
-        for group, failures in model.failed_groups.items():
-            listed = ", ".join(f"{f.metric} {f.difference:+.3f}" for f in failures)
-            images = failures[0].images
-            where = f"; most in {', '.join(images)}" if images else ""
-            click.echo(f"  below tolerance: {model.model}: {group}: {listed}{where}")
-    verdict = "passed" if report.passed else "failed" if report.below_tolerance else "not proven"
-    click.echo(
-        f"{verdict}: differences up to {report.options.tolerance:g} pass; "
-        f"{len(report.images)} images compared, {len(report.failed)} not, in {report.seconds:.1f} s"
-    )
-    if report.seconds_per_frame is not None and not quiet:
-        memory = report.peak_memory and f", {_size(report.peak_memory)} of memory at most"
-        click.echo(f"{report.seconds_per_frame:.1f} s of a worker for 20 megapixels{memory or ''}")
-
-
-def _size(count: float) -> str:
-    """A number of bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 if __name__ == "__main__":

@@ -363,33 +363,40 @@ def whole(read: Read, width: int, height: int) -> Read:
     ]
 
 
-def pack_detections(
+def detect_all(
     files: Iterable[DetectorFile], device: str, read: Read, width: int, height: int, block: int
-) -> bytes:
-    """Run detectors over an image and serialise what they found, for its archive.
-
-    JSON: for each detector its name, the SHA-256 of its weights, the slices' side in pixels, the
-    least confidence, and columns of objects (`Detections.to_json`) with their classes' names.
+) -> list[tuple[Detector, Detections]]:
+    """What each detector finds in an image, of scores that an archive keeps.
 
     Raises:
         DetectorError: a detector fails.
     """
     read = whole(read, width, height)
-    stored = []
+    found = []
     for file in files:
         detector = load_detector(file, device)
-        (found,) = detect(detector, [read], width, height, None, block)
-        found = found.where(found.scores >= STORED_FLOOR)
-        stored.append(
-            {
-                "name": file.name,
-                "sha256": file.sha256,
-                "slice": detector.input_size,
-                "floor": STORED_FLOOR,
-                "classes": {int(k): detector.classes[int(k)] for k in np.unique(found.classes)},
-                "objects": found.to_json(),
-            }
-        )
+        (objects,) = detect(detector, [read], width, height, None, block)
+        found.append((detector, objects.where(objects.scores >= STORED_FLOOR)))
+    return found
+
+
+def pack_detections(found: Iterable[tuple[Detector, Detections]]) -> bytes:
+    """Serialise what `detect_all` found in an image, for its archive.
+
+    JSON: for each detector its name, the SHA-256 of its weights, the slices' side in pixels, the
+    least confidence, and columns of objects (`Detections.to_json`) with their classes' names.
+    """
+    stored = [
+        {
+            "name": detector.file.name,
+            "sha256": detector.file.sha256,
+            "slice": detector.input_size,
+            "floor": STORED_FLOOR,
+            "classes": {int(k): detector.classes[int(k)] for k in np.unique(objects.classes)},
+            "objects": objects.to_json(),
+        }
+        for detector, objects in found
+    ]
     return json.dumps(stored, separators=(",", ":")).encode()
 
 

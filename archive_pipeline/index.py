@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from archive_pipeline.store import Archive, ArchiveError, ImageEntry, image_name
+from archive_pipeline.layout import ArchiveError, ImageEntry, image_name
+from archive_pipeline.store import Archive
 
 KEY = "items.parquet"
 VERSION, RECORD = "archive:version", "archive:record"  # an object store's ETag; the record as JSON

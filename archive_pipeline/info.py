@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from archive_pipeline.index import read_images
-from archive_pipeline.store import Archive, ArchiveError
+from archive_pipeline.layout import ArchiveError
+from archive_pipeline.store import Archive
 
 
 def describe(archive_url: str) -> dict[str, Any]:

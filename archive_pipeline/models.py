@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.pcdc.adaptation import encode_adapted
+from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.codec import Codec, least_error
 from archive_pipeline.pcdc.model import CONFIG, Model, ModelError, digest, read_folder
@@ -35,6 +36,9 @@ _device = "cpu"
 _decoder = (0, 0)  # denoising steps, seed
 _policies: dict[str, Policy] = {}
 _allocation = ("uniform", "", 0)  # rule, policy's SHA-256, updates an image
+# levels by which a write's blocks are above the others, from its tiles
+Raise = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.uint8]]]
+_raise: Raise | None = None
 
 
 def use_device(device: str, steps: int = 0, seed: int = 0) -> None:
@@ -62,6 +66,8 @@ def use_device(device: str, steps: int = 0, seed: int = 0) -> None:
 def allocation(rule: str, policy: str = "", adapt: int = 0) -> Iterator[None]:
     """Spread the bits of what this process encodes meanwhile by one of `ALLOCATIONS`.
 
+    "objects" is "uniform" with blocks that `raising` names.
+
     Outside, arrays that are written through zarr alone are allocated uniformly.
 
     Args:
@@ -74,6 +80,17 @@ def allocation(rule: str, policy: str = "", adapt: int = 0) -> Iterator[None]:
         yield
     finally:
         _allocation = before
+
+
+@contextmanager
+def raising(blocks: Raise) -> Iterator[None]:
+    """Code some blocks of what is encoded meanwhile finer than the others, which are alike."""
+    global _raise
+    before, _raise = _raise, blocks
+    try:
+        yield
+    finally:
+        _raise = before
 
 
 def decoder() -> tuple[int, int]:
@@ -195,7 +212,8 @@ def codec_for(sha256: str) -> Codec:
 
 
 def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[bytes]:
-    """Encode an image's tiles as `Codec.encode` does, its bits spread as `allocation` says.
+    """Encode an image's tiles as `Codec.encode` does, its bits spread as `allocation` and
+    `raising` say.
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more.
@@ -205,7 +223,15 @@ def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[byt
         if adapt:
             return encode_adapted(codec, tiles, budget, _policies[policy], adapt)
         return codec.encode(tiles, budget, _policies[policy].block_worth)
-    return codec.encode(tiles, budget, least_error if rule == "greedy" else None)
+    if rule == "greedy":
+        return codec.encode(tiles, budget, least_error)
+    raised = None if _raise is None else _raise(tiles)
+    while raised is not None and any(blocks.any() for blocks in raised):
+        try:
+            return codec.encode(tiles, budget, raised=raised)
+        except BudgetTooSmall:  # for finer blocks, not always for the image
+            raised = [blocks - (blocks > 0) for blocks in raised]
+    return codec.encode(tiles, budget)
 
 
 def has_denoiser(sha256: str) -> bool:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from archive_pipeline.archived_image import ArchivedImage
 from archive_pipeline.flight import SourceError, SourceImage, find_images, read_pixels
 from archive_pipeline.georef import Window
+from archive_pipeline.layout import ImageEntry
 from archive_pipeline.sources import Location, local_file, sha256
-from archive_pipeline.store import ArchivedImage, ImageEntry
 
 
 def by_name(folder: Path) -> dict[str, list[Path]]:

@@ -22,8 +22,9 @@ from archive_pipeline.detection_metrics import METRICS, match
 from archive_pipeline.detectors import EXTRA, Read, whole
 from archive_pipeline.flight import SourceError
 from archive_pipeline.georef import Window
+from archive_pipeline.layout import ArchiveError
 from archive_pipeline.originals import at_hand, read_original
-from archive_pipeline.store import Archive, ArchiveError
+from archive_pipeline.store import Archive
 from archive_pipeline.verdict import GroupResult
 from archive_pipeline.verify import ImageResult, Report
 

@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from archive_pipeline import cluster, outputs
+from archive_pipeline.archived_image import ArchivedImage
 from archive_pipeline.flight import SourceImage
 from archive_pipeline.georef import Georef, Window, bbox_to_window, check_bbox, window_transform
 from archive_pipeline.index import read_images
+from archive_pipeline.layout import ArchiveError, ImageEntry
 from archive_pipeline.mosaic import write_mosaic
 from archive_pipeline.outputs import OutputError
-from archive_pipeline.store import (
-    Archive,
-    ArchivedImage,
-    ArchiveError,
-    ImageEntry,
-    absolute,
-    in_process_only,
-)
+from archive_pipeline.store import Archive, absolute, in_process_only
 
 Bbox = tuple[float, float, float, float]
 SUFFIXES = {"gtiff": ".tif", "jpeg": ".jpg", "png": ".png"}

@@ -45,15 +45,10 @@ from archive_pipeline.labels import (
     group_classes,
     read_labels,
 )
+from archive_pipeline.layout import ArchiveError, ImageEntry
 from archive_pipeline.originals import at_hand, by_name, candidates, find_original, read_original
 from archive_pipeline.sources import Location
-from archive_pipeline.store import (
-    Archive,
-    ArchiveError,
-    ImageEntry,
-    absolute,
-    in_process_only,
-)
+from archive_pipeline.store import Archive, absolute, in_process_only
 from archive_pipeline.verdict import GroupResult, ModelReport, judge
 
 FRAME = 20_000_000  # pixels that a usual drone camera takes

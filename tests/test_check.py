@@ -16,7 +16,8 @@ from conftest import FRAMES, Run
 
 from archive_pipeline.check import check
 from archive_pipeline.index import read_index
-from archive_pipeline.store import Archive, ArchiveError, image_key
+from archive_pipeline.layout import ArchiveError, image_key
+from archive_pipeline.store import Archive
 
 CASES = 60
 SECONDS = 20  # for one case, on a busy machine

@@ -34,6 +34,7 @@ from archive_pipeline.detectors import (
     DetectorError,
     Read,
     detect,
+    detect_all,
     find_detectors,
     import_ultralytics,
     load_detector,
@@ -197,7 +198,7 @@ def test_stored_objects_come_back_exactly(rows: list[tuple[float, ...]]) -> None
 
 def test_packed_detections_say_what_they_are(toy: Detector) -> None:
     pixels = paint(np.full((300, 800, 3), 120, np.uint8), [("person", 620, 100, 40, 40)])
-    data = pack_detections([toy.file], "cpu", reader(pixels), 800, 300, 608)
+    data = pack_detections(detect_all([toy.file], "cpu", reader(pixels), 800, 300, 608))
     assert b'"classes":{"1":"person"}' in data
     stored = unpack_detections(data)[toy.file.sha256]
     assert (stored.slice, stored.found.boxes.tolist()) == (640, [[620, 100, 660, 140]])

@@ -78,7 +78,8 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive of `frames`, made in this process: nothing happens to it."""
-    from archive_pipeline.ingest import Budget, Options, ingest
+    from archive_pipeline.ingest import ingest
+    from archive_pipeline.ingest_image import Budget, Options
 
     url = tmp_path_factory.mktemp("undisturbed") / "a.zarr"
     report = ingest(str(url), [(frames.name, frames)], Options(Budget(ratio=16)), workers=0)

@@ -33,7 +33,8 @@ from archive_pipeline.check import check
 from archive_pipeline.embedded import png_blocks, tiff_blocks
 from archive_pipeline.flight import EXIF_PREFIX, XMP_PREFIX, SourceError, SourceImage, read_source
 from archive_pipeline.info import describe
-from archive_pipeline.ingest import Budget, Options, ingest
+from archive_pipeline.ingest import ingest
+from archive_pipeline.ingest_image import Budget, Options
 from archive_pipeline.jpeg_segments import (
     MAX_PAYLOAD,
     blank_thumbnail,
@@ -41,12 +42,13 @@ from archive_pipeline.jpeg_segments import (
     walk,
     write_segments,
 )
+from archive_pipeline.layout import ArchiveError, pack_metadata, unpack_metadata
 from archive_pipeline.outputs import _exif_tags, _set_dimensions
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES
 from archive_pipeline.pcdc.codec import Symbols
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.restore import Selection, restore
-from archive_pipeline.store import Archive, ArchiveError, pack_metadata, unpack_metadata
+from archive_pipeline.store import Archive
 
 CORPUS = Path(__file__).parent / "corpus"
 LONG = 20  # times as many examples in a slow run

@@ -80,3 +80,10 @@ def test_adapting_is_for_the_policy(
     refused = run("ingest", flight, "--archive", tmp_path / "a.zarr", "--adapt", 1, *rule)
     assert refused.code == 2
     assert "--allocation policy" in refused.err
+
+
+def test_objects_need_a_detector(run: Run, flight: Path, tmp_path: Path) -> None:
+    archive = ["--archive", tmp_path / "a.zarr"]
+    refused = run("ingest", flight, *archive, "--allocation", "objects")
+    assert refused.code == 2
+    assert "--detect MODEL" in refused.err

@@ -13,16 +13,17 @@ from click.testing import CliRunner
 from conftest import ROOT, Run
 
 from archive_pipeline import ingest as ingesting
-from archive_pipeline import store
+from archive_pipeline import ingest_image, layout
 from archive_pipeline.cli import main
-from archive_pipeline.store import Archive, _grid
+from archive_pipeline.layout import grid
+from archive_pipeline.store import Archive
 
 SHARDS = 2  # of a frame, once a tile is a shard
 
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_TILES", 1)
+    monkeypatch.setattr(layout, "SHARD_TILES", 1)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def arguments(flight: Path, url: Path, *more: object) -> list[str]:
 def interrupted(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An archive whose writer stopped after the first of two shards."""
     url = tmp_path / "a.zarr"
-    plain, read = ingesting.read_pixels, []
+    plain, read = ingest_image.read_pixels, []
 
     def stops(*args: Any) -> Any:
         if len(read) == 1:
@@ -59,7 +60,7 @@ def interrupted(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         return plain(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingesting, "read_pixels", stops)
+        patch.setattr(ingest_image, "read_pixels", stops)
         assert CliRunner().invoke(main, arguments(one, url)).exit_code == 1
     assert len(shards(url)) == 1
     assert list(Archive.open(url).images()) == []
@@ -113,7 +114,7 @@ def test_shards_of_another_plan_are_not_used(
         path = next(interrupted.glob("flights/*/*/pixels/zarr.json"))
         path.write_bytes(path.read_bytes() + b" ")
     else:
-        monkeypatch.setattr(ingesting, "__version__", "another")
+        monkeypatch.setattr(ingest_image, "__version__", "another")
     result = run(*arguments(one, interrupted, *more))
     assert (result.code, result.json["ingested"]) == (0, 1)
     (first,) = before
@@ -135,7 +136,7 @@ def test_a_committed_image_is_never_gone_on_with(run: Run, one: Path, tmp_path: 
 def test_shards_of_many_bands_are_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real sizes
     for bands in (1, 4, 200, 2000):
-        chunks, shards = _grid((20_000, 20_000, bands), 8)
+        chunks, shards = grid((20_000, 20_000, bands), 8)
         assert chunks[0] * chunks[1] * bands * 8 <= max(4 << 20, 64 * 64 * bands * 8)
         assert shards[0] * shards[1] * bands * 8 <= 400 << 20
         assert shards[0] % chunks[0] == shards[1] % chunks[1] == 0

@@ -10,19 +10,17 @@ import pytest
 import zarr
 from conftest import BRIGHTON, Run
 
-from archive_pipeline.store import (
+from archive_pipeline.layout import (
     SHARD_TILES,
     TILE,
-    Archive,
     ArchiveError,
-    _grid,
-    absolute,
     check_flight,
+    grid,
     image_key,
-    in_process_only,
     pack_metadata,
     unpack_metadata,
 )
+from archive_pipeline.store import Archive, absolute, in_process_only
 
 NAMES = [
     "plain.jpg",
@@ -82,7 +80,7 @@ def test_urls() -> None:
 @pytest.mark.parametrize("columns", [101, 111, 841])
 def test_no_shard_of_a_large_image_is_a_sliver(rows: int, columns: int) -> None:
     shape = (rows * TILE, (columns - 1) * TILE + 1, 3)
-    chunks, shards = _grid(shape, 1)
+    chunks, shards = grid(shape, 1)
     assert chunks[:2] == (TILE, TILE)
     if rows * columns > SHARD_TILES:
         assert all(s % c == 0 and s // c <= 8 for s, c in zip(shards, chunks, strict=True))

@@ -322,6 +322,29 @@ def test_stored_detections_stand_in_for_deleted_originals(
         assert message in result.json["failed"][0]["error"]
 
 
+def test_objects_are_kept_better(run: Run, painted: Path, toy: Path, tmp_path: Path) -> None:
+    """By `--allocation objects`, at the same budget, and not where nothing was found."""
+    errors: dict[str, list[float]] = {}
+    for rule in ("uniform", "objects"):
+        url = tmp_path / f"{rule}.zarr"
+        args = ("ingest", painted, "--archive", url, "--ratio", 60, "--detect", toy)
+        assert run(*args, "--allocation", rule, "--workers", 0).code == 0
+        archive = Archive.open(url)
+        for entry, objects in zip(archive.images(), OBJECTS, strict=True):
+            assert entry.record["archive_bytes"] <= WIDTH * HEIGHT * 3 / 60
+            with Image.open(painted / entry.id) as file:
+                original = np.asarray(file, float)
+            error = np.square(archive.image(entry).read((0, 0, WIDTH, HEIGHT)) - original).mean(2)
+            inside = np.zeros((HEIGHT, WIDTH), bool)
+            for _, left, top, width, height in objects:
+                inside[top : top + height, left : left + width] = True
+            errors.setdefault(f"{rule} inside", []).append(error[inside].mean())
+            errors.setdefault(f"{rule} outside", []).append(error[~inside].mean())
+    mean = {name: np.mean(values) for name, values in errors.items()}
+    assert mean["objects inside"] < 0.9 * mean["uniform inside"]
+    assert mean["objects outside"] > mean["uniform outside"]
+
+
 def test_detections_cannot_be_added_later(run: Run, own_archive: Path, flight: Path, toy: Path,
                                           tmp_path: Path) -> None:  # fmt: skip
     ingest = ("ingest", flight, "--archive", own_archive, "--ratio", 16, "--workers", 0)

@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from peers import FRAME_PEERS, search
 
 from archive_pipeline.flight import read_pixels
-from archive_pipeline.ingest import Budget, Options, ingest
+from archive_pipeline.ingest import ingest
+from archive_pipeline.ingest_image import Budget, Options
+from archive_pipeline.layout import TILE
 from archive_pipeline.models import DEFAULT_MODEL, use_device
-from archive_pipeline.store import TILE, Archive
+from archive_pipeline.store import Archive
 
 FIELDS = ["image", "ratio", "codec", "bytes", "budget", "psnr", "seam", "encode_s", "decode_s"]
 Pixels = NDArray[np.uint8]

@@ -2,12 +2,13 @@
 
     python workflows/detection_table.py OUT_DIR FLIGHT_DIR --model yolo11s.pt [--labels DIR]
         [--source-ratio 10 --source-ratio 21.2 --source-ratio 40] [--peer hevc --peer jpeg]
-        [--steps 0 --steps 1] [--image NAME ...]
+        [--steps 0 --steps 1] [--objects yolo11s.pt] [--image NAME ...]
 
 Every frame goes through `archive ingest` and comes back from the archive's bytes, decoded with
-each number of denoising steps (pcdc-1 is pcdc with one); each peer then
-gets as many bytes as the archive took for that frame, metadata and index included. (A peer's
-lowest quality may take more: the column `bytes` says what was used.) The numbers are those of
+each number of denoising steps (pcdc-1 is pcdc with one); each peer then gets as many bytes as the
+archive took for that frame, metadata and index included. (A peer's lowest quality may take more:
+the column `bytes` says what was used.) With --objects a second archive of the same budgets joins,
+"objects", made with `--allocation objects` and that detector's finds. The numbers are those of
 `archive verify-detection`: labels are the reference, without them the originals' detections are.
 
 Writes OUT_DIR/detection.csv (a row for each ratio, codec, detector, class group and metric, with
@@ -20,7 +21,7 @@ from __future__ import annotations
 import csv
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from peers import FRAME_PEERS as PEERS
 from peers import within
 
+from archive_pipeline.archived_image import ArchivedImage
 from archive_pipeline.boxes import Detections
 from archive_pipeline.detection_metrics import METRICS
 from archive_pipeline.detectors import (
@@ -41,12 +43,14 @@ from archive_pipeline.detectors import (
     load_detector,
     whole,
 )
-from archive_pipeline.ingest import Budget, ingest
-from archive_pipeline.ingest import Options as IngestOptions
+from archive_pipeline.ingest import ingest
+from archive_pipeline.ingest_image import Budget
+from archive_pipeline.ingest_image import Options as IngestOptions
 from archive_pipeline.labels import Groups, Labels, find_labels, parse_groups
+from archive_pipeline.layout import ImageEntry
 from archive_pipeline.models import DEFAULT_MODEL, use_device
 from archive_pipeline.originals import find_original, read_original
-from archive_pipeline.store import Archive, ArchivedImage, ImageEntry
+from archive_pipeline.store import Archive
 from archive_pipeline.verdict import GroupResult, ModelReport, judge
 from archive_pipeline.verify import Options, Task, choose_groups, compare
 
@@ -72,7 +76,7 @@ class Setting:
     detectors: tuple[tuple[DetectorFile, Groups], ...]
     labels: Labels | None
     options: Options
-    steps: dict[str, int]  # by the codec's name in the table
+    decoders: tuple[int, ...]  # numbers of steps
 
     def task(self, archive: Archive, entry: ImageEntry) -> Task:
         label = None if self.labels is None else self.labels.find(entry.flight, entry.id)
@@ -80,27 +84,43 @@ class Setting:
         return Task(archive.url, entry, None, label, names, self.detectors, self.options)
 
 
-def run_image(archive: Archive, entry: ImageEntry, setting: Setting, codecs: dict[str, Codec]):
-    """Compare one frame of an archive, and the peers at its bytes, with its original."""
-    image = archive.image(entry)
+def decoded_as(name: str, steps: int) -> str:
+    """An archive's images, decoded with so many steps, in the table."""
+    return name if steps == 0 else f"{name}-{steps}"
+
+
+def run_image(
+    archives: dict[str, Archive], key: str, setting: Setting, codecs: dict[str, Codec]
+) -> None:
+    """Compare one frame of each archive, and the peers at the first one's bytes, with its
+    original."""
+    images = {}
+    for name, archive in archives.items():
+        entry = archive.entry(key)
+        if entry is None:
+            raise click.ClickException(f"{key}: could not be archived as {name}")
+        images[name] = archive.image(entry)
+    first, image = next(iter(archives.values())), next(iter(images.values()))
+    entry = image.entry
     source, problem, _ = find_original(image, None)
     if source is None:
         raise click.ClickException(problem)
     width, height = source.width, source.height
     everything = (0, 0, width, height)
     original = whole(partial(read_original, source), width, height)
-    size = archive.size_of(entry.key)
+    size = first.size_of(key)
     versions: dict[str, Read] = {}
-    for name, steps in setting.steps.items():
-        read = partial(restored, image, setting.options.device, steps)
-        versions[name] = whole(read, width, height)
-        codecs[name].bytes.append(size)
+    for name, archive in archives.items():
+        for steps in setting.decoders:
+            read = partial(restored, images[name], setting.options.device, steps)
+            versions[decoded_as(name, steps)] = whole(read, width, height)
+            codecs[decoded_as(name, steps)].bytes.append(archive.size_of(key))
     for name in (codec for codec in codecs if codec in PEERS):
         peer = PEERS[name]
         data = within(peer, original(everything), size)
         versions[name] = partial(crop, peer.decode(data))
         codecs[name].bytes.append(peer.size(data))
-    task = setting.task(archive, entry)
+    task = setting.task(first, entry)
     for file, groups in setting.detectors:
         detector: Detector = load_detector(file, setting.options.device)
         side = setting.options.slice or detector.input_size
@@ -200,6 +220,14 @@ def chosen(flight: Path, images: tuple[str, ...], work: Path) -> Path:
     return folder
 
 
+def archived(path: Path, flight: Path, options: IngestOptions) -> Archive:
+    """A flight's archive, made anew; what failed is named."""
+    for outcome in ingest(str(path), [(flight.name, flight)], options).outcomes:
+        if outcome.error:
+            click.echo(f"{outcome.path}: {outcome.error}", err=True)
+    return Archive.open(str(path))
+
+
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("flight", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -216,6 +244,7 @@ def chosen(flight: Path, images: tuple[str, ...], work: Path) -> Path:
 @click.option(
     "--steps", "decoders", type=click.IntRange(0), multiple=True, default=(0,), show_default=True
 )
+@click.option("--objects", metavar="MODEL", help="Detector for a second archive of objects first.")
 @click.option("--image", "images", multiple=True, help="File name in the flight; default: all.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 def main(
@@ -228,6 +257,7 @@ def main(
     codec_model: str,
     peers: tuple[str, ...],
     decoders: tuple[int, ...],
+    objects: str | None,
     images: tuple[str, ...],
     device: str,
 ) -> None:
@@ -243,24 +273,25 @@ def main(
     detectors, warnings = choose_groups(loaded, options.groups, found)
     for line in warnings:
         click.echo(line, err=True)
-    steps = {"pcdc" if n == 0 else f"pcdc-{n}": n for n in decoders}
-    setting = Setting(detectors, found, options, steps)
+    setting = Setting(detectors, found, options, decoders)
     rows: list[dict] = []
     work = Path(tempfile.mkdtemp(dir=out))
     try:
         flight = chosen(flight, images, work)
         for ratio in ratios:
-            url = str(work / f"ratio-{ratio:g}.zarr")
-            budget = Budget(source_ratio=ratio)
-            done = ingest(url, [(flight.name, flight)], IngestOptions(budget, codec_model, device))
-            for outcome in done.outcomes:
-                if outcome.error:
-                    click.echo(f"{outcome.path}: {outcome.error}", err=True)
-            archive = Archive.open(url)
-            codecs = {name: Codec() for name in (*steps, *peers)}
-            for entry in archive.images():
+            plain = IngestOptions(Budget(source_ratio=ratio), codec_model, device)
+            made = {"pcdc": plain}
+            if objects:
+                made["objects"] = replace(plain, detect=(objects,), allocation="objects")
+            archives = {
+                name: archived(work / f"{name}-{ratio:g}.zarr", flight, how)
+                for name, how in made.items()
+            }
+            names = [decoded_as(name, n) for name in archives for n in decoders]
+            codecs = {name: Codec() for name in (*names, *peers)}
+            for entry in archives["pcdc"].images():
                 if found is None or found.find(entry.flight, entry.id) is not None:
-                    run_image(archive, entry, setting, codecs)
+                    run_image(archives, entry.key, setting, codecs)
                     click.echo(f"{ratio:g} {entry.id}", err=True)
             for name, codec in codecs.items():
                 rows += rows_of(ratio, name, codec, setting)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from archive_pipeline import cluster
-from archive_pipeline.ingest import Options, Task
+from archive_pipeline.ingest_image import Options, Task
 
 
 def nothing(task: Task) -> str:
