@@ -185,8 +185,8 @@ def ingest(
             else:
                 note(known)
     if pending:
-        model, allocation, policy = _add_model(archive, options)
-        chosen = partial(replace, model=model, allocation=allocation, policy=policy)
+        model, policy = _add_model(archive, options)
+        chosen = partial(replace, model=model, policy=policy)
         pending = [chosen(task) for task in pending]
         for flight in sorted({task.flight for task in pending}):
             archive.create_flight(flight)
@@ -236,10 +236,10 @@ def _index_kept(archive: Archive, changed: bool) -> Iterator[None]:
         write_index(archive)
 
 
-def _add_model(archive: Archive, options: Options) -> tuple[str, str, str]:
+def _add_model(archive: Archive, options: Options) -> tuple[str, str]:
     """Store the model and its policy in the archive.
 
-    Returns the model's SHA-256, the allocation, and the policy's SHA-256 where that is by it.
+    Returns the model's SHA-256, and the policy's where allocation is by it.
     """
     # torch: only with work to do
     from archive_pipeline.models import DEFAULT_MODEL, load_named, read_policy
@@ -249,7 +249,7 @@ def _add_model(archive: Archive, options: Options) -> tuple[str, str, str]:
     model = load_named(name)
     archive.add_model(model.sha256, model.files)
     if options.allocation != "policy":
-        return model.sha256, options.allocation, ""
+        return model.sha256, ""
     policy = read_policy(name, model.networks.config.latents)
     if policy is None:
         raise ModelError(f"{name}: this model has no allocation policy")
@@ -257,7 +257,7 @@ def _add_model(archive: Archive, options: Options) -> tuple[str, str, str]:
         from archive_pipeline.pcdc.utility import require_lpips
 
         require_lpips()  # said once here, and not by every image
-    return model.sha256, "policy", archive.add_policy(policy)
+    return model.sha256, archive.add_policy(policy)
 
 
 def _find_detectors(options: Options) -> tuple[DetectorFile, ...]:

@@ -32,7 +32,7 @@ from archive_pipeline.pcdc.stages import stage, timed
 from archive_pipeline.raised import RaisedBlocks
 from archive_pipeline.sources import Location, local_file
 from archive_pipeline.store import Archive
-from archive_pipeline.zarr_codec import trim
+from archive_pipeline.zarr_codec import trimmed_tiles
 
 if TYPE_CHECKING:
     from archive_pipeline.detectors import DetectorFile
@@ -100,7 +100,6 @@ class Task:
     path: Location
     options: Options
     model: str = ""  # SHA-256 of a model that is in the archive
-    allocation: str = "uniform"
     policy: str = ""  # SHA-256 of a policy that is in the archive, where allocation is by it
     detectors: tuple[DetectorFile, ...] = ()
 
@@ -124,6 +123,7 @@ class Outcome:
 
 
 def failed(task: Task, error: str) -> Outcome:
+    """The outcome of an image that is not archived, for a reason told in one line."""
     line = " ".join(error.split()).removeprefix(f"{task.path}: ")
     return Outcome(task.flight, task.id, str(task.path), "failed", line)
 
@@ -182,10 +182,11 @@ def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outco
 
 def _ingest_image(task: Task, tell: Tell) -> Outcome:
     """`ingest_image`, by stages."""
+    options = task.options
     with stage("start"):
         from archive_pipeline.models import allocation, use_device
 
-        use_device(task.options.device)
+        use_device(options.device)
     archive = Archive.reopen(task.archive, writable=True)
     archive.ensure_model(task.model)
     if task.policy:
@@ -204,8 +205,8 @@ def _ingest_image(task: Task, tell: Tell) -> Outcome:
                 return known
             with _fetched(task) as (path, version):
                 with stage("read"):
-                    source = read_source(path, task.id, task.options.ground_elevation)
-                with allocation(task.allocation, task.policy, task.options.adapt):
+                    source = read_source(path, task.id, options.ground_elevation)
+                with allocation(options.allocation, task.policy, options.adapt):
                     entry = _write(archive, task, source, version, tell)
     except SourceError as error:
         return failed(task, error.reason)
@@ -272,7 +273,8 @@ def _write(
     if version is not None:
         record["source_version"] = version
     reader = _Reader(source)
-    bits = [task.options.budget, task.model, task.allocation, task.policy, task.options.adapt]
+    options = task.options
+    bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
     plan = [__version__, record, repr(bits), task.detectors]
     writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
     writer.write_metadata()
@@ -287,16 +289,16 @@ def _write(
 
         size = (source.width, source.height, TILE)
         with stage("detect"):
-            found = detect_all(task.detectors, task.options.device, reader.read_rgb, *size)
+            found = detect_all(task.detectors, options.device, reader.read_rgb, *size)
         writer.write_detections(pack_detections(found))
-        if task.allocation == "objects":
+        if options.allocation == "objects":
             sure = [objects.boxes[objects.scores >= SURE] for _, objects in found]
             objects = np.concatenate(sure)
         record["detectors"] = [detector.sha256 for detector in task.detectors]
     pixels = None
     conventions = _conventions(source)
     if source.lossy:
-        budget = task.options.budget.bytes_for(source)
+        budget = options.budget.bytes_for(source)
         lossy = record | {"codec": "pcdc", "model": task.model}
         # metadata are most of a very small image's bytes: loss would gain little
         least = budget // 2 if budget <= SMALL_BUDGET else 0
@@ -372,11 +374,9 @@ class _Reader:
         if not is_one_shard(width, height):
             return width * height, 4 * -(-width // TILE) * -(-height // TILE)
         pixels, coded, empty = self.read((0, 0, width, height))[0], 0, 0
-        for row in range(0, height, TILE):
-            for col in range(0, width, TILE):
-                part = trim(pixels[row : row + TILE, col : col + TILE], 0)
-                coded += part.shape[0] * part.shape[1]
-                empty += not part.size
+        for _, _, part in trimmed_tiles(pixels, TILE):
+            coded += part.shape[0] * part.shape[1]
+            empty += not part.size
         return coded, empty
 
 

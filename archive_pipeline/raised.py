@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.boxes import Boxes
-from archive_pipeline.pcdc.constants import BLOCK, STRIDE
-from archive_pipeline.zarr_codec import trim
+from archive_pipeline.pcdc.constants import BLOCK_SIDE
+from archive_pipeline.zarr_codec import trimmed_tiles
 
-SIDE = BLOCK * STRIDE  # of a block in pixels
 MARGIN = 8.0  # pixels around an object that detectors look at as well
 LEVELS_FINER = 2  # an octave: half the quantisation step
 
@@ -32,29 +31,27 @@ class RaisedBlocks:
         pixels: uint8 (height, width, 3), as they will be written.
         boxes: of objects, in pixels of this part.
         tile: side of a tile in pixels, a multiple of 32.
-        fill: value of margins that the codec cuts off.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8], boxes: Boxes, tile: int, fill: int = 0) -> None:
-        rows, columns = (-(-side // SIDE) for side in pixels.shape[:2])
+    def __init__(self, pixels: NDArray[np.uint8], boxes: Boxes, tile: int) -> None:
+        rows, columns = (-(-side // BLOCK_SIDE) for side in pixels.shape[:2])
         raised = np.zeros((rows, columns), np.uint8)
-        low = np.maximum((boxes[:, :2] - MARGIN) // SIDE, 0).astype(int)
-        high = np.maximum((boxes[:, 2:] + MARGIN) // SIDE + 1, 0).astype(int)
+        low = np.maximum((boxes[:, :2] - MARGIN) // BLOCK_SIDE, 0).astype(int)
+        high = np.maximum((boxes[:, 2:] + MARGIN) // BLOCK_SIDE + 1, 0).astype(int)
         for (left, top), (right, bottom) in zip(low, high, strict=True):
             raised[top:bottom, left:right] = LEVELS_FINER
         self._tiles = {}
-        for row in range(0, pixels.shape[0], tile):
-            for col in range(0, pixels.shape[1], tile):
-                blocks = raised[row // SIDE :, col // SIDE :][: tile // SIDE, : tile // SIDE]
-                if blocks.any():
-                    part = trim(pixels[row : row + tile, col : col + tile], fill)
-                    self._tiles[_digest(part)] = blocks
+        count = tile // BLOCK_SIDE
+        for row, col, part in trimmed_tiles(pixels, tile):
+            blocks = raised[row // BLOCK_SIDE :, col // BLOCK_SIDE :][:count, :count]
+            if blocks.any():
+                self._tiles[_digest(part)] = blocks
 
     def of(self, tiles: Iterable[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """uint8 (B_h, B_w) for each tile, as `Codec.encode` takes them; zeros for other tiles."""
         out = []
         for tile in tiles:
-            rows, columns = (-(-side // SIDE) for side in tile.shape[:2])
+            rows, columns = (-(-side // BLOCK_SIDE) for side in tile.shape[:2])
             known = self._tiles.get(_digest(tile)) if tile.size else None
             blocks = np.zeros((rows, columns), np.uint8) if known is None else known
             out.append(blocks[:rows, :columns])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -154,3 +154,12 @@ def trim(chunk: NDArray[np.uint8], fill: int) -> NDArray[np.uint8]:
     if not len(rows):
         return chunk[:0, :0]
     return chunk[: rows[-1] + 1, : columns[-1] + 1]
+
+
+def trimmed_tiles(
+    pixels: NDArray[np.uint8], side: int, fill: int = 0
+) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    """Row, column and content of an image's tiles, as the codec is given them and trims them."""
+    for row in range(0, pixels.shape[0], side):
+        for col in range(0, pixels.shape[1], side):
+            yield row, col, trim(pixels[row : row + side, col : col + side], fill)

@@ -36,6 +36,7 @@ from archive_pipeline.pcdc.bitstream import (
 )
 from archive_pipeline.pcdc.constants import (
     BLOCK,
+    BLOCK_SIDE,
     ERROR_WEIGHT,
     FIRST_CODED_SCALE,
     HYPER_LIMIT,
@@ -408,7 +409,7 @@ class Encoding:
         # the two image steps last looked at: the plan mostly takes one of them
         self._recent: list[dict[int, _Quantised]] = [{} for _ in tiles]
         grids = [
-            (grid(tile.shape[0], STRIDE * BLOCK), grid(tile.shape[1], STRIDE * BLOCK))
+            (grid(tile.shape[0], BLOCK_SIDE), grid(tile.shape[1], BLOCK_SIDE))
             if tile.size
             else (0, 0)
             for tile in tiles

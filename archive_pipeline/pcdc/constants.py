@@ -2,7 +2,8 @@
 
 STRIDE = 16  # pixels per latent
 HYPER_STRIDE = 4  # latents per hyper-latent
-BLOCK = 2  # latents per side of an allocation block (32 px)
+BLOCK = 2  # latents per side of an allocation block
+BLOCK_SIDE = BLOCK * STRIDE  # the same in pixels
 
 STEPS_PER_OCTAVE = 8  # steps and scales share this spacing, so a step shifts a scale index
 FINEST_STEP = 4.0  # step of exponent 0, in units of an orthonormal transform of 0..255 pixels

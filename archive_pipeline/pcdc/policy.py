@@ -36,14 +36,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archive_pipeline.pcdc.allocation import LEVELS, BlockCosts
-from archive_pipeline.pcdc.constants import BLOCK, MAX_EXPONENT, STRIDE
+from archive_pipeline.pcdc.constants import BLOCK, BLOCK_SIDE, MAX_EXPONENT
 from archive_pipeline.pcdc.importance import level_worth
 
 POLICY = "allocation.safetensors"
 FORMAT = "pcdc-allocation-2"
 MAX_FILE_BYTES = 16 << 20
 MAX_WIDTH = 512
-SIDE = BLOCK * STRIDE
 RESIDUAL = 8
 PLACE = 3
 MOST_IMPORTANT = 3.0  # largest |log importance|: a factor of 20
@@ -90,7 +89,9 @@ def residual_statistics(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     band's, then mean and deviation of brightness and the mean of both colour differences.
     """
     height, width = tile.shape[:2]
-    tile = cv2.copyMakeBorder(tile, 0, -height % SIDE, 0, -width % SIDE, cv2.BORDER_REPLICATE)
+    tile = cv2.copyMakeBorder(
+        tile, 0, -height % BLOCK_SIDE, 0, -width % BLOCK_SIDE, cv2.BORDER_REPLICATE
+    )
     ycc = cv2.cvtColor(tile, cv2.COLOR_RGB2YCrCb).astype(np.float32)
     luma = np.ascontiguousarray(ycc[..., 0])
     fine = cv2.blur(luma, (FINE, FINE))
@@ -98,8 +99,8 @@ def residual_statistics(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     middle = np.abs(fine - cv2.blur(luma, (COARSE, COARSE)))
 
     def blocks(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-        rows, columns = plane.shape[0] // SIDE, plane.shape[1] // SIDE
-        return plane.reshape(rows, SIDE, columns, SIDE)
+        rows, columns = plane.shape[0] // BLOCK_SIDE, plane.shape[1] // BLOCK_SIDE
+        return plane.reshape(rows, BLOCK_SIDE, columns, BLOCK_SIDE)
 
     def mean(plane: NDArray[np.float32]) -> NDArray[np.float32]:
         return blocks(plane).mean((1, 3))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from archive_pipeline.pcdc.constants import BLOCK, STRIDE
+from archive_pipeline.pcdc.constants import BLOCK_SIDE
 
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5
@@ -142,8 +142,7 @@ class Judge:
     def __init__(self, original: Tensor, weights: UtilityWeights | None = None) -> None:
         self.original = original
         self.weights = weights or UtilityWeights()
-        side = BLOCK * STRIDE
-        self.blocks = (-(-original.shape[2] // side), -(-original.shape[3] // side))
+        self.blocks = (-(-original.shape[2] // BLOCK_SIDE), -(-original.shape[3] // BLOCK_SIDE))
         with torch.no_grad():
             self._reference = _features(original)
 
