@@ -34,6 +34,7 @@ from archive_pipeline.layout import (
     check_flight,
     image_key,
 )
+from archive_pipeline.leases import leased
 from archive_pipeline.sources import Location, local_file, location
 from archive_pipeline.store import Archive, absolute, in_process_only
 
@@ -164,17 +165,51 @@ def ingest(
         for flight, images in listed
         for id, path in images
     ]
-    entries = {
-        entry.key: entry
-        for flight in sorted({flight for flight, _ in flights})
-        for entry in read_images(archive, flight, lambda name, error: None)  # written anew
-    }
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
         outcomes.append(outcome)
         progress(outcome, len(tasks))
 
+    def tell(id: str, done: int, parts: int) -> None:
+        part(id, done, parts, len(tasks))
+
+    with leased(archive, (flight for flight, _ in flights)) as leases:
+        pending = _prepared(archive, _pending(archive, tasks, note), options)
+        with (
+            archive.writing(),
+            _index_kept(archive, bool(pending)),
+            cluster.connect(scheduler, workers, len(pending), options.device) as pool,
+        ):
+            size = pool.size
+            if pool.client is not None:
+                pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
+            job = partial(ingest_image, tell=tell) if pool.client is None else ingest_on_worker
+            for task, result in pool.run(job, pending):
+                leases.check()
+                if isinstance(result, StoreFailed):
+                    done = sum(outcome.status == "ingested" for outcome in outcomes)
+                    raise StoreFailed(
+                        f"{result}; {done} images were archived; run again for the rest"
+                    )
+                if isinstance(result, cluster.WorkerDied):
+                    result = failed(task, str(result))
+                elif isinstance(result, BaseException):
+                    result = failed(task, f"{type(result).__name__}: {result}")
+                note(result)
+            neighbours = _compare_neighbours(archive, pool, outcomes)
+    models = archive.size_of("models") + archive.size_of("policies")
+    seconds = time.monotonic() - started
+    return Report(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
+
+
+def _pending(archive: Archive, tasks: list[Task], note: Callable[[Outcome], None]) -> list[Task]:
+    """Tasks of images that are not archived yet; the others' outcomes are noted."""
+    entries = {
+        entry.key: entry
+        for flight in sorted({task.flight for task in tasks})
+        for entry in read_images(archive, flight, lambda name, error: None)  # written anew
+    }
     pending = []
     with ThreadPoolExecutor() as threads:
         for task, known in zip(
@@ -184,38 +219,17 @@ def ingest(
                 pending.append(task)
             else:
                 note(known)
-    if pending:
-        model, policy = _add_model(archive, options)
-        chosen = partial(replace, model=model, policy=policy)
-        pending = [chosen(task) for task in pending]
-        for flight in sorted({task.flight for task in pending}):
-            archive.create_flight(flight)
+    return pending
 
-    def tell(id: str, done: int, parts: int) -> None:
-        part(id, done, parts, len(tasks))
 
-    with (
-        archive.writing(),
-        _index_kept(archive, bool(pending)),
-        cluster.connect(scheduler, workers, len(pending), options.device) as pool,
-    ):
-        size = pool.size
-        if pool.client is not None:
-            pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
-        job = partial(ingest_image, tell=tell) if pool.client is None else ingest_on_worker
-        for task, result in pool.run(job, pending):
-            if isinstance(result, StoreFailed):
-                done = sum(outcome.status == "ingested" for outcome in outcomes)
-                raise StoreFailed(f"{result}; {done} images were archived; run again for the rest")
-            if isinstance(result, cluster.WorkerDied):
-                result = failed(task, str(result))
-            elif isinstance(result, BaseException):
-                result = failed(task, f"{type(result).__name__}: {result}")
-            note(result)
-        neighbours = _compare_neighbours(archive, pool, outcomes)
-    models = archive.size_of("models") + archive.size_of("policies")
-    seconds = time.monotonic() - started
-    return Report(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
+def _prepared(archive: Archive, pending: list[Task], options: Options) -> list[Task]:
+    """The tasks with what they need in the archive: model, policy, flights' groups."""
+    if not pending:
+        return []
+    model, policy = _add_model(archive, options)
+    for flight in sorted({task.flight for task in pending}):
+        archive.create_flight(flight)
+    return [replace(task, model=model, policy=policy) for task in pending]
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import glob
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,10 +73,33 @@ async def list_keys(store: Store, prefix: str) -> dict[str, Stored]:
 async def delete_keys(store: Store, keys: Collection[str]) -> None:
     """Remove keys, by one request for all of them where the store can."""
     if isinstance(store, FsspecStore):
-        await store.fs._rm([f"{store.path}/{key}" for key in keys])
+        paths = [f"{store.path}/{key}" for key in keys]
+        if any(map(glob.has_magic, paths)):  # fsspec would take them for patterns
+            await asyncio.gather(*map(store.fs._rm_file, paths))
+        else:
+            await store.fs._rm(paths)
         return
     for key in keys:
         await store.delete(key)
+
+
+async def create_key(store: Store, key: str, data: bytes) -> bool | None:
+    """Write a key if it is not there; False if it is, None where no store can promise that.
+
+    Raises:
+        Exception: of any kind that the store's backend has.
+    """
+    if not isinstance(store, FsspecStore):
+        return None
+    try:
+        await store.fs._pipe_file(f"{store.path}/{key}", data, mode="create")
+    except (NotImplementedError, TypeError):
+        return None
+    except Exception:  # backends tell "it is there" by errors of many kinds
+        if await store.exists(key):
+            return False
+        raise
+    return True
 
 
 class MissingShard(Exception):

@@ -5,6 +5,7 @@ Layout (one image a group; everything else is derived or shared)::
     zarr.json                              root group, attribute archive_pipeline.format
     models/<sha256>/...                    config.json, model.safetensors, perhaps denoiser/
     policies/<sha256>.safetensors          allocation policies; reading needs none of them
+    leases/<flight>                        in buckets: whose ingest writes a flight, meanwhile
     items.parquet                          the index, see `archive_pipeline.index`
     flights/<flight>/<image>/zarr.json     record of a committed image, written last
     flights/<flight>/<image>/pixels        uint8 (height, width, 3) by pcdc, or lossless any dtype
@@ -51,6 +52,7 @@ from archive_pipeline.layout import (
 from archive_pipeline.locks import is_locked, locked
 from archive_pipeline.objects import (
     Stored,
+    create_key,
     delete_keys,
     has_versions,
     is_url,
@@ -191,6 +193,17 @@ class Archive:
         """
         try:
             sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
+
+    def create_key(self, key: str, data: bytes) -> bool | None:
+        """Write a key in a bucket if it is not there; False if it is, None if that cannot be had.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        try:
+            return sync(create_key(self.store, key, data))
         except Exception as error:  # what a store raises depends on its backend
             raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
 

@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import rasterio
 from conftest import FRAMES, HEIGHT, WIDTH, Result, Run, command_line
 from s3_server import Request, S3Server
 
+from archive_pipeline import leases
+from archive_pipeline.layout import ArchiveError
 from archive_pipeline.store import Archive
 
 BUCKET = "drones"
@@ -84,8 +88,11 @@ def test_the_same_bytes_as_on_disk(
     assert here == there
     assert index != other  # there it has versions, too
     puts = [r.path for r in requests if r.method == "PUT"]
-    assert len(puts) == len(set(puts)) == len(here) + 1  # one of each object, no copies
-    assert {r.method for r in requests} <= {"GET", "HEAD", "PUT"}
+    # one of each object, no copies; the index and, until the end, the lease are not in `here`
+    assert len(puts) == len(set(puts)) == len(here) + 2
+    assert {r.method for r in requests} <= {"GET", "HEAD", "PUT", "POST"}
+    (removal,) = (r for r in requests if r.method == "POST")  # the lease
+    assert "delete" in removal.query
     ours = [r for r in requests if "DJI_0002.JPG" in str((r.path, r.query))]
     # listing what is there takes s3fs three, sizes two, the arrays four and the record one; one
     # looks for a shard to be changed, one reads the record for the index
@@ -378,6 +385,78 @@ def test_server_that_goes_in_the_middle(
     assert {k: v for k, v in here.items() if k != "items.parquet"} == {
         k: v for k, v in there.items() if k != "items.parquet"
     }
+
+
+def test_two_ingests_of_one_flight_take_turns(
+    server: S3Server, flight: Path, archive: Path, s3: str
+) -> None:
+    args = ("ingest", flight, "--archive", s3, "--ratio", 16, "--workers", 0, "--json")
+    both = [
+        subprocess.Popen(
+            command_line(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    ends = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    counts = [
+        (found["ingested"], found["skipped"]) for found in (json.loads(out) for out, _ in ends)
+    ]
+    assert sorted(counts) == [(0, FRAMES), (FRAMES, 0)]
+    here, there = files(archive), objects(s3)
+    assert here.keys() == there.keys()  # no lease is left
+    assert all(here[key] == there[key] for key in here if key != "items.parquet")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that end in seconds."""
+    monkeypatch.setattr(leases, "RENEWED_EVERY", 0.2)
+    monkeypatch.setattr(leases, "GIVEN_UP_AFTER", 1.0)
+    monkeypatch.setattr(leases, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(leases, "SETTLED_AFTER", 0.5)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"host": "gone", "process": 7}', b"\xff\n["], ids=["killed", "strange"]
+)
+def test_the_lease_of_a_dead_ingest_is_taken(
+    run: Run, server: S3Server, flight: Path, s3: str, hurried: None, content: bytes
+) -> None:
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    fs.pipe_file(f"{s3}/leases/{flight.name}", content)
+    result = run("ingest", flight, "--archive", s3, "--ratio", 16, "--workers", 0)
+    assert result.code == 0, result.err
+    assert f"flight {flight.name}: waiting for" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not fs.exists(f"{s3}/leases/{flight.name}")
+
+
+def test_a_live_lease_is_waited_for_and_a_lost_one_is_an_error(
+    server: S3Server, s3: str, hurried: None
+) -> None:
+    archive = Archive.create(s3)
+    turns = []
+
+    def wait() -> None:
+        with leases.leased(Archive.open(s3, writable=True), ["beach"]):
+            turns.append("second")
+
+    with leases.leased(archive, ["beach", "coast"]) as held:
+        second = threading.Thread(target=wait)
+        second.start()
+        second.join(3 * leases.GIVEN_UP_AFTER)  # it is renewed all the time
+        turns.append("first")
+        held.check()
+    second.join(30)
+    assert turns == ["first", "second"]
+
+    with leases.leased(archive, ["beach"]) as held:
+        archive.write_key("leases/beach", b'{"token": "another"}')
+        time.sleep(4 * leases.RENEWED_EVERY)
+        with pytest.raises(ArchiveError, match=r"flight beach: .* another one took over"):
+            held.check()
+    assert archive.read_key("leases/beach") == b'{"token": "another"}'  # not ours to remove
 
 
 @pytest.mark.slow
