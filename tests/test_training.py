@@ -19,6 +19,7 @@ from golden import reference as ref
 from PIL import Image
 from torch import nn
 
+from archive_pipeline.detectors import import_ultralytics
 from archive_pipeline.models import DEFAULT_MODEL, shipped
 from archive_pipeline.pcdc.allocation import TilePlan
 from archive_pipeline.pcdc.codec import Codec, Encoding
@@ -28,6 +29,7 @@ from archive_pipeline.pcdc.transforms import TransformCodec, scale_of
 
 sys.path.insert(0, str(ROOT / "workflows"))
 from checkpoints import read_checkpoint, write_checkpoint
+from detector_features import load_features
 from training_samples import Crops, random_steps
 from transform_loss import quantise, rate_distortion
 from transform_start import load_released
@@ -73,11 +75,53 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed
 
 
+def random_detector(folder: Path) -> Path:
+    torch.manual_seed(0)
+    path = folder / "random.pt"
+    import_ultralytics().YOLO("yolo11n.yaml", task="detect").save(path)
+    return path
+
+
+def test_a_detectors_features_tell_pictures_apart(tmp_path: Path) -> None:
+    crops = torch.stack([torch.from_numpy(ref.texture(64, 96, k)) for k in range(3)])
+    crops = crops.permute(0, 3, 1, 2)
+    seen = load_features(str(random_detector(tmp_path)), crops)
+    x = crops.float() / 127.5 - 1
+    assert seen.distance(x, x).tolist() == [0, 0, 0]
+    a_little, much = (
+        torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False) for k in (3, 9)
+    )
+    much.requires_grad_(True)
+    assert (seen.distance(a_little, x) > 0).all()
+    distances = seen.distance(much, x)
+    assert (distances > seen.distance(a_little, x)).all()
+    each = torch.cat([seen.distance(a, b) for a, b in zip(much.split(1), x.split(1), strict=True)])
+    torch.testing.assert_close(distances, each)  # batch normalisation counts nothing here
+    distances.sum().backward()
+    assert much.grad is not None
+    assert (much.grad.abs().amax((1, 2, 3)) > 0).all()
+    assert not any(p.requires_grad for p in seen.parameters())
+
+
+def test_what_has_no_features(tmp_path: Path) -> None:
+    crops = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    (tmp_path / "detector.onnx").write_bytes(b"")
+    import_ultralytics().YOLO("yolo11n-cls.yaml", task="classify").save(tmp_path / "classes.pt")
+    for name, text in {
+        "detector.onnx": "neither a .pt file nor an OpenVINO folder",
+        "classes.pt": "its task is classify",
+        "nothing.pt": "no such file",
+    }.items():
+        with pytest.raises(click.ClickException, match=text):
+            load_features(str(tmp_path / name), crops)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("lpips_weights")
 def test_stage_1_trains_resumes_and_releases(crops: Path, tmp_path: Path) -> None:
     run, model = tmp_path / "run", tmp_path / "model"
-    workflow("train_transform.py", crops, "--run", run, *BRIEF)
+    detector = random_detector(tmp_path)
+    workflow("train_transform.py", crops, "--run", run, *BRIEF, "--detector", detector)
     first = torch.load(run / "checkpoint.pt", weights_only=True)
     workflow("train_transform.py", crops, "--run", run, "--resume", *BRIEF, "--minutes", "0.08")
     second = torch.load(run / "checkpoint.pt", weights_only=True)

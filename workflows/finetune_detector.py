@@ -37,11 +37,11 @@ import numpy as np
 import torch
 import yaml
 from detection_slices import prepare
-from openvino_weights import load_export
+from openvino_weights import load_network
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from archive_pipeline.detectors import DetectorError, find_detectors, import_ultralytics
+from archive_pipeline.detectors import DetectorError, import_ultralytics
 from archive_pipeline.labels import Groups, group_classes, parse_groups
 
 STATISTICS = 64  # slices that batch normalisation takes its statistics from
@@ -72,22 +72,11 @@ def load_start(start: str, slices: Path, size: int, groups: Groups | None, seed:
     Raises:
         click.ClickException: there is no such start.
     """
-    yolo = import_ultralytics().YOLO
     torch.manual_seed(seed)
-    path = Path(start)
-    if path.is_dir():
-        model = load_export(path, batches(slices / "train" / "images", size, seed))
-    elif start.endswith(".yaml"):
-        model = yolo(start, task="detect").model
+    if start.endswith(".yaml"):
+        model = import_ultralytics().YOLO(start, task="detect").model
     else:
-        try:
-            (file,) = find_detectors([start])
-        except DetectorError as error:
-            raise click.ClickException(str(error)) from error
-        loaded = yolo(str(file.path))
-        if loaded.task != "detect":
-            raise click.ClickException(f"{start}: its task is {loaded.task}, not detect")
-        model = loaded.model
+        model = load_network(start, batches(slices / "train" / "images", size, seed))
     names = dict(model.names)
     for group, listed in (groups or {}).items():
         known = group_classes(names, {group: listed}).get(group, [])

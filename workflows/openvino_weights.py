@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from archive_pipeline.detectors import import_ultralytics
+from archive_pipeline.detectors import DetectorError, find_detectors, import_ultralytics
 
 Array = NDArray[np.float32]
 
@@ -73,6 +73,30 @@ def architecture(folder: Path) -> tuple[str, dict[int, str]]:
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise click.ClickException(f"{path}: {error}") from error
     raise click.ClickException(f"{path}: does not name a YOLO detector's architecture")
+
+
+def load_network(name: str, images: Iterable[Tensor]) -> nn.Module:
+    """The network of a detector: an OpenVINO folder, a .pt file, or one that Ultralytics publishes.
+
+    Args:
+        images: for exports, as for `load_export`.
+
+    Raises:
+        click.ClickException: there is no such detector.
+    """
+    if Path(name).is_dir():
+        return load_export(Path(name), images)
+    try:
+        (file,) = find_detectors([name])
+    except DetectorError as error:
+        raise click.ClickException(str(error)) from error
+    if file.path.suffix != ".pt":
+        raise click.ClickException(f"{name}: neither a .pt file nor an OpenVINO folder")
+    loaded = import_ultralytics().YOLO(str(file.path))
+    if loaded.task != "detect":
+        raise click.ClickException(f"{name}: its task is {loaded.task}, not detect")
+    network: nn.Module = loaded.model
+    return network
 
 
 def load_export(folder: Path, images: Iterable[Tensor]) -> nn.Module:

@@ -1,21 +1,23 @@
-"""Does the time of an ingest grow in a straight line with its frames?
+"""Does an ingest take time in a straight line with its frames, and how much beside the codec?
 
-    python workflows/scale_frames.py OUT 8 16 32 64
+    python workflows/scale_frames.py OUT 64 --workers 2
+    python workflows/scale_frames.py OUT 16 --workers 1
 
-Invents that many frames of 608 x 608 pixels in OUT, archives each number of them anew as one
-process, and prints processor time, what a straight line through all says, and the share of it that
-is not the codec (networks, allocation, entropy coding) or start-up. Processor time, as a busy
-machine stretches the other.
+Invents frames in OUT (8 different ones under as many names as are asked for), archives them anew
+by so many worker processes and reads from the archive when each frame was committed. Prints
+seconds until 1/8, 1/4, 1/2 and all of the frames were, what a straight line through these says,
+and the seconds of a worker that a frame took: its codec's (networks, allocation, entropy coding;
+from the run's report) and all others, start-up left out. Meant for an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,47 +26,58 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from make_flight import make_flight
 
-SIDE = 608
+DIFFERENT = 8  # frames; more would take longer to invent than to archive
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("frames", type=int, nargs="+")
-    parser.add_argument("--ratio", type=float, default=48)
+    parser.add_argument("frames", type=int, help="a multiple of 8")
+    parser.add_argument("--workers", type=int, required=True)
+    parser.add_argument("--size", type=int, nargs=2, default=(5472, 3648), metavar=("W", "H"))
+    parser.add_argument("--ratio", type=float, default=100)
     options = parser.parse_args()
-    *frames, ortho = make_flight(options.out / "all", max(options.frames), SIDE, SIDE)
-    ortho.unlink()
-    print(f"{'frames':>7} {'CPU s':>8} {'beside codec':>13}")
-    used = []
-    for count in options.frames:
-        flight = options.out / f"flight_{count}"
-        shutil.rmtree(flight, ignore_errors=True)
-        flight.mkdir()
-        for frame in frames[:count]:
-            (flight / frame.name).symlink_to(frame.resolve())
-        seconds, others = _ingest(flight, options.out / "archive.zarr", options.ratio)
-        used.append(seconds)
-        print(f"{count:7} {seconds:8.1f} {others:13.1%}", flush=True)
-    slope, start = np.polyfit(options.frames, used, 1)
-    off = np.array(used) / (start + slope * np.array(options.frames)) - 1
-    print(f"a line: {start:.1f} s to start, {slope:.3f} s a frame; off by", end=" ")
-    print(", ".join(f"{share:+.1%}" for share in off))
-
-
-def _ingest(flight: Path, url: Path, ratio: float) -> tuple[float, float]:
-    """Processor seconds of an ingest, and the share of its stages that is no codec's."""
+    flight = _flight(options.out, options.frames, *options.size)
+    url = options.out / "archive.zarr"
     shutil.rmtree(url, ignore_errors=True)
     command = [sys.executable, "-m", "archive_pipeline.cli", "ingest", flight, "--archive", url]
-    command += ["--ratio", ratio, "--workers", 0, "--json"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command += ["--ratio", options.ratio, "--workers", options.workers, "--json"]
+    started, since = time.time(), time.monotonic()
     done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    stages = json.loads(done.stdout)["stages"]
-    codec = stages["encode"] + stages["entropy"]
-    others = stages["read"] + stages["write"]
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return used, others / (codec + others)
+    seconds = time.monotonic() - since
+    report = json.loads(done.stdout)
+    committed = sorted(p.stat().st_mtime - started for p in url.glob("flights/*/*/zarr.json"))
+    counts = [options.frames // part for part in (8, 4, 2, 1)]
+    until = np.array([committed[count - 1] for count in counts])
+    slope, start = np.polyfit(counts, until, 1)
+    off = until / (start + slope * np.array(counts)) - 1
+    print(f"{options.workers} workers, {options.frames} frames: {seconds:.1f} s in all")
+    print(
+        "committed: " + ", ".join(f"{c} in {s:.1f} s" for c, s in zip(counts, until, strict=True))
+    )
+    print(f"a line: {start:.1f} s to start, {slope:.2f} s a frame; off by", end=" ")
+    print(", ".join(f"{share:+.1%}" for share in off))
+    stages = report["stages"]
+    codec = (stages["encode"] + stages["entropy"]) / options.frames
+    busy = (seconds * options.workers - stages["start"]) / options.frames
+    print(f"a worker's seconds a frame: {busy:.2f}, of the codec {codec:.2f}", end="")
+    print(f", so {busy / codec - 1:+.1%} beside it")
+
+
+def _flight(out: Path, count: int, width: int, height: int) -> Path:
+    """A folder of so many frames, links to a few different ones."""
+    made = out / f"frames_{width}x{height}"
+    if not made.is_dir():
+        *_, ortho = make_flight(made, DIFFERENT, width, height)
+        ortho.unlink()
+    frames = sorted(made.iterdir())
+    flight = out / "flight"
+    shutil.rmtree(flight, ignore_errors=True)
+    flight.mkdir()
+    for number in range(count):
+        frame = frames[number % len(frames)]
+        (flight / f"{number:05}_{frame.name}").symlink_to(frame.resolve())
+    return flight
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Every crop draws an image step g and, half the time, random per-block levels, so
 all rates. The loss is bits + lambda(step) * error with lambda = 8.66 / step^2, the slope of
 squared error at a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block
 coded with a finer step also weighs its error more, as the allocation means it to. The error is
-the allocation's utility (paper, equation 5): squared error, 1 - SSIM (at three scales) and LPIPS.
+the allocation's utility (paper, equation 5): squared error, 1 - SSIM (at three scales) and LPIPS;
+with --detector also the distance of that detector's features, so that it sees what it saw before.
 
 LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found under $TORCH_HOME.
 
@@ -24,6 +25,7 @@ from pathlib import Path
 import click
 import torch
 from checkpoints import read_checkpoint
+from detector_features import load_features
 from torch import Tensor
 from training import Run, Settings, common_options
 from training_samples import Crops, random_offsets, random_steps
@@ -82,7 +84,12 @@ def released_networks(folder: Path) -> TransformCodec:
     lr=1e-3,
     start="Start from a released model's folder instead of the Karhunen-Loeve transform.",
 )
-def main(settings: Settings) -> None:
+@click.option(
+    "--detector",
+    metavar="MODEL",
+    help="YOLO detector (.pt, OpenVINO folder) of which reconstructions shall keep the features.",
+)
+def main(settings: Settings, detector: str | None) -> None:
     device, size, batch = settings.device, settings.size, settings.batch
     released = released_networks(settings.start) if settings.start else None
     config = replace(released.config, edge_kernel=3) if released else TransformConfig()
@@ -101,6 +108,7 @@ def main(settings: Settings) -> None:
     generator = torch.Generator().manual_seed(settings.seed + run.step)
     held_out = source.validation(HELD_OUT)
     weight = border_weights(size).to(device)
+    seen = load_features(detector, held_out).to(device) if detector else None
     forward = settings.compiled(rate_distortion)
 
     def save() -> None:
@@ -121,7 +129,7 @@ def main(settings: Settings) -> None:
         error = (x_bar.float() - x).mul(127.5).square()
         pixel_step = steps.repeat_interleave(16, -2).repeat_interleave(16, -1)
         slope = 8.66 / pixel_step.square()
-        perceptual = perceptual_error(x_bar.float(), x) * slope.mean((1, 2, 3))
+        perceptual = perceptual_error(x_bar.float(), x, seen) * slope.mean((1, 2, 3))
         distortion = (error * weight * slope).sum((1, 2, 3)) + 3 * size**2 * perceptual
         # coarse steps cost few bits: weigh them up so that low rates are learned as well
         emphasis = (step_size(image_step) / 32) ** 1.2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,12 @@ from archive_pipeline.pcdc.layers import round_half_up
 from archive_pipeline.pcdc.transforms import TransformCodec, scale_of, step_size
 from archive_pipeline.pcdc.utility import UtilityWeights, lpips, similarity
 
+if TYPE_CHECKING:
+    from detector_features import DetectorFeatures
+
 BORDER_WEIGHTS = (6.0, 1.25)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
+DETECTOR_WEIGHT = 0.15  # in the utility's units: as much as LPIPS then takes part
 
 
 def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
@@ -123,15 +127,19 @@ def structural_error(a: Tensor, b: Tensor) -> Tensor:
     return total / SSIM_SCALES
 
 
-def perceptual_error(x_bar: Tensor, x: Tensor) -> Tensor:
-    """What utility (equation 5) holds against x_bar beside its squared error, (N,).
+def perceptual_error(x_bar: Tensor, x: Tensor, seen: DetectorFeatures | None = None) -> Tensor:
+    """What is held against x_bar beside its squared error, (N,).
 
-    In units of squared errors of 8-bit pixels, as the utility weighs them against each other.
-    Both (N, 3, H, W) in -1..1. LPIPS, which costs most, is that of a random third of the samples,
-    counted thrice.
+    SSIM and LPIPS as in the utility (equation 5), and how differently a detector sees it. In units
+    of squared errors of 8-bit pixels, as the utility weighs them against each other. Both
+    (N, 3, H, W) in -1..1. LPIPS and the detector, which cost most, look at a random third of the
+    samples, counted thrice.
     """
     weights = UtilityWeights()
     some = torch.randperm(len(x), device=x.device)[: -(-len(x) // 3)]
     error = weights.ssim * structural_error(x_bar, x)
-    perceived = weights.lpips * lpips(x_bar[some], x[some]) * (len(x) / len(some))
-    return error.index_add(0, some, perceived) * (255**2 / weights.squared_error)
+    perceived = weights.lpips * lpips(x_bar[some], x[some])
+    if seen is not None:
+        perceived = perceived + DETECTOR_WEIGHT * seen.distance(x_bar[some], x[some])
+    error = error.index_add(0, some, perceived * (len(x) / len(some)))
+    return error * (255**2 / weights.squared_error)
