@@ -380,6 +380,26 @@ def test_adapting_keeps_the_budget(lpips_weights: None) -> None:
     assert pack_policy(ref.tiny_policy()) == before
 
 
+def test_adapting_for_the_worse_is_undone(
+    lpips_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from archive_pipeline.pcdc import adaptation
+
+    codec, policy = ref.tiny_codec(), ref.tiny_policy()
+    tiles = [ref.texture(128, 128, k) for k in range(3)]
+    budget = sum(t.shape[0] * t.shape[1] for t in tiles) // 16
+
+    def spoil(optimiser: adaptation.Optimiser, *_: object) -> None:
+        with torch.no_grad():
+            optimiser.policy.importance_of.weight.normal_(
+                std=5, generator=torch.Generator().manual_seed(1)
+            )
+
+    monkeypatch.setattr(adaptation.Optimiser, "update", spoil)
+    plain = codec.encode(tiles, budget, policy.block_worth)
+    assert adaptation.encode_adapted(codec, tiles, budget, policy, 1) == plain
+
+
 def test_utility_is_the_mean_of_its_map(lpips_weights: None) -> None:
     from torchmetrics.functional.image import (
         learned_perceptual_image_patch_similarity,

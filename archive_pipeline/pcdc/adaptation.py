@@ -41,7 +41,10 @@ def encode_adapted(
 
 
 def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates: int) -> Policy:
-    """Return a copy of the policy after PPO updates on some of an image's tiles.
+    """Return the policy after PPO updates on some of an image's tiles, if they gained by it.
+
+    A few updates on one image are noisy: what they made of a copy is kept if, without chance, it
+    chooses better for those tiles than the policy itself.
 
     Args:
         image_step, price: at which the unadapted policy met the image's budget.
@@ -85,7 +88,16 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
         gained = (base - losses((rollout.levels + 1).numpy().astype(np.uint8))) / scale
         rollout.returns = block_returns(rollout, gained)
         job.each(lambda r: optimiser.update(r, generator), [rollout])
-    return adapted.eval().requires_grad_(False)
+    adapted.eval().requires_grad_(False)
+
+    def net(candidate: Policy) -> float:
+        """What the levels worth most at the image's price gain beyond what their bits cost."""
+        [logits] = job.each(lambda s: candidate.logits(s, bits, prices), [state])
+        levels = logits.argmax(1)
+        gained = (base - losses((levels + 1).numpy().astype(np.uint8))) / scale
+        return float(gained.sum() - price * bits.gather(1, levels[:, None]).sum())
+
+    return adapted if net(adapted) > net(policy) else policy
 
 
 def _sample(job: Encoding) -> list[int]:
