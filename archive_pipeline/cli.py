@@ -338,7 +338,7 @@ def restore(
     from archive_pipeline.restore import Selection
     from archive_pipeline.restore import restore as run
 
-    bar = Progress("restore", quiet)
+    bar = Progress("restore", quiet, "block" if mosaic else "image")
     with bar:
         report = run(
             archive_url,

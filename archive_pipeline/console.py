@@ -18,8 +18,9 @@ SHOWN_WARNINGS = 20  # kinds of them
 class Progress:
     """A progress bar on stderr where that is a terminal, else nothing."""
 
-    def __init__(self, label: str, quiet: bool) -> None:
+    def __init__(self, label: str, quiet: bool, unit: str = "image") -> None:
         self.label = label
+        self.unit = unit
         self.shown = not quiet and sys.stderr.isatty()
         self.bar: Any = None
         self.before = 0
@@ -32,7 +33,7 @@ class Progress:
                 total=total,
                 initial=self.before,
                 desc=self.label,
-                unit="image",
+                unit=self.unit,
                 file=sys.stderr,
                 smoothing=0.1,  # workers finish in bursts
             )

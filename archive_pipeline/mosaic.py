@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator
+import threading
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ import rasterio
 from rasterio.crs import CRS
 from rasterio.windows import Window as RasterioWindow
 
+from archive_pipeline.cluster import cpu_count
 from archive_pipeline.georef import (
     Affine6,
     Bbox,
@@ -36,14 +39,18 @@ from archive_pipeline.outputs import (
 )
 
 Array = npt.NDArray[np.float64]
+T = TypeVar("T")
+R = TypeVar("R")
 
 BLOCK = 512
 MAP_STEP = 16
 """Positions are computed at every 16th pixel of a block and interpolated in between."""
 FAR = 1e15
 EDGE_POINTS = 33
-READ_BYTES = 64 << 20
-"""Source pixels that one step reads at most; larger needs are split."""
+READ_BYTES = 16 << 20
+"""Source pixels that one step reads at most, in each thread; larger needs are split."""
+THREADS = 8
+"""At most: each takes some 100 MB, and the decoder has threads of its own."""
 CACHE_BYTES = 256 << 20
 
 
@@ -74,6 +81,7 @@ def write_mosaic(
     bbox_crs: str = "EPSG:4326",
     out_crs: str | None = None,
     resolution: float | None = None,
+    progress: Callable[[int], None] = lambda total: None,
 ) -> Mosaic:
     """Resample images to one north-up Cloud Optimized GeoTIFF.
 
@@ -95,6 +103,7 @@ def write_mosaic(
         out_crs: CRS of the mosaic; by default the projected CRS that most images have, else
             ``bbox_crs`` if it is projected, else the UTM zone of the centre.
         resolution: pixel size in units of the CRS; by default the finest image's.
+        progress: called after each block of 512 x 512 pixels with their number.
 
     Returns:
         Where the mosaic lies and which images it is made of.
@@ -144,14 +153,20 @@ def write_mosaic(
         for band, name in enumerate(source.descriptions, 1):
             if name:
                 stage.set_band_description(band, name)
-        for col, row, w, h in _blocks(width, height):
+
+        def compose(block: Window) -> tuple[Pixels, npt.NDArray[np.bool_], set[str]]:
+            col, row, w, h = block
             xs = (left + col + 0.5 + np.arange(w, dtype=np.float64)) * size
             ys = (top - row - 0.5 - np.arange(h, dtype=np.float64)) * size
-            pixels, valid, sources = _compose(images, tiles, xs, ys, size)
+            return _compose(images, tiles, xs, ys, size)
+
+        blocks = list(_blocks(width, height))
+        for block, (pixels, valid, sources) in _side_by_side(compose, blocks):
+            progress(len(blocks))
             used |= sources
             if not sources:
                 continue
-            target = RasterioWindow(col, row, w, h)
+            target = RasterioWindow(*block)
             if nodata is not None:
                 pixels[~valid] = nodata
                 if pixels.dtype.kind in "iu":
@@ -162,6 +177,23 @@ def write_mosaic(
         if not used:
             raise OutputError(f"{path}: no image has valid pixels in the bounding box")
     return Mosaic(crs, transform, width, height, tuple(sorted(used)), tuple(skipped))
+
+
+def _side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Items with their results, in order; threads work on the next ones meanwhile."""
+    threads = min(cpu_count(), THREADS)
+    with ThreadPoolExecutor(threads, "mosaic") as pool:
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) > threads:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for item, future in waiting:
+                yield item, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Image:
@@ -200,15 +232,22 @@ class _Image:
 
     def pixels_at(self, xs: Array, ys: Array) -> tuple[Array, Array]:
         """Return columns and rows, float64 (len(ys), len(xs)), of a grid of ground points."""
-        across, x_weights = _nodes(xs)
-        down, y_weights = _nodes(ys)
+        across, left, right_share = _nodes(xs)
+        down, upper, lower_share = _nodes(ys)
         x, y = np.meshgrid(across, down)
         u, v = self._to_source.transform(x.ravel(), y.ravel())
         cols, rows = self._to_pixels(np.asarray(u), np.asarray(v))
         # A place without a position must not spoil its neighbours: zero times infinity.
         cols = np.where(np.isfinite(cols), cols, FAR).reshape(x.shape)
         rows = np.where(np.isfinite(rows), rows, FAR).reshape(x.shape)
-        return y_weights @ cols @ x_weights.T, y_weights @ rows @ x_weights.T
+
+        def spread(nodes: Array) -> Array:
+            share = lower_share[:, None]
+            lines = nodes[upper] * (1 - share) + nodes[upper + 1] * share
+            filled: Array = lines[:, left] * (1 - right_share) + lines[:, left + 1] * right_share
+            return filled
+
+        return spread(cols), spread(rows)
 
 
 def _put_coarse_last(images: list[_Image]) -> None:
@@ -223,14 +262,22 @@ def _put_coarse_last(images: list[_Image]) -> None:
 
 
 class _Tiles:
-    """Decoded tiles of all images, the least recently used ones dropped first."""
+    """Decoded tiles of all images, the least recently used ones dropped first.
+
+    One thread reads at a time: no tile is decoded twice, and the decoder uses all cores by itself.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int, int], tuple[Pixels, Mask | None]] = OrderedDict()
         self._bytes = 0
 
     def read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
         """Read a window inside ``raster.window``; tiles not in store come by one read."""
+        with self._lock:
+            return self._read(raster, window)
+
+    def _read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
         col, row, width, height = window
         across, down = raster.block
         needed = {
@@ -394,17 +441,13 @@ def _blocks(width: int, height: int) -> Iterator[Window]:
             yield col, row, min(BLOCK, width - col), min(BLOCK, height - row)
 
 
-def _nodes(values: Array) -> tuple[Array, Array]:
-    """Return every 16th of equally spaced values, and the weights that interpolate all of them."""
+def _nodes(values: Array) -> tuple[Array, npt.NDArray[np.intp], Array]:
+    """Every 16th of equally spaced values; for all of them the one before, and the next's share."""
     count = -(-max(len(values) - 1, 1) // MAP_STEP) + 1
     step = values[1] - values[0] if len(values) > 1 else 0.0
     position = np.arange(len(values)) / MAP_STEP
-    lower = np.minimum(position.astype(int), count - 2)
-    weights = np.zeros((len(values), count))
-    index = np.arange(len(values))
-    weights[index, lower] = 1 - (position - lower)
-    weights[index, lower + 1] = position - lower
-    return values[0] + step * MAP_STEP * np.arange(count), weights
+    before = np.minimum(position.astype(np.intp), count - 2)
+    return values[0] + step * MAP_STEP * np.arange(count), before, position - before
 
 
 def _compose(
@@ -492,7 +535,7 @@ def _sample(
     if np.dtype(source.dtype).kind in "iu":
         info = np.iinfo(source.dtype)
         result = np.clip(np.rint(result), info.min, info.max)
-    return result.astype(source.dtype), good
+    return result.astype(source.dtype).T, good
 
 
 def _shrink(
@@ -514,33 +557,39 @@ def _shrink(
 def _catmull_rom(
     values: npt.NDArray[Any], known: npt.NDArray[np.bool_], cols: Array, rows: Array
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Interpolate (h, w, bands) values at positions in pixel centres, edges replicated."""
+    """Interpolate (h, w, bands) values at n positions in pixel centres, edges replicated.
+
+    Returns (bands, n) of the values' type, and which are known (n,).
+    """
     height, width, bands = values.shape
-    flat, flags = values.reshape(-1, bands), known.ravel()
+    planes = np.ascontiguousarray(np.moveaxis(values, 2, 0)).reshape(bands, -1)
+    flags = known.ravel()
     left, top = np.floor(cols).astype(np.intp), np.floor(rows).astype(np.intp)
-    across, down = _cubic_weights(cols - left), _cubic_weights(rows - top)
+    across = _cubic_weights((cols - left).astype(values.dtype))
+    down = _cubic_weights((rows - top).astype(values.dtype))
     columns = [np.clip(left + n, 0, width - 1) for n in (-1, 0, 1, 2)]
     lines = [np.clip(top + n, 0, height - 1) * width for n in (-1, 0, 1, 2)]
-    result = np.zeros((len(cols), bands), values.dtype)
+    result = np.zeros((bands, len(cols)), values.dtype)
     whole = known.all()
     complete = np.ones(len(cols), bool)
     with np.errstate(invalid="ignore"):
         for line, vertical in zip(lines, down, strict=True):
             for column, horizontal in zip(columns, across, strict=True):
                 index = line + column
-                weight = (vertical * horizontal).astype(values.dtype)
-                result += flat[index] * weight[:, None]
+                weight = vertical * horizontal
+                for band, plane in zip(result, planes, strict=True):
+                    band += plane.take(index) * weight
                 if not whole:
                     complete &= flags[index]
     if whole:
         return result, complete
     nearest = np.where(rows - top < 0.5, lines[1], lines[2])
     nearest = nearest + np.where(cols - left < 0.5, columns[1], columns[2])
-    result[~complete] = flat[nearest[~complete]]
+    result[:, ~complete] = planes[:, nearest[~complete]]
     return result, flags[nearest]
 
 
-def _cubic_weights(t: Array) -> tuple[Array, Array, Array, Array]:
+def _cubic_weights(t: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
     return (
         ((-0.5 * t + 1.0) * t - 0.5) * t,
         (1.5 * t - 2.5) * t * t + 1.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def restore(
         format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF, `output`/mosaic.tif.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
-        progress: called after each image with the number of images.
+        progress: called after each image, or each block of a mosaic, with their number.
 
     Raises:
         ArchiveError: the archive cannot be used, or a name is not in it.
@@ -188,9 +188,7 @@ def restore(
                 archive.require_denoiser(entry)
         views = (View(archive.image(entry), window) for entry, window in chosen)
         path = output / MOSAIC_NAME
-        made = write_mosaic(
-            path, _counted(views, progress, len(chosen)), selection.bbox, selection.bbox_crs
-        )
+        made = write_mosaic(path, views, selection.bbox, selection.bbox_crs, progress=progress)
         file = {
             "path": str(path),
             "image": list(made.used),
@@ -229,12 +227,6 @@ def restore(
             progress(len(tasks))
     files.sort(key=lambda f: f["path"])
     return Report(files, failed, [], time.monotonic() - started)
-
-
-def _counted(views: Iterator[View], progress: Callable[[int], None], total: int) -> Iterator[View]:
-    for view in views:
-        yield view
-        progress(total)
 
 
 def restore_image(task: Task) -> dict[str, Any]:

@@ -152,6 +152,10 @@ def main(
         report["kept_shards"] = sum(p.stat().st_mtime_ns == t for p, t in before.items())
         report["shards"] = len(shards(again))
         report["identical"] = contents(again) == contents(archive)
+        click.echo(
+            f"kept {report['kept_shards']} of {report['shards']} shards; "
+            f"{'the same' if report['identical'] else 'OTHER'} bytes as undisturbed"
+        )
     step("restore", "restore", "--archive", archive, "-o", out / "restored", "--workers", 0)
     if not no_mosaic:
         step("mosaic", "restore", "--archive", archive, "-o", out / "mosaic", "--mosaic")
