@@ -41,9 +41,12 @@ training = pytest.importorskip("training", reason="needs the `train` extra")
 BRIEF = ("--minutes", "0.03", "--batch", "1", "--size", "64", "--threads", "1", "--device", "cpu")
 
 
-def execute(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+
+
+def execute(name: str, *args: object, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "workflows" / name), *(str(a) for a in args)],
+        [sys.executable, *by, str(ROOT / "workflows" / name), *(str(a) for a in args)],
         capture_output=True,
         text=True,
         env=ref.subprocess_environment(TORCH_HOME=str(Path(torch.hub.get_dir()).parent)),
@@ -51,9 +54,9 @@ def execute(name: str, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def workflow(name: str, *args: object) -> str:
+def workflow(name: str, *args: object, by: tuple[str, ...] = ()) -> str:
     """What a workflow prints."""
-    done = execute(name, *args)
+    done = execute(name, *args, by=by)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -73,6 +76,41 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packed = folder / "crops.npy"
     workflow("pack_crops.py", packed, folder)
     return packed
+
+
+def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "step.py"
+    script.write_text(
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(ROOT / 'workflows')!r})\n"
+        "import processes\n"
+        "processes.join(on_cuda=False)\n"
+        "rank = processes.rank()\n"
+        "torch.manual_seed(rank)\n"
+        "network = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 1))\n"
+        "processes.copy_of_first(network)\n"
+        "x = torch.arange(20.0).view(4, 5).sin()[2 * rank:][:2]\n"
+        "network(x).square().mean().backward()\n"
+        "processes.average_gradients(network)\n"
+        "seen = processes.number_of_first(rank + 7.5, 'cpu')\n"
+        "gradients = [p.grad for p in network.parameters()]\n"
+        f"path = {str(tmp_path)!r} + f'/{{rank}}.pt'\n"
+        "torch.save((network.state_dict(), gradients, seen), path)\n"
+        "processes.leave()\n"
+    )
+    subprocess.run([sys.executable, *TWO_PROCESSES, str(script)], check=True, timeout=300)
+    (weights, first, seen), (others, second, also) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    assert seen == also == 7.5
+    for name, value in weights.items():
+        assert torch.equal(value, others[name])
+    network = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 1))
+    network.load_state_dict(weights)
+    network(torch.arange(20.0).view(4, 5).sin()).square().mean().backward()
+    for parameter, one, other in zip(network.parameters(), first, second, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, parameter.grad)
 
 
 def random_detector(folder: Path) -> Path:
@@ -127,9 +165,13 @@ def test_stage_1_trains_resumes_and_releases(crops: Path, tmp_path: Path) -> Non
     second = torch.load(run / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 0
     assert second["minutes"] > first["minutes"]
+    more = (*BRIEF, "--minutes", "0.13")
+    workflow("train_transform.py", crops, "--run", run, "--resume", *more, by=TWO_PROCESSES)
+    third = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert third["step"] > second["step"]
     with (run / "validation.csv").open() as file:
         rows = [[float(v) for v in row] for row in csv.reader(file)]
-    assert {row[0] for row in rows} == {first["step"], second["step"]}
+    assert [row[0] for row in rows[::5]] == [first["step"], second["step"], third["step"]]
     assert np.isfinite(rows).all()
 
     sha256 = workflow("release_model.py", run / "checkpoint.pt", model).strip()

@@ -144,8 +144,8 @@ def main(settings: Settings, name: str) -> None:
         if settings.start:
             load_start(denoiser, settings.start)
         average.load_state_dict(denoiser.state_dict())
-    source = Crops(settings.crops, size, settings.seed + run.step)
-    generator = torch.Generator().manual_seed(settings.seed + run.step)
+    source = Crops(settings.crops, size, settings.own_seed + run.step)
+    generator = torch.Generator().manual_seed(settings.own_seed + run.step)
     held_out = source.validation(HELD_OUT)
     weight = border_weights(size).to(device)
     process = scheduler()
@@ -182,7 +182,8 @@ def main(settings: Settings, name: str) -> None:
             run.log(loss.item(), perceptual.item(), error.mean().item())
         if run.save_due:
             save()
-    save((0, 1, 2, 4, 8))
+    if run.leads:
+        save((0, 1, 2, 4, 8))
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def main(settings: Settings, detector: str | None) -> None:
             first = Crops(settings.crops, size, settings.seed).batch(256)
             klt_start(codec.cpu(), first)
         average.load_state_dict(codec.to(device).state_dict())
-    source = Crops(settings.crops, size, settings.seed + run.step)
-    generator = torch.Generator().manual_seed(settings.seed + run.step)
+    source = Crops(settings.crops, size, settings.own_seed + run.step)
+    generator = torch.Generator().manual_seed(settings.own_seed + run.step)
     held_out = source.validation(HELD_OUT)
     weight = border_weights(size).to(device)
     seen = load_features(detector, held_out).to(device) if detector else None
@@ -139,7 +139,8 @@ def main(settings: Settings, detector: str | None) -> None:
             run.log(loss.item(), bits.mean().item() / size**2, error.mean().item())
         if run.save_due:
             save()
-    save()
+    if run.leads:
+        save()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import processes
 import torch
 from checkpoints import write_checkpoint
 from pytorch_optimizer import SOAP
@@ -55,6 +56,11 @@ class Settings:
         return self.folder / "checkpoint.pt"
 
     @property
+    def own_seed(self) -> int:
+        """The seed of this process's crops and noise: they differ where several train at once."""
+        return self.seed + 1_000_003 * processes.rank()
+
+    @property
     def on_cuda(self) -> bool:
         return torch.device(self.device).type == "cuda"
 
@@ -76,7 +82,8 @@ class Settings:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.threads:
             torch.set_num_threads(self.threads)
-        torch.manual_seed(self.seed)
+        processes.join(self.on_cuda)
+        torch.manual_seed(self.own_seed)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 on CUDA; it is far slower than float32 on most CPUs."""
@@ -109,7 +116,9 @@ def common_options(*, batch: int, lr: float, start: str) -> Callable[..., Callab
         click.option("--run", "folder", type=path, required=True, help="The run's folder."),
         click.option("--minutes", type=float, default=120.0, show_default=True),
         click.option("--device", default="cuda" if cuda else "cpu", show_default=True),
-        click.option("--batch", default=batch, show_default=True, help="Crops a step."),
+        click.option(
+            "--batch", default=batch, show_default=True, help="Crops a step, of each process."
+        ),
         click.option(
             "--size",
             default=256,
@@ -134,7 +143,10 @@ def common_options(*, batch: int, lr: float, start: str) -> Callable[..., Callab
         def command(**values: Any) -> None:
             settings = Settings(**{f.name: values.pop(f.name) for f in fields(Settings)})
             settings.prepare()
-            main(settings, **values)
+            try:
+                main(settings, **values)
+            finally:
+                processes.leave()
 
         for parameter in reversed(parameters):
             command = parameter(command)
@@ -175,6 +187,7 @@ class Run:
 
     Attributes:
         step: steps so far; minutes: time so far, that of earlier sessions included.
+        leads: whether this process saves, logs and validates; of several, one does.
     """
 
     def __init__(
@@ -192,6 +205,7 @@ class Run:
         self.network, self.average = network, average
         self.optimiser = make_optimiser(network, settings.lr)
         self.step, self.minutes = 0, 0.0
+        self.leads = processes.rank() == 0
         self.fields = ["step", "minutes", "lr", "loss", measure, "psnr", "grad"]
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -203,7 +217,8 @@ class Run:
 
     def begin(self) -> None:
         """Open the log and start the clock."""
-        if not self.settings.resume:
+        processes.copy_of_first(self.network, self.average)
+        if self.leads and not self.settings.resume:
             self._append("log.csv", [self.fields])
         self._started, self._saved = time.monotonic() - 60 * self.minutes, self.minutes
 
@@ -213,11 +228,11 @@ class Run:
 
     @property
     def save_due(self) -> bool:
-        return self.minutes - self._saved >= SAVE_EVERY
+        return self.leads and self.minutes - self._saved >= SAVE_EVERY
 
     @property
     def log_due(self) -> bool:
-        return self.step % LOG_EVERY == 0
+        return self.leads and self.step % LOG_EVERY == 0
 
     def update(self, loss: Tensor) -> None:
         """Take one step; gradients that are not finite change nothing but the clock."""
@@ -227,12 +242,14 @@ class Run:
             group["lr"] = self.rate
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        processes.average_gradients(self.network)
         self.norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         if torch.isfinite(self.norm):
             self.optimiser.step()
         follow(self.average, self.network, self.step)
         self.step += 1
-        self.minutes = (time.monotonic() - self._started) / 60
+        minutes = (time.monotonic() - self._started) / 60
+        self.minutes = processes.number_of_first(minutes, self.settings.device)
 
     def log(self, loss: float, measure: float, squared_error: float) -> None:
         """Append a row to log.csv; the error is that of 8-bit pixels."""
