@@ -41,10 +41,11 @@ def encode_adapted(
 
 
 def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates: int) -> Policy:
-    """Return the policy after PPO updates on some of an image's tiles, if they gained by it.
+    """Return what allocates some of an image's tiles best after PPO updates on them.
 
     A few updates on one image are noisy: what they made of a copy is kept if, without chance, it
-    chooses better for those tiles than the policy itself.
+    chooses better for those tiles than the policy itself does, and than a policy to which all
+    blocks are equally important.
 
     Args:
         image_step, price: at which the unadapted policy met the image's budget.
@@ -97,7 +98,10 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
         gained = (base - losses((levels + 1).numpy().astype(np.uint8))) / scale
         return float(gained.sum() - price * bits.gather(1, levels[:, None]).sum())
 
-    return adapted if net(adapted) > net(policy) else policy
+    alike = copy.deepcopy(policy)
+    for parameter in alike.importance_of.parameters():
+        torch.nn.init.zeros_(parameter)
+    return max((policy, alike, adapted), key=net)
 
 
 def _sample(job: Encoding) -> list[int]:
