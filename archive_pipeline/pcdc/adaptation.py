@@ -81,13 +81,17 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
     optimiser = Optimiser(adapted, PPOConfig())
     prices = torch.full((len(chosen),), price)
     unlimited = bits.amax(1).sum((1, 2))  # the budget is the image's; its price stands for it
+
+    def gained(levels: torch.Tensor) -> torch.Tensor:
+        """Utility that levels - 1 (N, B_h, B_w) gain over the base level, in usual bits."""
+        return (base - losses((levels + 1).numpy().astype(np.uint8))) / scale
+
     for _ in range(updates):
         # by one thread each, so that the result does not depend on their number either
         [rollout] = job.each(
             lambda s: roll_out(adapted, s, bits, prices, unlimited, generator), [state]
         )
-        gained = (base - losses((rollout.levels + 1).numpy().astype(np.uint8))) / scale
-        rollout.returns = block_returns(rollout, gained)
+        rollout.returns = block_returns(rollout, gained(rollout.levels))
         job.each(lambda r: optimiser.update(r, generator), [rollout])
     adapted.eval().requires_grad_(False)
 
@@ -95,8 +99,7 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
         """What the levels worth most at the image's price gain beyond what their bits cost."""
         [logits] = job.each(lambda s: candidate.logits(s, bits, prices), [state])
         levels = logits.argmax(1)
-        gained = (base - losses((levels + 1).numpy().astype(np.uint8))) / scale
-        return float(gained.sum() - price * bits.gather(1, levels[:, None]).sum())
+        return float(gained(levels).sum() - price * bits.gather(1, levels[:, None]).sum())
 
     alike = copy.deepcopy(policy)
     for parameter in alike.importance_of.parameters():
