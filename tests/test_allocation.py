@@ -123,11 +123,14 @@ def test_priced_plans_never_overspend(seed: int, wealth: float) -> None:
     def tile_bytes(t: int, step: int, level: int) -> float:
         return 20 + float(bits(t, step)[level - 1].sum()) / 8 if grids[t][0] else 13.0
 
+    def map_bits(levels: NDArray[np.uint8]) -> float:
+        return 0.0 if (levels == levels[0, 0]).all() else 2.3 * levels.size
+
     allocator = Allocator(
         grids,
         tile_bytes,
         lambda t, step: BlockCosts(bits(t, step), bits(t, step)),
-        lambda levels: 2.3 * levels.size,
+        map_bits,
         lambda t, step, costs: rng.normal(0, 50, costs.bits.shape),
         ref.one_by_one,
     )
@@ -144,8 +147,7 @@ def test_priced_plans_never_overspend(seed: int, wealth: float) -> None:
             continue
         index = plan.levels[None].astype(int) - 1
         spent += 20 + float(np.take_along_axis(bits(t, plan.image_step), index, 0).sum()) / 8
-        if allocator.price is not None:
-            spent += 2.3 * plan.levels.size / 8
+        spent += map_bits(plan.levels) / 8
     assert spent <= budget + 1e-6
 
 

@@ -21,7 +21,7 @@ A run that was stopped goes on where it stopped.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ from benchmark import parse_sets, read_rows, write_rows
 from benchmark_crops import Crop, choose_crops
 from coding import Coder, Pixels, join, level_terms, split
 from metrics import METRICS
+from numpy.typing import NDArray
 from PIL import Image
 from rate_distortion import Curve, compare, rate_ratio
+from torch import Tensor
 
 from archive_pipeline.layout import TILE
 from archive_pipeline.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.adaptation import encode_adapted, to_signal
-from archive_pipeline.pcdc.allocation import ALLOCATIONS
+from archive_pipeline.pcdc.allocation import ALLOCATIONS, BlockCosts
 from archive_pipeline.pcdc.codec import Encoding, Symbols, Worth
 from archive_pipeline.pcdc.policy import Policy, residual_statistics
 from archive_pipeline.pcdc.utility import Judge, UtilityWeights
@@ -70,15 +72,21 @@ class Bench:
         return self.coder.encode(tiles, budget, rule)
 
     def known_worth(self, tiles: list[Pixels], budget: int) -> Worth:
-        """Worth of levels as measured at the image step of all blocks alike."""
+        """Worth of levels as measured at the image steps of a uniform plan, or one beside them."""
         job, weights = Encoding(self.codec, tiles), UtilityWeights()
-        plans = job.allocator.plan(budget)
-        step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
+        steps = {plan.image_step for plan in job.allocator.plan(budget)}
         known = {
-            id(tile): -weights.of(level_terms(job, t, step)).double().numpy()
+            (id(tile), step): -weights.of(level_terms(job, t, step)).double().numpy()
             for t, tile in enumerate(tiles)
+            for step in steps
         }
-        return lambda tile, latents, costs, image_step: known[id(tile)]
+
+        def worth(
+            tile: Pixels, latents: Tensor, costs: BlockCosts, image_step: int
+        ) -> NDArray[np.float64]:
+            return known[id(tile), min(steps, key=lambda step: abs(step - image_step))]
+
+        return worth
 
     def measure(self, crop: Crop, rule: str, rate: float) -> dict[str, Any]:
         """A row of points.csv."""

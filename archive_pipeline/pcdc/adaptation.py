@@ -36,7 +36,8 @@ def encode_adapted(
     price = job.allocator.price
     if price is not None:
         step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
-        job.worth = adapt(job, policy, step, price, updates).block_worth
+        in_bits = price / policy.config.usual_slope(step)
+        job.worth = adapt(job, policy, step, in_bits, updates).block_worth
     return codec.encode_job(job, budget)
 
 
@@ -48,7 +49,8 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
     blocks are equally important.
 
     Args:
-        image_step, price: at which the unadapted policy met the image's budget.
+        image_step, price: at which the unadapted policy met the image's budget; in the unit of
+            `Policy.logits`.
     """
     from archive_pipeline.pcdc.utility import Judge
 

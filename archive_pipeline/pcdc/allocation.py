@@ -6,11 +6,12 @@ First comes the finest image step at which all tiles fit with every block at the
   finer (an eighth of an octave), those that gain most first; blocks of one more tile one level
   up, those first that remove most error a bit. Blocks may be marked to be so many levels finer
   than all others, as those with objects in them are;
-- `greedy` and `policy` choose each block's level by what it is worth against what it costs: with
-  a price of bits common to the whole image, the level of the largest worth - price * bits. The
-  price is the lowest at which the image fits, and what is left goes to single blocks, those first
-  that were nearest to a higher level. Worth is the squared error removed (greedy: the optimum of
-  rate and distortion for separable costs), or what the policy says.
+- `greedy` and `policy` begin with those steps of tiles and choose each block's level by what it is
+  worth against what it costs: with a price of bits common to the whole image, the level of the
+  largest worth - price * bits. The price is the lowest at which the image fits, and what is left
+  goes to single blocks, those first that were nearest to a higher level. Worth is the squared
+  error removed (greedy: the optimum of rate and distortion for separable costs), or what the
+  policy says. Where levels so chosen are worth no more than the uniform ones, these stay.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,11 @@ LEVELS = len(LEVEL_OFFSETS)
 ALLOCATIONS = ("policy", "greedy", "uniform")
 # sinh of +-LAST_PRICE: between these prices any budget is met that levels can meet at all. Below
 # zero, levels are taken for their bits alone: what a policy thinks worthless is still in the budget
-LAST_PRICE = 15.0
-PRICE_ROUNDS = 40
-MAX_FINER = 8  # image steps tried beyond that of the base level
+LAST_PRICE = 25.0
+PRICE_ROUNDS = 45
+# levels are chosen again with room for the map that they took, and a little more: maps vary
+MAP_ROUNDS = 4
+MAP_SLACK = 1.02
 # rANS spends a little more than the tables' entropy: rounding of a state, words, escapes
 CODER_OVERHEAD = 1.0005
 PROBE_EVERY = 8  # the image step is first looked for on every so many tiles
@@ -72,15 +74,16 @@ class Allocator:
     """Fits plans to a budget.
 
     Attributes:
-        price: of bits, in worth, at which the last plan met its budget; None if it was uniform.
+        price: of bits, in worth, at which the last plan met its budget; None where blocks were
+            not valued.
 
     Args:
         grids: (B_h, B_w) of every tile.
         tile_bytes: upper bound of a tile's stored bytes at (tile, image step, level).
         block_costs: costs of all levels at (tile, image step).
         map_bits: bits that a tile's level map takes.
-        worth: (K, B_h, B_w) worth of each level at (tile, image step, its costs), in units of
-            bits at some price; None allocates uniformly.
+        worth: (K, B_h, B_w) worth of each level at (tile, image step, its costs), in a unit that
+            all steps share; None allocates uniformly.
         each: results of a function for every tile; it may run them side by side.
         raised: uint8 (B_h, B_w) of every tile, levels by which its blocks are above the others
             where all are else alike; None for none. `tile_bytes` counts them.
@@ -143,11 +146,8 @@ class Allocator:
         """
         step, level, spare = self._alike(budget)
         self.price = None
-        if self._worth is not None:
-            plans = self._priced(budget, step)
-            if plans is not None:
-                return plans
-        return self._uniform(step, level, spare)
+        uniform = self._uniform(step, level, spare)
+        return uniform if self._worth is None else self._priced(budget, uniform)
 
     def _alike(self, budget: float) -> tuple[int, int, float]:
         """The finest step and level at which all blocks fit alike, and the bytes to spare.
@@ -215,35 +215,36 @@ class Allocator:
                 budget -= price[block]
         return TilePlan(plan.image_step, levels.reshape(plan.levels.shape))
 
-    def _priced(self, budget: float, step: int) -> list[TilePlan] | None:
-        """Choose levels by worth and price at the finest image step whose budget they use up.
+    def _priced(self, budget: float, uniform: list[TilePlan]) -> list[TilePlan]:
+        """Move levels about by worth and price, at the steps of the tiles in a uniform plan.
 
-        None where not even level 1 everywhere leaves room for a level map, or all tiles are empty.
+        Of the plans found that fit, the uniform one among them, it is the one of most worth.
         """
-        finest = max(MIN_IMAGE_STEP, step - MAX_FINER)
         tiles = [t for t, (rows, _) in enumerate(self.grids) if rows]
-        while tiles:
-            bits, worth = zip(*self._each(partial(self._valued, step), tiles), strict=True)
-            choice = _Choice(self.grids, step, bits, worth, self._map_bits)
-            # what is not in the blocks: headers, hyper-latents, coder states, empty tiles
-            coded = choice.bits[BASE_LEVEL - 1].sum() / 8 * CODER_OVERHEAD
-            fixed = self._total(step, range(len(self.grids))) - coded
-            room = 8 / CODER_OVERHEAD * (budget - fixed)
-            # a map that says more costs more: count the one that was chosen
-            levels = choice.within(room)
-            for _ in range(2):
-                if levels is None:
-                    return None
-                levels = choice.within(room - choice.map_bits(levels))
+        if not tiles:
+            return uniform
+        steps = [plan.image_step for plan in uniform]
+        bits, worth = zip(*self._each(lambda t: self._valued(t, steps[t]), tiles), strict=True)
+        choice = _Choice(self.grids, steps, bits, worth, self._map_bits)
+        # what is not in the blocks: headers, hyper-latents, coder states, empty tiles
+        base = np.full(choice.bits.shape[1], BASE_LEVEL - 1)
+        fixed = sum(self._bytes(t, step) for t, step in enumerate(steps))
+        room = 8 / CODER_OVERHEAD * (budget - fixed) + choice.total(base)
+        best = np.concatenate([plan.levels.ravel() for plan in uniform]).astype(np.int64) - 1
+        map_bits = 0.0
+        for _ in range(MAP_ROUNDS):
+            levels = choice.within(room - map_bits)
             if levels is None:
-                return None
-            if step == finest or not choice.is_most(levels):
-                self.price = choice.price
-                return choice.plans(levels)
-            step -= 1
-        return None
+                break
+            self.price = choice.price
+            taken = choice.map_bits(levels)
+            if taken <= map_bits:
+                best = max(best, levels, key=choice.total_worth)
+                break
+            map_bits = MAP_SLACK * taken
+        return choice.plans(best)
 
-    def _valued(self, step: int, tile: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _valued(self, tile: int, step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Bits and worth (K, B_h, B_w) of the levels of a tile's blocks."""
         assert self._worth is not None
         costs = self._block_costs(tile, step)
@@ -251,22 +252,22 @@ class Allocator:
 
 
 class _Choice:
-    """Levels of all blocks of an image at one image step, flattened: worth and bits (K, n)."""
+    """Levels of all blocks of an image at its tiles' steps, flattened: worth and bits (K, n)."""
 
     def __init__(
         self,
         grids: list[tuple[int, int]],
-        step: int,
+        steps: list[int],
         costs: Iterable[NDArray[np.float64]],
         worth: Iterable[NDArray[np.float64]],
         map_bits: Callable[[NDArray[np.uint8]], float],
     ) -> None:
         self.grids = grids
-        self.step = step
+        self.steps = steps
         self.bits = np.concatenate([c.reshape(LEVELS, -1) for c in costs], 1)
         self.worth = np.concatenate([w.reshape(LEVELS, -1) for w in worth], 1)
         self._map_bits = map_bits
-        self.price = math.inf
+        self.price = 0.0  # the one that the last levels within some bits were chosen at
 
     def within(self, bits: float) -> NDArray[np.int64] | None:
         """Levels - 1 (n,) of at most so many bits, and nearly all of them; None if none fit."""
@@ -275,23 +276,20 @@ class _Choice:
         def at(position: float) -> NDArray[np.int64]:
             return np.argmax(self.worth - math.sinh(position) * self.bits, axis=0)
 
-        def total(levels: NDArray[np.int64]) -> float:
-            return float(np.take_along_axis(self.bits, levels[None], 0).sum())
-
         levels = at(high)
-        if total(levels) > bits:
+        if self.total(levels) > bits:
             return None
-        if total(best := at(low)) <= bits:
+        if self.total(best := at(low)) <= bits:
             self.price = math.sinh(low)
             return best
         for _ in range(PRICE_ROUNDS):
             middle = (low + high) / 2
-            if total(chosen := at(middle)) <= bits:
+            if self.total(chosen := at(middle)) <= bits:
                 high, levels = middle, chosen
             else:
                 low = middle
         self.price = math.sinh(high)
-        return self._fill(levels, bits - total(levels))
+        return self._fill(levels, bits - self.total(levels))
 
     def _fill(self, levels: NDArray[np.int64], spare: float) -> NDArray[np.int64]:
         """Raise blocks to the level of most worth a bit, the best first, while they fit."""
@@ -311,10 +309,13 @@ class _Choice:
                 spare -= price
         return levels
 
-    def is_most(self, levels: NDArray[np.int64]) -> bool:
-        """Whether every block has the level that takes most bits."""
-        taken = np.take_along_axis(self.bits, levels[None], 0)[0]
-        return bool((taken == self.bits.max(0)).all())
+    def total(self, levels: NDArray[np.int64]) -> float:
+        """Bits of the blocks at levels - 1 (n,)."""
+        return float(np.take_along_axis(self.bits, levels[None], 0).sum())
+
+    def total_worth(self, levels: NDArray[np.int64]) -> float:
+        """Worth of levels - 1 (n,)."""
+        return float(np.take_along_axis(self.worth, levels[None], 0).sum())
 
     def map_bits(self, levels: NDArray[np.int64]) -> float:
         """Bits of the level maps."""
@@ -323,9 +324,9 @@ class _Choice:
     def plans(self, levels: NDArray[np.int64]) -> list[TilePlan]:
         """The plan of every tile."""
         out, start = [], 0
-        for grid in self.grids:
+        for grid, step in zip(self.grids, self.steps, strict=True):
             count = grid[0] * grid[1]
             part = levels[start : start + count].reshape(grid)
-            out.append(TilePlan(self.step, (part + 1).astype(np.uint8)))
+            out.append(TilePlan(step, (part + 1).astype(np.uint8)))
             start += count
         return out

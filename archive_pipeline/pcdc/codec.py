@@ -60,7 +60,7 @@ UNSPENT_SHARE = 0.01  # of the budget, small enough to be left
 
 
 # Worth of a tile's levels (K, B_h, B_w) from its pixels, its latents y (1, M, h, w), the blocks'
-# costs and the image step.
+# costs and the image step, in a unit that does not depend on the step.
 Worth = Callable[[NDArray[np.uint8], Tensor, BlockCosts, int], NDArray[np.float64]]
 
 
@@ -68,7 +68,7 @@ def least_error(
     tile: NDArray[np.uint8], latents: Tensor, costs: BlockCosts, image_step: int
 ) -> NDArray[np.float64]:
     """The worth of levels (K, B_h, B_w) that makes for the least squared error at a rate."""
-    return -costs.error
+    return -costs.error * math.exp2(2 * image_step / STEPS_PER_OCTAVE)
 
 
 def grid(pixels: int, unit: int) -> int:

@@ -233,10 +233,11 @@ class Policy(nn.Module):
     def block_worth(
         self, tile: NDArray[np.uint8], latents: Tensor, costs: BlockCosts, image_step: int
     ) -> NDArray[np.float64]:
-        """Worth (K, B_h, B_w) of a tile's levels in bits, as `Codec.encode` asks for it."""
+        """Worth (K, B_h, B_w) of a tile's levels in utility, as `Codec.encode` asks for it."""
         state = block_state(tile, latents, costs, image_step)
         importance = self.importance(state[None].to(self.mean.device))[0].double().cpu()
-        return level_worth(torch.from_numpy(costs.bits), importance).numpy()
+        bits = level_worth(torch.from_numpy(costs.bits), importance)
+        return (bits * self.config.usual_slope(image_step)).numpy()
 
 
 def pack_policy(policy: Policy) -> bytes:

@@ -64,7 +64,7 @@ def tiny_policy() -> Policy:
     torch.manual_seed(5)
     policy = Policy(PolicyConfig(latents, 8, 16, rate=(3.0, -0.03), slope=(-12.0, 0.1)))
     with torch.no_grad():
-        policy.importance_of.weight.normal_(0, 2)
+        policy.importance_of.weight.normal_(0, 6)
     return policy.eval().requires_grad_(False)
 
 
