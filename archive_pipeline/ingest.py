@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 INDEX_PASSES = 3  # of writing the index while others commit images; the last of them mends it
 TOPIC = "archive_pipeline.shards"  # of events between workers and client
 NEIGHBOURS = 32  # consecutive frames compared in one task
-THUMBNAIL_WIDTH = 1000  # pixels; enough to match frames, and quick to decode from a JPEG
+THUMBNAIL_WIDTH = 640  # pixels; enough to match frames, and quick to decode from a JPEG
 
 
 @dataclass(frozen=True)

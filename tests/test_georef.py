@@ -431,7 +431,7 @@ def thumbnails(folder: Path) -> list[tuple[str, Georef, np.ndarray]]:
     for path in sorted(folder.glob("*.JPG")):
         gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         assert gray is not None
-        small = cv2.resize(gray, (900, round(900 * gray.shape[0] / gray.shape[1])),
+        small = cv2.resize(gray, (640, round(640 * gray.shape[0] / gray.shape[1])),
                            interpolation=cv2.INTER_AREA)  # fmt: skip
         found.append((path.name, read_source(path, path.name).georef, small))
     return found

@@ -270,7 +270,7 @@ def test_neighbours_that_contradict_the_tags(
     assert result.code == 0
     names = sorted(p.name for p in flight.iterdir())
     assert [[key.split("/")[-1] for key, _ in chunk] for chunk in seen] == [names[:2], names[1:]]
-    assert {shape for chunk in seen for _, shape in chunk} == {(304, 720)}
+    assert {shape for chunk in seen for _, shape in chunk} == {(270, 640)}
     warned = result.json["warnings"]
     assert [Path(w["path"]).name for w in warned] == names[1:]
     assert sum(line.startswith("Warning: ") for line in result.err.splitlines()) == 2
