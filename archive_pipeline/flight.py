@@ -49,8 +49,6 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     )
 )
-# Rows decoded at a time when a frame is checked; any frame is then a few tens of megabytes.
-CHECK_ROWS = 512
 # Tag namespaces that GDAL derives from the file and that are kept in a better place.
 DERIVED_NAMESPACES = frozenset(("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC"))
 # Copies of what `SourceImage.metadata` holds byte for byte, for the formats it reads.
@@ -237,8 +235,7 @@ def _list_files(directory: Location) -> Iterator[tuple[tuple[str, ...], Location
 def read_source(path: Path, id: str, ground_elevation: float | None = None) -> SourceImage:
     """Read everything about an image but its pixels.
 
-    JPEG frames are decoded once and PNG checksums verified, so that a damaged file fails here and
-    not half-way through a batch; other formats are checked as `read_pixels` reads them.
+    PNG checksums are verified; other formats are checked as `read_pixels` reads them.
 
     Args:
         path: the file.
@@ -255,8 +252,6 @@ def read_source(path: Path, id: str, ground_elevation: float | None = None) -> S
         if dataset.count == 0:
             raise SourceError(path, "holds no raster of its own, only subdatasets")
         metadata, notes = _embedded(path, dataset.driver)
-        if dataset.driver == "JPEG":
-            _check_jpeg(path, dataset.width, dataset.height)
         return _describe(dataset, path, id, sha256, size, metadata, notes, ground_elevation)
 
 
@@ -285,17 +280,24 @@ def read_pixels(
     if col + width > source.width or row + height > source.height:
         raise ValueError(f"window {window} leaves the {source.width} x {source.height} image")
     area = RasterWindow(col, row, width, height)
-    with _reading(source.path), rasterio.open(source.path) as dataset:
+    with _reading(source.path), _strict(), rasterio.open(source.path) as dataset:
         if (dataset.width, dataset.height) != (source.width, source.height):
             raise SourceError(source.path, "has changed since it was listed")
         bands, alpha = _bands(dataset)
-        pixels = dataset.read(bands, window=area, out_dtype=source.dtype)
+        pixels = np.empty((height, width, len(bands)), source.dtype)
+        try:
+            dataset.read(bands, window=area, out=np.moveaxis(pixels, -1, 0))
+        except (RasterioError, CPLE_BaseError) as error:
+            if dataset.driver != "JPEG":
+                raise
+            reason = f"damaged JPEG: {_reason(source.path, error)}"
+            raise SourceError(source.path, reason) from error
         mask = None
         if source.mask == "alpha":
             mask = dataset.read(alpha, window=area)
         elif source.mask != "none":
             mask = dataset.dataset_mask(window=area)
-    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), mask
+    return pixels, mask
 
 
 def _describe(
@@ -373,6 +375,11 @@ def _describe(
     )
 
 
+def _strict() -> rasterio.Env:
+    """libjpeg's warnings as errors: it would fill gaps with grey."""
+    return rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="YES")
+
+
 @contextmanager
 def _reading(path: Location) -> Iterator[None]:
     """Turn whatever GDAL and the system say about ``path`` into one `SourceError`."""
@@ -436,16 +443,6 @@ def _embedded(path: Path, driver: str) -> tuple[list[Block], list[str]]:
         except ValueError as error:
             raise SourceError(path, str(error)) from error
     return (tiff_blocks(path) if driver in ("GTiff", "COG") else []), []
-
-
-def _check_jpeg(path: Path, width: int, height: int) -> None:
-    """Decode a whole JPEG with libjpeg's warnings as errors; it would fill gaps with grey."""
-    try:
-        with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="YES"), rasterio.open(path) as dataset:
-            for row in range(0, height, CHECK_ROWS):
-                dataset.read(window=RasterWindow(0, row, width, min(CHECK_ROWS, height - row)))
-    except (RasterioError, CPLE_BaseError) as error:
-        raise SourceError(path, f"damaged JPEG: {_reason(path, error)}") from error
 
 
 def _camera_blocks(driver: str, metadata: list[Block]) -> tuple[bytes, bytes]:

@@ -149,6 +149,8 @@ def _check_chunk(chunk: tuple[int, ...], dtype: object) -> None:
 
 def trim(chunk: NDArray[np.uint8], fill: int) -> NDArray[np.uint8]:
     """Cut lower rows and right columns that hold nothing but the fill value."""
+    if chunk.size and (chunk[-1] != fill).any() and (chunk[:, -1] != fill).any():
+        return chunk  # nearly always, and quickly known
     content = (chunk != fill).any(2)
     rows, columns = np.flatnonzero(content.any(1)), np.flatnonzero(content.any(0))
     if not len(rows):

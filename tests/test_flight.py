@@ -353,7 +353,7 @@ def test_damaged_frames_are_refused(
     path = tmp_path / "bad.jpg"
     path.write_bytes(damage(flight[0].read_bytes()))
     with pytest.raises(SourceError) as caught:
-        read_source(path, "bad")
+        read_pixels(read_source(path, "bad"))
     assert caught.value.path == path
     assert reason in caught.value.reason
     assert caught.value.reason
@@ -364,11 +364,11 @@ def test_a_hole_between_restart_markers_is_refused(tmp_path: Path) -> None:
     data = encode(scene(), restart_marker_rows=1)
     path = tmp_path / "hole.jpg"
     path.write_bytes(data)
-    read_source(path, "whole")
+    read_pixels(read_source(path, "whole"))
     middle = len(data) * 2 // 3
     path.write_bytes(data[:middle] + bytes(60) + data[middle + 60 :])
     with pytest.raises(SourceError, match="damaged JPEG"):
-        read_source(path, "hole")
+        read_pixels(read_source(path, "hole"))
 
 
 def test_missing_files_and_truncated_rasters(tmp_path: Path) -> None:
