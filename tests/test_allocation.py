@@ -151,6 +151,21 @@ def test_priced_plans_never_overspend(seed: int, wealth: float) -> None:
     assert spent <= budget + 1e-6
 
 
+@pytest.mark.parametrize("budget", [2000, 3100, 6500])
+def test_a_policy_that_knows_nothing_allocates_as_uniform_does(budget: int) -> None:
+    """But for the few blocks that what is left over goes to."""
+    codec, policy = ref.tiny_codec(), copy.deepcopy(ref.tiny_policy())
+    with torch.no_grad():
+        policy.importance_of.weight.zero_()
+    tiles = [ref.texture(256, 256, 1), ref.spots(256, 256), ref.texture(256, 70, 3)]
+    uniform, valued = (
+        Encoding(codec, tiles, worth).allocator.plan(budget) for worth in (None, policy.block_worth)
+    )
+    assert [p.image_step for p in valued] == [p.image_step for p in uniform]
+    levels = np.concatenate([p.levels.ravel() for p in valued])
+    assert (levels == BASE_LEVEL).mean() > 0.8
+
+
 def test_greedy_leaves_less_error_than_uniform() -> None:
     """Of the latents, whose error it minimises, at the same estimated bits."""
     codec = ref.tiny_codec()
