@@ -16,7 +16,7 @@ from archive_pipeline.pcdc.utility import UtilityWeights, lpips, similarity
 if TYPE_CHECKING:
     from detector_features import DetectorFeatures
 
-BORDER_WEIGHTS = (6.0, 1.25)  # the outermost pixels, and the seven next to them
+BORDER_WEIGHTS = (9.0, 1.4)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
 DETECTOR_WEIGHT = 0.15  # in the utility's units: as much as LPIPS then takes part
 
