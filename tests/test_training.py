@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "workflows"))
 from checkpoints import read_checkpoint, write_checkpoint
 from detector_features import load_features
 from training_samples import Crops, random_steps
-from transform_loss import quantise, rate_distortion
+from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
 from transform_start import load_released
 
 train_transform = pytest.importorskip("train_transform", reason="needs the `train` extra")
@@ -318,6 +318,34 @@ def test_both_stages_quantise_alike() -> None:
     assert same.mean() > 0.995
 
 
+def test_scales_learn_from_symbols_and_latents_from_noise() -> None:
+    torch.manual_seed(0)
+    exact = torch.full((4000,), 0.4, requires_grad=True)
+    symbols = torch.zeros(4000)  # as rounded: noise would reach beyond
+    scale = torch.full((4000,), 0.25, requires_grad=True)
+    bits = trained_bits(exact, symbols, scale)
+    torch.testing.assert_close(bits, gaussian_bits(symbols, scale))
+    bits.sum().backward()
+    assert exact.grad is not None
+    assert scale.grad is not None
+    assert exact.grad.mean() > 0.1  # nearer to the mean is cheaper, though the symbol is the same
+    assert (scale.grad > 0).all()  # all symbols are zero: the narrower the better
+    scale.grad = None
+    gaussian_bits(exact.detach() + torch.rand(4000) - 0.5, scale).sum().backward()
+    assert scale.grad.mean() < 0  # what noise alone would have taught
+
+
+def test_errors_of_colour_count_less() -> None:
+    x = torch.zeros(1, 3, 2, 2)
+    grey = squared_error(x + 2 / 127.5, x)
+    torch.testing.assert_close(grey, torch.full_like(grey, 4.0))
+    colour = torch.tensor([0.587, -0.299, 0.0]).view(1, 3, 1, 1) / 127.5  # of no luma
+    errors = squared_error(x + colour, x)
+    torch.testing.assert_close(
+        errors[0, :, 0, 0], 0.5 * torch.tensor([0.587**2, 0.299**2, 0.0]), atol=1e-6, rtol=1e-4
+    )
+
+
 def test_bfloat16_autocast_keeps_the_integer_network_exact() -> None:
     """As runs on CUDA use it: rate and error stay near float32's, and gradients reach all parts."""
     networks = TransformCodec(ref.tiny_codec().model.networks.config)
@@ -421,9 +449,35 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
             torch.testing.assert_close(a, b)
     assert resumed.step == whole.step == 5
     assert set(read_checkpoint(tmp_path / "checkpoint.pt")) == {
-        *("net", "average", "optimiser", "step", "minutes", "a")
+        *("net", "average", "optimiser", "step", "minutes", "cosine", "a")
     }
     assert not (tmp_path / "checkpoint.part").exists()
+
+
+def test_minutes_that_are_added_begin_a_new_cosine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(training.time, "monotonic", lambda: 0.6 * next(clock))
+    ended = make_run(tmp_path, minutes=0.1)
+    while not ended.finished:
+        take_step(ended)
+    ended.save()
+    lowest, warmth = ended.rate, 12 / training.WARM_UP
+    longer = make_run(tmp_path, minutes=0.3, resume=True)
+    take_step(longer)
+    assert longer.rate == pytest.approx(0.1 * (ended.step + 1) / training.WARM_UP, rel=0.02)
+    assert longer.rate > 10 * lowest
+    for _ in range(9):
+        take_step(longer)
+    longer.save()
+    again = make_run(tmp_path, minutes=0.3, resume=True)
+    assert again.began == longer.began == pytest.approx(0.1, abs=0.02)
+    take_step(again)
+    assert 0 < again.rate < 0.6 * 0.1 * warmth * 2
+    assert again.rate == pytest.approx(
+        training.learning_rate(0.1, longer.step, (longer.minutes - 0.1) / 0.2), rel=0.05
+    )
 
 
 def test_gradients_that_are_not_finite_change_no_weights(tmp_path: Path) -> None:
@@ -446,7 +500,7 @@ def test_averages_follow() -> None:
     training.follow(average, network, 0)  # decay 1 / 10
     assert average.weight.item() == pytest.approx(0.9)
     training.follow(average, network, 10**6)
-    assert average.weight.item() == pytest.approx(0.9 + 0.1 * 0.0005)
+    assert average.weight.item() == pytest.approx(0.9 + 0.1 * 0.001)
 
 
 def test_log_and_validation_rows(tmp_path: Path) -> None:
@@ -486,6 +540,22 @@ def test_crops_need_two_large_enough_images(crops: Path) -> None:
     assert Crops(crops, 64, 0).batch(2).shape == (2, 3, 64, 64)
     with pytest.raises(click.ClickException, match="fewer than 2 images of at least 128"):
         Crops(crops, 128, 0)
+
+
+def test_crops_are_made_smaller(tmp_path: Path) -> None:
+    """A ramp's slope tells the scale: half of the crops as they are, half up to four times."""
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 256, 1)
+    for k in range(2):
+        Image.fromarray(np.stack([ramp] * 3, 2)).save(tmp_path / f"{k}.png")
+    workflow("pack_crops.py", tmp_path / "crops.npy", tmp_path)
+    batch = Crops(tmp_path / "crops.npy", 64, 0).batch(400).float().mean(1)
+    slopes = torch.maximum(
+        (batch[:, -1] - batch[:, 0]).abs().amax(1), (batch[:, :, -1] - batch[:, :, 0]).abs().amax(1)
+    )
+    scale = slopes / 63
+    assert 160 < (scale < 1.1).sum() < 260
+    assert (scale > 2).sum() > 60
+    assert scale.max() < 4.2
 
 
 # -------------------------------------------------------------------------------------- plots

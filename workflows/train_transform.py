@@ -7,8 +7,9 @@ Every crop draws an image step g and, half the time, random per-block levels, so
 all rates. The loss is bits + lambda(step) * error with lambda = 8.66 / step^2, the slope of
 squared error at a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block
 coded with a finer step also weighs its error more, as the allocation means it to. The error is
-the allocation's utility (paper, equation 5): squared error, 1 - SSIM (at three scales) and LPIPS;
-with --detector also the distance of that detector's features, so that it sees what it saw before.
+the allocation's utility (paper, equation 5): squared error, here with less weight on colour,
+1 - SSIM (at three scales) and LPIPS; with --detector also the distance of that detector's
+features, so that it sees what it saw before.
 
 LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found under $TORCH_HOME.
 
@@ -29,7 +30,13 @@ from detector_features import load_features
 from torch import Tensor
 from training import Run, Settings, common_options
 from training_samples import Crops, random_offsets, random_steps
-from transform_loss import border_weights, perceptual_error, rate_distortion, structural_error
+from transform_loss import (
+    border_weights,
+    perceptual_error,
+    rate_distortion,
+    squared_error,
+    structural_error,
+)
 from transform_start import klt_start, load_released
 
 from archive_pipeline.pcdc.model import Model, ModelError
@@ -126,7 +133,7 @@ def main(settings: Settings, detector: str | None) -> None:
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         with settings.autocast():
             bits, x_bar, steps = forward(codec, x, image_step, offsets, noise=True)
-        error = (x_bar.float() - x).mul(127.5).square()
+        error = squared_error(x_bar.float(), x)
         pixel_step = steps.repeat_interleave(16, -2).repeat_interleave(16, -1)
         slope = 8.66 / pixel_step.square()
         perceptual = perceptual_error(x_bar.float(), x, seen) * slope.mean((1, 2, 3))
@@ -136,7 +143,8 @@ def main(settings: Settings, detector: str | None) -> None:
         loss = ((bits + distortion) * emphasis).mean() / size**2
         run.update(loss)
         if run.log_due:
-            run.log(loss.item(), bits.mean().item() / size**2, error.mean().item())
+            plain = (x_bar.float() - x).mul(127.5).square().mean()
+            run.log(loss.item(), bits.mean().item() / size**2, plain.item())
         if run.save_due:
             save()
     if run.leads:

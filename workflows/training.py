@@ -29,7 +29,7 @@ from archive_pipeline.pcdc.utility import UtilityError, require_lpips
 
 WARM_UP = 200  # steps
 LOWEST_RATE = 0.02  # of the highest learning rate
-LONGEST_AVERAGE = 0.9995  # decay a step
+LONGEST_AVERAGE = 0.999  # decay a step
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 5.0  # minutes
 
@@ -156,7 +156,7 @@ def common_options(*, batch: int, lr: float, start: str) -> Callable[..., Callab
 
 
 def learning_rate(highest: float, step: int, progress: float) -> float:
-    """Linear over the first steps, then a cosine over the run's time (progress 0..1)."""
+    """Linear over the first steps, then a cosine over the time planned (progress 0..1)."""
     cosine = 0.5 + 0.5 * math.cos(math.pi * progress)
     return highest * min(1, (step + 1) / WARM_UP) * max(LOWEST_RATE, cosine)
 
@@ -187,6 +187,7 @@ class Run:
 
     Attributes:
         step: steps so far; minutes: time so far, that of earlier sessions included.
+        began: minutes at which the learning rate's cosine began.
         leads: whether this process saves, logs and validates; of several, one does.
     """
 
@@ -204,16 +205,18 @@ class Run:
         self.settings, self.name, self.clip, self.notes = settings, name, clip, notes or {}
         self.network, self.average = network, average
         self.optimiser = make_optimiser(network, settings.lr)
-        self.step, self.minutes = 0, 0.0
+        self.step, self.minutes, self.began = 0, 0.0, 0.0
         self.leads = processes.rank() == 0
         self.fields = ["step", "minutes", "lr", "loss", measure, "psnr", "grad"]
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint: along its cosine, or a new one where minutes were added."""
         self.network.load_state_dict(state[self.name])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.minutes = state["step"], state["minutes"]
+        began, end = state.get("cosine", (None, None))
+        self.began = began if end == self.settings.minutes else self.minutes
 
     def begin(self) -> None:
         """Open the log and start the clock."""
@@ -236,7 +239,7 @@ class Run:
 
     def update(self, loss: Tensor) -> None:
         """Take one step; gradients that are not finite change nothing but the clock."""
-        progress = self.minutes / self.settings.minutes
+        progress = (self.minutes - self.began) / (self.settings.minutes - self.began)
         self.rate = learning_rate(self.settings.lr, self.step, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
@@ -267,6 +270,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "minutes": self.minutes,
+            "cosine": (self.began, self.settings.minutes),
         }
         write_checkpoint(self.settings.checkpoint, {**state, **self.notes})
 

@@ -16,6 +16,7 @@ from archive_pipeline.pcdc.transforms import expand_blocks
 
 VALIDATION_SHARE = 25  # every 25th image is held out
 RECOLOURED = 0.2  # share of crops whose colours change
+SMALLEST_SCALE = 0.25  # of crops that are made smaller
 SATURATION = (0.6, 2.0)  # factors on their colourfulness
 
 
@@ -45,15 +46,16 @@ class Crops:
         return np.ascontiguousarray(frame[top : top + size, left : left + size])
 
     def batch(self, count: int) -> Tensor:
-        """Return (count, 3, size, size) uint8: random place, scale 0.5..1, flips, rotations; some
-        with other colours, which few flights over land show many of."""
+        """Return (count, 3, size, size) uint8: random place, flips, rotations; half of them made
+        smaller, which is sharper than frames are at full size; some with other colours, which few
+        flights over land show many of."""
         out = []
         for k in self.rng.choice(len(self.train), count, p=self.weight):
             entry = self.train[k]
-            limit = min(2 * self.size, *entry[2:])
             size = self.size
             if self.rng.random() < 0.5:
-                size = int(self.rng.integers(self.size, limit + 1))
+                limit = min(self.size / SMALLEST_SCALE, *entry[2:])
+                size = int(self.size * (limit / self.size) ** self.rng.random())
             top = int(self.rng.integers(entry[2] - size + 1))
             left = int(self.rng.integers(entry[3] - size + 1))
             crop = self._cut(entry, top, left, size)

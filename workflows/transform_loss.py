@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BORDER_WEIGHTS = (9.0, 1.4)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+CHROMA_WEIGHT = 0.5  # of what is left of an error without luma's
 DETECTOR_WEIGHT = 0.15  # in the utility's units: as much as LPIPS then takes part
 
 
@@ -27,6 +29,23 @@ def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
     upper = torch.special.ndtr((0.5 - v) / scale)
     lower = torch.special.ndtr((-0.5 - v) / scale)
     return -torch.log2((upper - lower).clamp_min(2.0**-16))
+
+
+def symbol_bits(_: Tensor, symbols: Tensor, scale: Tensor) -> Tensor:
+    """Bits of the symbols that are coded."""
+    return gaussian_bits(symbols, scale)
+
+
+def trained_bits(exact: Tensor, symbols: Tensor, scale: Tensor) -> Tensor:
+    """Bits of the symbols that are coded, with a gradient that training can use.
+
+    Scales learn from the symbols as the encoder makes them, or they would be too wide: it rounds
+    many down. Rounding tells `exact` nothing, so it learns from uniform noise in its place
+    (Ballé et al. 2017).
+    """
+    real = gaussian_bits(symbols.detach(), scale)
+    noisy = gaussian_bits(exact + (torch.rand_like(exact) - 0.5), scale.detach())
+    return real + noisy - noisy.detach()
 
 
 class Latents(NamedTuple):
@@ -88,17 +107,14 @@ def rate_distortion(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return bits a sample (N,), reconstruction (N, 3, H, W) in -1..1 and the step map.
 
-    Arguments as for `quantise`. noise=True measures bits with additive uniform noise (training),
-    else with real rounding.
+    Arguments as for `quantise`. Bits are those of real symbols; with noise=True (training) their
+    gradient is that of `trained_bits`.
     """
     latents = quantise(codec, x, image_step, offsets)
     z_scale = scale_of(codec.prior(image_step))[:, :, None, None]
-
-    def symbols(exact: Tensor, rounded: Tensor) -> Tensor:
-        return exact + (torch.rand_like(exact) - 0.5) if noise else rounded
-
-    y_bits = gaussian_bits(symbols(latents.v, latents.q), latents.scale)
-    z_bits = gaussian_bits(symbols(latents.z, latents.z_hat), z_scale)
+    measure = trained_bits if noise else symbol_bits
+    y_bits = measure(latents.v, latents.q, latents.scale)
+    z_bits = measure(latents.z, latents.z_hat, z_scale)
     bits = y_bits.sum((1, 2, 3)) + z_bits.sum((1, 2, 3))
     return bits, codec.g_s(latents.y_hat, latents.exponent), latents.step
 
@@ -110,6 +126,16 @@ def border_weights(size: int) -> Tensor:
     weight[..., 1:-1, 1:-1] = BORDER_WEIGHTS[1]
     weight[..., 8:-8, 8:-8] = 1.0
     return weight
+
+
+def squared_error(x_bar: Tensor, x: Tensor) -> Tensor:
+    """Squared errors (N, 3, H, W) of 8-bit pixels, given in -1..1, with less weight on colour.
+
+    Eyes, and judges made after them, see less of it; in RGB it would count as much as luma.
+    """
+    error = (x_bar - x).mul(127.5)
+    luma = (error * error.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return luma.square() + CHROMA_WEIGHT * (error - luma).square()
 
 
 def structural_error(a: Tensor, b: Tensor) -> Tensor:
