@@ -28,9 +28,9 @@ from archive_pipeline.georef import (
     crs_transformer,
     pixel_mapping,
 )
+from archive_pipeline.output_paths import OutputError
 from archive_pipeline.outputs import (
     Mask,
-    OutputError,
     Pixels,
     Raster,
     avoid_nodata,

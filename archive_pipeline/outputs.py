@@ -8,39 +8,38 @@ block and may be far larger than memory; a JPEG is composed in memory.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
-import os
-import re
-import shutil
-import struct
-import tempfile
-import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 import numpy.typing as npt
-import pyproj
 import rasterio
 import rasterio.shutil
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import DatasetWriter, MemoryFile
+from rasterio.io import DatasetWriter
 from rasterio.windows import Window as RasterioWindow
 
-from archive_pipeline.flight import EXIF_PREFIX, XMP_PREFIX, SourceImage
+from archive_pipeline.documents import (
+    embedded_documents,
+    exif_tags,
+    insert_chunks,
+    jpeg_segments,
+    png_chunks,
+    quiet,
+    set_dimensions,
+)
+from archive_pipeline.flight import EXIF_PREFIX, SourceImage
 from archive_pipeline.georef import Georef, Window, window_transform
-from archive_pipeline.jpeg_segments import MAX_PAYLOAD, Segment, fill_thumbnail, write_segments
+from archive_pipeline.jpeg_segments import fill_thumbnail, write_segments
+from archive_pipeline.output_paths import OutputError, publish, workdir
+from archive_pipeline.sidecar import MADE_NAMESPACES, auxiliary_xml
 
 Pixels = npt.NDArray[Any]
 Mask = npt.NDArray[np.uint8]
@@ -50,9 +49,6 @@ READ_PIXELS = 1 << 23
 """No single `Raster.read` asks for more pixels than this, unless one block alone is larger."""
 
 JPEG_SIDE = 65535
-MAX_ICC = 16 << 20
-NAME_BYTES = 160
-PATH_BYTES = 1024
 
 _STAGE = {
     "driver": "GTiff",
@@ -73,28 +69,6 @@ _COG = {
     "bigtiff": "IF_SAFER",
     "num_threads": "ALL_CPUS",
 }
-# Characters that mean something in a path on some system, or to `output_path`; a dot or blank at
-# the end, which Windows drops; surrogates, which are not text.
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"\\|?*%@/\ud800-\udfff]|[. ]$')
-# Namespaces that GDAL makes from the file's other parts.
-_MADE_NAMESPACES = frozenset(
-    ("COLOR_PROFILE", "IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS")
-)
-_ICC_PREFIX = b"ICC_PROFILE\0"
-# Keyword, uncompressed, no language, no translated keyword.
-_PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
-# Not among them: what belongs to animation or to the original's bit depth and palette.
-_PNG_KEPT = frozenset(b"cHRM gAMA iCCP sRGB cICP mDCV cLLI pHYs eXIf tIME tEXt zTXt iTXt".split())
-_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".webp", ".dng"))
-_SAME_FORMAT = {
-    ".jpg": (".jpg", ".jpeg"),
-    ".png": (".png",),
-    ".tif": (".tif", ".tiff"),
-}
-
-
-class OutputError(Exception):
-    """An image that cannot be written as asked; the message is one line and names the image."""
 
 
 class Raster(Protocol):
@@ -128,46 +102,6 @@ class Raster(Protocol):
         ...
 
 
-def output_path(directory: Path, image_id: str, window: Window, full: bool, suffix: str) -> Path:
-    """Return where to write an image: always inside ``directory``, whatever the id holds.
-
-    ``a/DJI_0001.JPG`` becomes ``a/DJI_0001.JPG`` as JPEG and ``a/DJI_0001.JPG.tif`` as GeoTIFF;
-    windows get ``@col,row,widthxheight`` before the suffix.  Different ids and windows never share
-    a path (up to case and Unicode normalisation on file systems that fold them): characters that
-    are special in paths on any common system become ``%XX``, as do ``%`` and ``@`` themselves,
-    and overlong names end in a digest of the id.
-
-    Args:
-        directory: the output directory; it need not exist.
-        image_id: the image's id, folders separated by ``/``; not trusted.
-        window: ``(col, row, width, height)``.
-        full: whether the window is the whole image.
-        suffix: ``".tif"``, ``".jpg"`` or ``".png"``.
-    """
-    *folders, name = image_id.split("/")
-    stem, extension = os.path.splitext(name)
-    tag = "" if full else "@{},{},{}x{}".format(*window)
-    same_format = extension.lower() in _SAME_FORMAT[suffix]
-    if same_format and os.path.splitext(stem)[1].lower() not in _IMAGE_SUFFIXES:
-        ending = tag + extension
-    else:
-        # "a.tif" keeps its name, so "a" must not take it.
-        stem = name
-        ending = ("" if extension.lower() in _IMAGE_SUFFIXES else "@") + tag + suffix
-    digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    # "%-" and a lone "%" are never the result of escaping, hence cannot collide with a name.
-    parts = [_escape(part) or "%" for part in folders]
-    parts = [
-        f"{p[: NAME_BYTES // 4]}%-{digest}" if len(p.encode()) > NAME_BYTES else p for p in parts
-    ]
-    stem = _escape(stem)
-    if len(stem.encode()) > NAME_BYTES:
-        stem = f"{stem[: NAME_BYTES // 4]}%-{digest}"
-    if sum(len(part.encode()) + 1 for part in parts) > PATH_BYTES:
-        parts, stem = [], f"{stem[: NAME_BYTES // 4]}%-{digest}"
-    return directory.joinpath(*parts, stem + ending)
-
-
 def write_gtiff(path: Path, raster: Raster) -> None:
     """Write a lossless Cloud Optimized GeoTIFF.
 
@@ -191,14 +125,14 @@ def write_gtiff(path: Path, raster: Raster) -> None:
         OutputError: the file cannot be written.
     """
     source = raster.source
-    embedded = _embedded(source)
+    embedded = embedded_documents(source)
     profile = _profile(raster)
     if embedded.icc:
         profile["source_icc_profile"] = base64.b64encode(embedded.icc).decode()
     # GDAL's COG driver leaves namespaces of the user's own behind.
-    pam = _pam(Georef(), source.tags, source.band_tags)
+    pam = auxiliary_xml(Georef(), source.tags, source.band_tags)
     with cog_writer(path, profile, source.colormap is not None, pam) as stage:
-        exif = {k: v for k, v in _exif_tags(embedded.exif).items() if k not in stage.tags()}
+        exif = {k: v for k, v in exif_tags(embedded.exif).items() if k not in stage.tags()}
         _write_tags(stage, {"": exif, "xml:XMP": {"": embedded.xmp.decode("utf-8", "replace")}})
         _stage(stage, raster)
 
@@ -227,17 +161,17 @@ def write_png(path: Path, raster: Raster) -> None:
     if palette and (source.mask in ("alpha", "mask") or source.dtype != "uint8"):
         raise OutputError(f"{source.id}: PNG cannot store this palette and its mask; use gtiff")
     alpha = source.mask != "none" and not palette and not own_alpha
-    with _workdir(path) as work:
+    with workdir(path) as work:
         staged, plain = work / "stage.tif", work / "plain.png"
         with _open_new(staged, {**_STAGE, **_profile(raster, alpha=alpha)}) as stage:
             _stage(stage, raster, alpha=alpha)
         rasterio.shutil.copy(staged, plain, driver="PNG")
         final = work / "final.png"
-        _insert_chunks(plain, final, _png_chunks(source))
+        insert_chunks(plain, final, png_chunks(source))
         pam = Path(f"{plain}.aux.xml")
         if pam.exists():
             pam.rename(f"{final}.aux.xml")
-        _publish(final, path)
+        publish(final, path)
 
 
 def write_jpeg(path: Path, raster: Raster, quality: int = 95) -> None:
@@ -279,21 +213,21 @@ def write_jpeg(path: Path, raster: Raster, quality: int = 95) -> None:
             )
         pixels[r - row : r - row + h, c - col : c - col + w] = raster.read(window)
     whole = (col, row, width, height) == (0, 0, source.width, source.height)
-    with _workdir(path) as work:
+    with workdir(path) as work:
         final = work / "final.jpg"
         try:
             final.write_bytes(_encode_jpeg(source, pixels, quality, whole))
         except ValueError as error:
             raise OutputError(f"{source.id}: {error}") from error
         georef = window_transform(source.georef, raster.window)
-        pam = _pam(georef)
+        pam = auxiliary_xml(georef)
         if pam:
             (work / "final.jpg.aux.xml").write_text(pam, encoding="utf-8")
         if georef.transform is not None:
             a, b, c_, d, e, f = georef.transform
             centre = (a, d, b, e, c_ + (a + b) / 2, f + (d + e) / 2)
             (work / "final.jgw").write_text("".join(f"{value!r}\n" for value in centre))
-        _publish(final, path)
+        publish(final, path)
 
 
 @contextmanager
@@ -316,7 +250,7 @@ def cog_writer(
     Raises:
         OutputError: the file cannot be written.
     """
-    with _workdir(path) as work:
+    with workdir(path) as work:
         staged, final = work / "stage.tif", work / "final.tif"
         with _open_new(staged, {**_STAGE, **profile}) as stage:
             yield stage
@@ -331,7 +265,7 @@ def cog_writer(
         rasterio.shutil.copy(staged, final, predictor=predictor, **_COG)
         if pam:
             Path(f"{final}.aux.xml").write_text(pam, encoding="utf-8")
-        _publish(final, path)
+        publish(final, path)
 
 
 def read_windows(raster: Raster) -> Iterator[Window]:
@@ -497,7 +431,7 @@ def _describe(
 
 def _write_tags(stage: DatasetWriter, tags: dict[str, dict[str, str]], band: int = 0) -> None:
     for namespace, items in tags.items():
-        if namespace in _MADE_NAMESPACES:
+        if namespace in MADE_NAMESPACES:
             continue
         if namespace.startswith("xml:"):
             # rasterio joins key and value by "="; GDAL wants the bare document.
@@ -508,238 +442,22 @@ def _write_tags(stage: DatasetWriter, tags: dict[str, dict[str, str]], band: int
             stage.update_tags(band, ns=namespace or None, **kept)
 
 
-def _pam(
-    georef: Georef,
-    tags: dict[str, dict[str, str]] | None = None,
-    band_tags: tuple[dict[str, dict[str, str]], ...] = (),
-) -> str:
-    """Return a georeference and the tags of custom namespaces as GDAL's auxiliary XML, or ""."""
-    lines = []
-    wkt = CRS.from_user_input(georef.crs).to_wkt() if georef.crs else ""
-    # GDAL would otherwise take latitude first for the CRSs that are defined so.
-    axes = f'dataAxisToSRSAxisMapping="{"2,1" if _latitude_first(wkt) else "1,2"}"'
-    if georef.transform is not None:
-        a, b, c, d, e, f = georef.transform
-        if wkt:
-            lines.append(f"  <SRS {axes}>{escape(wkt)}</SRS>")
-        order = ", ".join(repr(float(v)) for v in (c, a, b, f, d, e))
-        lines.append(f"  <GeoTransform>{order}</GeoTransform>")
-    elif georef.gcps:
-        lines.append(f"  <GCPList Projection={quoteattr(wkt)} {axes}>")
-        for row, col, x, y, z, name, info in georef.gcps:
-            lines.append(
-                f"    <GCP Id={quoteattr(name)} Info={quoteattr(info)} "
-                f'Pixel="{col!r}" Line="{row!r}" X="{x!r}" Y="{y!r}" Z="{z!r}"/>'
-            )
-        lines.append("  </GCPList>")
-    if georef.rpcs:
-        lines += _pam_metadata({"RPC": georef.rpcs})
-    lines += _pam_metadata(tags or {})
-    for band, items in enumerate(band_tags, 1):
-        inner = _pam_metadata(items)
-        if inner:
-            lines += [f'  <PAMRasterBand band="{band}">', *inner, "  </PAMRasterBand>"]
-    return "\n".join(["<PAMDataset>", *lines, "</PAMDataset>", ""]) if lines else ""
-
-
-def _pam_metadata(tags: dict[str, dict[str, str]]) -> list[str]:
-    lines = []
-    for namespace, items in tags.items():
-        if namespace == "" or namespace.startswith("xml:") or namespace in _MADE_NAMESPACES:
-            continue
-        lines.append(f"  <Metadata domain={quoteattr(namespace)}>")
-        for key, value in items.items():
-            lines.append(f"    <MDI key={quoteattr(key)}>{escape(value)}</MDI>")
-        lines.append("  </Metadata>")
-    return lines
-
-
-def _latitude_first(wkt: str) -> bool:
-    return bool(wkt) and pyproj.CRS.from_wkt(wkt).axis_info[0].direction == "north"
-
-
-@dataclass(frozen=True)
-class _Embedded:
-    """The documents inside an image file: EXIF's TIFF structure, the XMP packet, the profile."""
-
-    exif: bytes = b""
-    xmp: bytes = b""
-    icc: bytes = b""
-
-
-def _embedded(source: SourceImage) -> _Embedded:
-    """Find EXIF, XMP and ICC among a source's metadata blocks, whichever format they are from."""
-    exif = xmp = icc = b""
-    pieces: list[bytes] = []
-    for name, payload in source.metadata:
-        if name == "APP1" and payload.startswith(EXIF_PREFIX):
-            exif = exif or payload
-        elif name == "APP1" and payload.startswith(XMP_PREFIX):
-            xmp = xmp or payload.removeprefix(XMP_PREFIX)
-        elif name == "APP2" and payload.startswith(_ICC_PREFIX):
-            pieces.append(payload.removeprefix(_ICC_PREFIX))
-        elif name in ("EXIF", "eXIf"):
-            exif = payload
-        elif name == "XMP":
-            xmp = payload
-        elif name == "ICC":
-            icc = payload
-        elif name == "iTXt" and payload.startswith(_PNG_XMP):
-            xmp = payload.removeprefix(_PNG_XMP)
-        elif name == "iCCP":
-            try:
-                icc = zlib.decompressobj().decompress(payload.partition(b"\0")[2][1:], MAX_ICC)
-            except zlib.error:
-                continue
-    if pieces:
-        # Each piece starts with its number and their count.
-        icc = b"".join(piece[2:] for piece in sorted(pieces))
-    return _Embedded(exif.removeprefix(EXIF_PREFIX), xmp.rstrip(b"\0"), icc)
-
-
-def _exif_tags(exif: bytes) -> dict[str, str]:
-    """Return EXIF as the ``EXIF_*`` tags that GDAL shows for a JPEG with the same block."""
-    if not 0 < len(exif) <= MAX_PAYLOAD - len(EXIF_PREFIX):
-        return {}
-    carrier = io.BytesIO()
-    Image.new("L", (8, 8)).save(carrier, "JPEG")
-    data = write_segments(carrier.getvalue(), [("APP1", EXIF_PREFIX + exif)])
-    with _quiet(), MemoryFile(data, ext=".jpg") as file, file.open() as dataset:
-        return {k: v for k, v in dataset.tags().items() if k.startswith("EXIF_")}
-
-
 def _encode_jpeg(
     source: SourceImage, pixels: npt.NDArray[np.uint8], quality: int, whole: bool
 ) -> bytes:
     image = Image.fromarray(pixels[..., 0] if source.bands == 1 else pixels)
-    segments = list(source.metadata) if source.driver == "JPEG" else _jpeg_segments(source)
+    segments = list(source.metadata) if source.driver == "JPEG" else jpeg_segments(source)
     rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     for index, (name, payload) in enumerate(segments):
         if name == "APP1" and payload.startswith(EXIF_PREFIX):
             if not whole:
-                payload = _set_dimensions(payload, image.width, image.height)
+                payload = set_dimensions(payload, image.width, image.height)
             segments[index] = (name, fill_thumbnail(payload, rgb))
     coded = io.BytesIO()
     image.save(coded, "JPEG", quality=quality, subsampling=0)
     return write_segments(coded.getvalue(), segments)
 
 
-def _jpeg_segments(source: SourceImage) -> list[Segment]:
-    """Pack the embedded documents of a source that is no JPEG into JPEG segments."""
-    embedded = _embedded(source)
-    segments: list[Segment] = []
-    if embedded.exif:
-        segments.append(("APP1", EXIF_PREFIX + embedded.exif))
-    if embedded.xmp:
-        segments.append(("APP1", XMP_PREFIX + embedded.xmp))
-    # A segment holds no more, and only ICC may be spread; the archive keeps the whole block.
-    segments = [segment for segment in segments if len(segment[1]) <= MAX_PAYLOAD]
-    size = MAX_PAYLOAD - len(_ICC_PREFIX) - 2
-    pieces = [embedded.icc[start : start + size] for start in range(0, len(embedded.icc), size)]
-    for number, piece in enumerate(pieces if len(pieces) < 256 else [], 1):
-        segments.append(("APP2", _ICC_PREFIX + bytes([number, len(pieces)]) + piece))
-    return segments
-
-
-def _set_dimensions(exif_app1: bytes, width: int, height: int) -> bytes:
-    """Overwrite the pixel dimensions in an EXIF segment where it has them; nothing moves."""
-    data = bytearray(exif_app1)
-    base = len(EXIF_PREFIX)
-    order = {b"II": "<", b"MM": ">"}.get(bytes(data[base : base + 2]))
-    if order is None:
-        return exif_app1
-    sizes = {0x0100: width, 0x0101: height, 0xA002: width, 0xA003: height}
-    try:
-        directories = [struct.unpack_from(order + "I", data, base + 4)[0]]
-        # The main directory points to EXIF's own; no other is visited, so cycles cannot be.
-        for directory in directories:
-            count = struct.unpack_from(order + "H", data, base + directory)[0]
-            for index in range(count):
-                entry = base + directory + 2 + 12 * index
-                tag, kind, items = struct.unpack_from(order + "HHI", data, entry)
-                if tag == 0x8769 and len(directories) == 1:
-                    directories.append(struct.unpack_from(order + "I", data, entry + 8)[0])
-                elif tag in sizes and kind in (3, 4) and items == 1:
-                    struct.pack_into(order + " HI"[kind - 2], data, entry + 8, sizes[tag])
-    except struct.error:
-        return exif_app1
-    return bytes(data)
-
-
-def _png_chunks(source: SourceImage) -> list[tuple[bytes, bytes]]:
-    """Return the metadata chunks of a PNG: the original ones if the source is a PNG."""
-    if source.driver == "PNG":
-        named = [(name.encode("ascii"), payload) for name, payload in source.metadata]
-        return [chunk for chunk in named if chunk[0] in _PNG_KEPT]
-    embedded = _embedded(source)
-    chunks = []
-    if embedded.icc:
-        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(embedded.icc)))
-    if embedded.exif:
-        chunks.append((b"eXIf", embedded.exif))
-    if embedded.xmp:
-        chunks.append((b"iTXt", _PNG_XMP + embedded.xmp))
-    return chunks
-
-
-def _insert_chunks(plain: Path, final: Path, chunks: list[tuple[bytes, bytes]]) -> None:
-    """Copy a PNG and put chunks behind its header chunk."""
-    with open(plain, "rb") as reader, open(final, "wb") as writer:
-        # Signature and IHDR have a fixed length.
-        writer.write(reader.read(33))
-        for kind, payload in chunks:
-            writer.write(struct.pack(">I", len(payload)) + kind + payload)
-            writer.write(struct.pack(">I", zlib.crc32(kind + payload)))
-        shutil.copyfileobj(reader, writer, 1 << 20)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Images without a position are ordinary here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
-
-
 def _open_new(path: Path, profile: dict[str, Any]) -> DatasetWriter:
-    with _quiet():
+    with quiet():
         return rasterio.open(path, "w", **profile)
-
-
-@contextmanager
-def _workdir(path: Path) -> Iterator[Path]:
-    """Make a hidden folder beside ``path``, removed afterwards; failures become `OutputError`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=".restore-", dir=path.parent) as folder,
-            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        ):
-            yield Path(folder)
-    except (OSError, RasterioError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OutputError(f"{path}: {' '.join(reason.split())}") from error
-
-
-def _publish(final: Path, path: Path) -> None:
-    """Move a finished file and its sidecars into place, the file itself last."""
-    sidecars = [(Path(f"{final}.aux.xml"), Path(f"{path}.aux.xml"))]
-    if final.suffix == ".jpg":
-        sidecars.append((final.with_suffix(".jgw"), path.with_suffix(".jgw")))
-    for new, old in sidecars:
-        if new.exists():
-            os.replace(new, old)
-        else:
-            # One from an earlier run would lie about the new file.
-            old.unlink(missing_ok=True)
-    os.replace(final, path)
-
-
-def _escape(name: str) -> str:
-    """Escape one path component; different names stay different."""
-    if name in (".", ".."):
-        return name.replace(".", "%2E")
-    return _UNSAFE.sub(
-        lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass")),
-        name,
-    )

@@ -15,7 +15,7 @@ from archive_pipeline.georef import Georef, Window, bbox_to_window, check_bbox, 
 from archive_pipeline.index import read_images
 from archive_pipeline.layout import ArchiveError, ImageEntry
 from archive_pipeline.mosaic import write_mosaic
-from archive_pipeline.outputs import OutputError
+from archive_pipeline.output_paths import OutputError, output_path
 from archive_pipeline.store import Archive, absolute, in_process_only
 
 Bbox = tuple[float, float, float, float]
@@ -203,7 +203,7 @@ def restore(
     for entry, window in chosen:
         full = window == (0, 0, entry.record["width"], entry.record["height"])
         name = f"{entry.flight}/{entry.id}" if repeated else entry.id
-        path = outputs.output_path(output, name, window, full, SUFFIXES[format])
+        path = output_path(output, name, window, full, SUFFIXES[format])
         tasks.append(Task(archive_url, entry, window, path, format, device, steps, seed))
     files = []
     # a window is decoded sooner than a worker process has started

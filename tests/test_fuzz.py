@@ -30,6 +30,7 @@ from PIL import Image
 
 from archive_pipeline.camera import locate, read_pose
 from archive_pipeline.check import check
+from archive_pipeline.documents import exif_tags, set_dimensions
 from archive_pipeline.embedded import png_blocks, tiff_blocks
 from archive_pipeline.flight import EXIF_PREFIX, XMP_PREFIX, SourceError, SourceImage, read_source
 from archive_pipeline.info import describe
@@ -43,7 +44,6 @@ from archive_pipeline.jpeg_segments import (
     write_segments,
 )
 from archive_pipeline.layout import ArchiveError, pack_metadata, unpack_metadata
-from archive_pipeline.outputs import _exif_tags, _set_dimensions
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES
 from archive_pipeline.pcdc.codec import Symbols
 from archive_pipeline.pcdc.entropy import CorruptStream
@@ -175,8 +175,8 @@ def read_blocks(data: bytes) -> None:
     assert len(filled) == len(segment)
     if place is None:
         assert blank == segment
-    assert len(_set_dimensions(segment, 7, 8)) == len(segment)
-    assert all(key.startswith("EXIF_") for key in _exif_tags(data))
+    assert len(set_dimensions(segment, 7, 8)) == len(segment)
+    assert all(key.startswith("EXIF_") for key in exif_tags(data))
 
 
 @cache

@@ -17,7 +17,7 @@ from archive_pipeline import mosaic as mosaic_module
 from archive_pipeline.flight import SourceImage
 from archive_pipeline.georef import Georef, Window, with_footprint
 from archive_pipeline.mosaic import write_mosaic
-from archive_pipeline.outputs import OutputError
+from archive_pipeline.output_paths import OutputError
 
 UTM = "EPSG:32615"
 X0, Y0 = 300000.0, 3250000.0

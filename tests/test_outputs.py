@@ -24,14 +24,8 @@ from archive_pipeline import outputs
 from archive_pipeline.flight import SourceImage, read_pixels, read_source
 from archive_pipeline.georef import Window
 from archive_pipeline.jpeg_segments import blank_thumbnail, read_segments
-from archive_pipeline.outputs import (
-    OutputError,
-    output_path,
-    read_windows,
-    write_gtiff,
-    write_jpeg,
-    write_png,
-)
+from archive_pipeline.output_paths import OutputError, output_path
+from archive_pipeline.outputs import read_windows, write_gtiff, write_jpeg, write_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
