@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,20 +110,18 @@ def archive(flight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lpips_weights() -> Iterator[None]:
+def lpips_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch find SqueezeNet's weights, or skip."""
     import torch
 
     shared = DATA.parent / "weights" / "torch" / "hub"
-    before = torch.hub.get_dir()
-    for folder in (Path(before), shared):
+    for folder in (Path(torch.hub.get_dir()), shared):
         if list(folder.glob("checkpoints/squeezenet1_1-*.pth")):
             break
     else:
         pytest.skip("no SqueezeNet weights in the torch hub cache: LPIPS needs them")
-    torch.hub.set_dir(folder)
-    yield
-    torch.hub.set_dir(before)
+    # not set_dir: once called, $TORCH_HOME is not looked at again
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(folder))
 
 
 @pytest.fixture

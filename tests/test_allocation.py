@@ -450,6 +450,7 @@ def test_missing_lpips_weights_are_one_line(
     from archive_pipeline.pcdc import utility
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("offline"))
     )
