@@ -107,7 +107,8 @@ def _acquire(archive: Archive, key: str, flight: str, content: bytes) -> bool:
         if made is None:
             return False
         other = archive.read_key(key)
-        if other is None:  # just removed
+        if other is None:  # just removed, or the store thinks so
+            time.sleep(LOOK_EVERY / 4)
             continue
         now = time.monotonic()
         if other != seen:

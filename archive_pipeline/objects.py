@@ -95,7 +95,9 @@ async def create_key(store: Store, key: str, data: bytes) -> bool | None:
         await store.fs._pipe_file(f"{store.path}/{key}", data, mode="create")
     except (NotImplementedError, TypeError):
         return None
-    except Exception:  # backends tell "it is there" by errors of many kinds
+    except FileExistsError:  # it may be gone again by now
+        return False
+    except Exception:  # other backends tell "it is there" by errors of many kinds
         if await store.exists(key):
             return False
         raise

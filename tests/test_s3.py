@@ -459,6 +459,21 @@ def test_a_live_lease_is_waited_for_and_a_lost_one_is_an_error(
     assert archive.read_key("leases/beach") == b'{"token": "another"}'  # not ours to remove
 
 
+def test_a_key_that_goes_as_another_wants_it_is_no_error(
+    server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner may remove its lease right after the store has refused a second one."""
+    archive = Archive.create(s3)
+    assert archive.create_key("leases/beach", b"1") is True
+
+    async def gone(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(type(archive.store), "exists", gone)
+    assert archive.create_key("leases/beach", b"2") is False
+    assert archive.read_key("leases/beach") == b"1"
+
+
 @pytest.mark.slow
 def test_two_worker_processes_write_the_same(
     command: Run, server: S3Server, flight: Path, archive: Path, s3: str
