@@ -81,7 +81,7 @@ def exif_tags(exif: bytes) -> dict[str, str]:
         return {k: v for k, v in dataset.tags().items() if k.startswith("EXIF_")}
 
 
-def jpeg_segments(source: SourceImage) -> list[Segment]:
+def pack_segments(source: SourceImage) -> list[Segment]:
     """Pack the embedded documents of a source that is no JPEG into JPEG segments."""
     embedded = embedded_documents(source)
     segments: list[Segment] = []

@@ -30,7 +30,7 @@ from archive_pipeline.documents import (
     embedded_documents,
     exif_tags,
     insert_chunks,
-    jpeg_segments,
+    pack_segments,
     png_chunks,
     quiet,
     set_dimensions,
@@ -446,7 +446,7 @@ def _encode_jpeg(
     source: SourceImage, pixels: npt.NDArray[np.uint8], quality: int, whole: bool
 ) -> bytes:
     image = Image.fromarray(pixels[..., 0] if source.bands == 1 else pixels)
-    segments = list(source.metadata) if source.driver == "JPEG" else jpeg_segments(source)
+    segments = list(source.metadata) if source.driver == "JPEG" else pack_segments(source)
     rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     for index, (name, payload) in enumerate(segments):
         if name == "APP1" and payload.startswith(EXIF_PREFIX):

@@ -31,11 +31,6 @@ def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
     return -torch.log2((upper - lower).clamp_min(2.0**-16))
 
 
-def symbol_bits(_: Tensor, symbols: Tensor, scale: Tensor) -> Tensor:
-    """Bits of the symbols that are coded."""
-    return gaussian_bits(symbols, scale)
-
-
 def trained_bits(exact: Tensor, symbols: Tensor, scale: Tensor) -> Tensor:
     """Bits of the symbols that are coded, with a gradient that training can use.
 
@@ -112,9 +107,12 @@ def rate_distortion(
     """
     latents = quantise(codec, x, image_step, offsets)
     z_scale = scale_of(codec.prior(image_step))[:, :, None, None]
-    measure = trained_bits if noise else symbol_bits
-    y_bits = measure(latents.v, latents.q, latents.scale)
-    z_bits = measure(latents.z, latents.z_hat, z_scale)
+
+    def coded(exact: Tensor, symbols: Tensor, scale: Tensor) -> Tensor:
+        return trained_bits(exact, symbols, scale) if noise else gaussian_bits(symbols, scale)
+
+    y_bits = coded(latents.v, latents.q, latents.scale)
+    z_bits = coded(latents.z, latents.z_hat, z_scale)
     bits = y_bits.sum((1, 2, 3)) + z_bits.sum((1, 2, 3))
     return bits, codec.g_s(latents.y_hat, latents.exponent), latents.step
 
