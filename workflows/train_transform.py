@@ -14,8 +14,8 @@ features, so that it sees what it saw before.
 LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found under $TORCH_HOME.
 
 The learning rate follows a cosine over --minutes of training time; --resume continues a run from
-its checkpoint, also with another --minutes; --start goes on from released weights with a new
-optimiser. CUDA runs are compiled and use bfloat16 autocast, CPU runs neither.
+its checkpoint, along a new cosine where --minutes is another; --start goes on from released
+weights with a new optimiser. CUDA runs are compiled and use bfloat16 autocast, CPU runs neither.
 """
 
 from __future__ import annotations
