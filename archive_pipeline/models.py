@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from archive_pipeline.pcdc.adaptation import encode_adapted
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
-from archive_pipeline.pcdc.codec import Codec, least_error
+from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.encoding import encode_tiles, least_error
 from archive_pipeline.pcdc.model import CONFIG, Model, ModelError, digest, read_folder
 from archive_pipeline.pcdc.policy import (
     MAX_FILE_BYTES,
@@ -212,7 +213,7 @@ def codec_for(sha256: str) -> Codec:
 
 
 def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[bytes]:
-    """Encode an image's tiles as `Codec.encode` does, its bits spread as `allocation` and
+    """Encode an image's tiles as `encode_tiles` does, its bits spread as `allocation` and
     `raising` say.
 
     Raises:
@@ -222,16 +223,16 @@ def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[byt
     if rule == "policy":
         if adapt:
             return encode_adapted(codec, tiles, budget, _policies[policy], adapt)
-        return codec.encode(tiles, budget, _policies[policy].block_worth)
+        return encode_tiles(codec, tiles, budget, _policies[policy].block_worth)
     if rule == "greedy":
-        return codec.encode(tiles, budget, least_error)
+        return encode_tiles(codec, tiles, budget, least_error)
     raised = None if _raise is None else _raise(tiles)
     while raised is not None and any(blocks.any() for blocks in raised):
         try:
-            return codec.encode(tiles, budget, raised=raised)
+            return encode_tiles(codec, tiles, budget, raised=raised)
         except BudgetTooSmall:  # for finer blocks, not always for the image
             raised = [blocks - (blocks > 0) for blocks in raised]
-    return codec.encode(tiles, budget)
+    return encode_tiles(codec, tiles, budget)
 
 
 def has_denoiser(sha256: str) -> bool:

@@ -19,6 +19,7 @@ from archive_pipeline.models import shipped
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MAX_SIDE, Header, parse
 from archive_pipeline.pcdc.codec import Codec, Symbols
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
+from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.pcdc.model import CONFIG, Model, digest
 
@@ -164,7 +165,7 @@ def test_goldens_on_a_gpu(golden: dict[str, Any], decoded: dict[str, Symbols]) -
         pixels, expected = (c.synthesise([decoded[name]])[0] for c in (codec, ref.tiny_codec()))
         assert np.abs(pixels.astype(int) - expected).max(initial=0) <= 1
     tile = ref.texture(200, 230, 1)
-    [stream] = codec.encode([tile], 4000)
+    [stream] = encode_tiles(codec, [tile], 4000)
     a, b = (c.decode_symbols([stream], 200, 230)[0] for c in (codec, ref.tiny_codec()))
     assert isinstance(a, Symbols)
     assert isinstance(b, Symbols)

@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from archive_pipeline.pcdc.codec import Codec, tile_seed
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
+from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.model import (
     DENOISER_CONFIG,
     DENOISER_WEIGHTS,
@@ -53,7 +54,7 @@ def codec() -> Codec:
 @pytest.fixture(scope="module")
 def streams() -> list[bytes]:
     tiles = [ref.texture(96, 64, 1), ref.texture(40, 70, 2), ref.texture(1, 1), ref.texture(0, 0)]
-    return codec().encode(tiles, 3000)
+    return encode_tiles(codec(), tiles, 3000)
 
 
 def test_steps_zero_is_the_deterministic_decoder(streams: list[bytes]) -> None:
@@ -117,7 +118,7 @@ def test_an_untrained_denoiser_is_the_deterministic_decoder() -> None:
 
 def test_a_model_without_denoiser_says_so(streams: list[bytes]) -> None:
     plain = Codec(Model(ref.tiny_files()))
-    [stream] = plain.encode([ref.texture(64, 64)], 2000)
+    [stream] = encode_tiles(plain, [ref.texture(64, 64)], 2000)
     with pytest.raises(ModelError, match="has no denoiser"):
         plain.decode([stream], 64, 64, 1)
 

@@ -22,6 +22,7 @@ from zarr.storage import LocalStore, MemoryStore
 from archive_pipeline import models
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
+from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.pcdc.model import digest
 from archive_pipeline.zarr_codec import PCDCCodec, trim
@@ -335,7 +336,7 @@ def test_a_tile_larger_than_its_chunk_is_refused() -> None:
     store = MemoryStore()
     array = create(store, (64, 64, 3), chunks=(64, 64, 3), shards=None, compressors=None)
     array[:] = 9
-    [stream] = models.codec_for(SHA256).encode([ref.texture(65, 64)], 10_000)
+    [stream] = encode_tiles(models.codec_for(SHA256), [ref.texture(65, 64)], 10_000)
     buffer = type(store._store_dict["pixels/c/0/0/0"])
     store._store_dict["pixels/c/0/0/0"] = buffer.from_bytes(stream)
     with pytest.raises(CorruptStream, match="65x64 pixels, more than its 64x64 tile"):

@@ -42,7 +42,8 @@ from archive_pipeline.layout import TILE
 from archive_pipeline.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.adaptation import encode_adapted, to_signal
 from archive_pipeline.pcdc.allocation import ALLOCATIONS, BlockCosts
-from archive_pipeline.pcdc.codec import Encoding, Symbols, Worth
+from archive_pipeline.pcdc.codec import Symbols
+from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles
 from archive_pipeline.pcdc.policy import Policy, residual_statistics
 from archive_pipeline.pcdc.utility import Judge, UtilityWeights
 
@@ -68,7 +69,7 @@ class Bench:
         if rule == "adapted":
             return encode_adapted(self.codec, tiles, budget, self.policy, self.adapt)
         if rule == "oracle":
-            return self.codec.encode(tiles, budget, self.known_worth(tiles, budget))
+            return encode_tiles(self.codec, tiles, budget, self.known_worth(tiles, budget))
         return self.coder.encode(tiles, budget, rule)
 
     def known_worth(self, tiles: list[Pixels], budget: int) -> Worth:

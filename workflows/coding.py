@@ -14,7 +14,8 @@ from archive_pipeline.layout import TILE
 from archive_pipeline.models import load_named, read_policy
 from archive_pipeline.pcdc.adaptation import to_signal
 from archive_pipeline.pcdc.allocation import LEVELS, TilePlan
-from archive_pipeline.pcdc.codec import Codec, Encoding, Worth, least_error
+from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles, least_error
 from archive_pipeline.pcdc.model import ModelError
 from archive_pipeline.pcdc.policy import Policy, PolicyError, load_policy
 from archive_pipeline.pcdc.utility import Judge
@@ -81,7 +82,7 @@ class Coder:
 
     def encode(self, tiles: list[Pixels], budget: int, allocation: str) -> list[bytes]:
         """Encode into at most `budget` bytes, allocated as `worth` says."""
-        return self.codec.encode(tiles, budget, self.worth(allocation))
+        return encode_tiles(self.codec, tiles, budget, self.worth(allocation))
 
     def decode(self, streams: list[bytes], shape: tuple[int, int], steps: int) -> Pixels:
         """Decode what `encode` made of the tiles of an image of this height and width."""

@@ -33,7 +33,8 @@ from training_samples import Crops
 
 from archive_pipeline.pcdc.adaptation import to_signal
 from archive_pipeline.pcdc.allocation import BASE_LEVEL, LEVELS, TilePlan
-from archive_pipeline.pcdc.codec import Codec, Encoding
+from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.encoding import Encoding
 from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.policy import (
     POLICY,

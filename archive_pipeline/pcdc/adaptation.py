@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from archive_pipeline.pcdc.allocation import BASE_LEVEL, TilePlan
-from archive_pipeline.pcdc.codec import Codec, Encoding
+from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.encoding import Encoding
 from archive_pipeline.pcdc.policy import Policy, block_state
 from archive_pipeline.pcdc.ppo import Optimiser, PPOConfig, block_returns, roll_out
 
@@ -25,7 +26,7 @@ def to_signal(pixels: NDArray[np.uint8]) -> torch.Tensor:
 def encode_adapted(
     codec: Codec, tiles: list[NDArray[np.uint8]], budget: int, policy: Policy, updates: int
 ) -> list[bytes]:
-    """Encode an image as `Codec.encode` does, after so many PPO updates of the policy on it.
+    """Encode an image as `encode_tiles` does, after so many PPO updates of the policy on it.
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more.
@@ -38,7 +39,7 @@ def encode_adapted(
         step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
         in_bits = price / policy.config.usual_slope(step)
         job.worth = adapt(job, policy, step, in_bits, updates).block_worth
-    return codec.encode_job(job, budget)
+    return job.within(budget)
 
 
 def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates: int) -> Policy:

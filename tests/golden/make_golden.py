@@ -34,6 +34,7 @@ from archive_pipeline.models import DEFAULT_MODEL, shipped  # noqa: E402
 from archive_pipeline.pcdc.allocation import BudgetTooSmall  # noqa: E402
 from archive_pipeline.pcdc.codec import Codec, Symbols  # noqa: E402
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP  # noqa: E402
+from archive_pipeline.pcdc.encoding import encode_tiles  # noqa: E402
 from archive_pipeline.pcdc.model import CONFIG, WEIGHTS, Model, build_files  # noqa: E402
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, step_size  # noqa: E402
 
@@ -125,7 +126,7 @@ def encode(codec: Codec, tiles: list[np.ndarray], bits_per_pixel: float) -> list
     budget = int(sum(t.shape[0] * t.shape[1] for t in tiles) * bits_per_pixel / 8)
     while True:
         try:
-            return codec.encode(tiles, budget)
+            return encode_tiles(codec, tiles, budget)
         except BudgetTooSmall as error:
             budget = max(budget + 1, error.needed)
 

@@ -1,0 +1,357 @@
+"""The encoder: an image's tiles on their way into at most so many bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from archive_pipeline.pcdc import entropy
+from archive_pipeline.pcdc.allocation import (
+    CODER_OVERHEAD,
+    Allocator,
+    BlockCosts,
+    BudgetTooSmall,
+    TilePlan,
+)
+from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, HEADER_BYTES, Header
+from archive_pipeline.pcdc.codec import Codec, Symbols, grid, residuals_from_levels
+from archive_pipeline.pcdc.constants import (
+    BLOCK,
+    BLOCK_SIDE,
+    ERROR_WEIGHT,
+    FIRST_CODED_SCALE,
+    HYPER_LIMIT,
+    HYPER_STRIDE,
+    LEVEL_OFFSETS,
+    SCALE_COUNT,
+    STEPS_PER_OCTAVE,
+    STRIDE,
+)
+from archive_pipeline.pcdc.parallel import each
+from archive_pipeline.pcdc.transforms import pad_to, step_size
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SYMBOL_LIMIT = 1 << 15
+MAX_PASSES = 8  # of planning and coding; nearly always one or two
+UNSPENT_SHARE = 0.01  # of the budget, small enough to be left
+
+
+# Worth of a tile's levels (K, B_h, B_w) from its pixels, its latents y (1, M, h, w), the blocks'
+# costs and the image step, in a unit that does not depend on the step.
+Worth = Callable[[NDArray[np.uint8], Tensor, BlockCosts, int], NDArray[np.float64]]
+
+
+def least_error(
+    tile: NDArray[np.uint8], latents: Tensor, costs: BlockCosts, image_step: int
+) -> NDArray[np.float64]:
+    """The worth of levels (K, B_h, B_w) that makes for the least squared error at a rate."""
+    return -costs.error * math.exp2(2 * image_step / STEPS_PER_OCTAVE)
+
+
+def encode_tiles(
+    codec: Codec,
+    tiles: list[NDArray[np.uint8]],
+    budget: int,
+    worth: Worth | None = None,
+    raised: list[NDArray[np.uint8]] | None = None,
+) -> list[bytes]:
+    """Encode an image's tiles, uint8 (height, width, 3), into at most `budget` bytes in all.
+
+    Args:
+        worth: what decides between the levels of blocks; None treats them all alike.
+        raised: (B_h, B_w) for every tile, how many levels its blocks are above the others;
+            only without `worth`.
+
+    Raises:
+        BudgetTooSmall: even the coarsest coding takes more.
+    """
+    return Encoding(codec, tiles, worth, raised).within(budget)
+
+
+@dataclass
+class _Quantised:
+    """A tile at one image step: hyper-latents, and what latents are coded against."""
+
+    z: NDArray[np.int64]
+    z_index: NDArray[np.int64]
+    index: NDArray[np.int16]
+    v: NDArray[np.float32]
+    z_bits: float
+
+
+class Encoding:
+    """An image on its way through the encoder: latents of all tiles, costs on demand."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        tiles: list[NDArray[np.uint8]],
+        worth: Worth | None = None,
+        raised: list[NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self.codec = codec
+        self.tiles = tiles
+        self.worth = worth
+        self.latents = self.each(self._analyse, tiles)
+        self._least_kept = least_kept(codec.model.tables)
+        # the two image steps last looked at: the plan mostly takes one of them
+        self._recent: list[dict[int, _Quantised]] = [{} for _ in tiles]
+        grids = [
+            (grid(tile.shape[0], BLOCK_SIDE), grid(tile.shape[1], BLOCK_SIDE))
+            if tile.size
+            else (0, 0)
+            for tile in tiles
+        ]
+        self.allocator = Allocator(
+            grids,
+            self._tile_bytes,
+            self.block_costs,
+            codec.level_map_bits,
+            self.block_worth if worth else None,
+            self.each,
+            raised,
+        )
+
+    def within(self, budget: int) -> list[bytes]:
+        """The streams of all tiles, of at most `budget` bytes in all.
+
+        Raises:
+            BudgetTooSmall: even the coarsest coding takes more.
+        """
+        allowed, best = float(budget), None
+        for _ in range(MAX_PASSES):
+            try:
+                streams = self.streams(self.allocator.plan(allowed))
+            except BudgetTooSmall as error:
+                if best is not None:
+                    return best
+                raise BudgetTooSmall(budget, max(error.needed, budget + 1)) from error
+            unspent = budget - sum(map(len, streams))
+            if unspent >= 0:
+                best = streams
+                if unspent <= UNSPENT_SHARE * budget:
+                    break
+                # the estimate was on the safe side: ask for most of what it left
+                allowed += 0.9 * unspent
+            elif best is not None:
+                break
+            else:
+                # the estimate fell short by a few bytes
+                allowed += unspent - len(self.tiles)
+        if best is None:
+            raise BudgetTooSmall(budget, budget - unspent)
+        return best
+
+    def streams(self, plans: list[TilePlan]) -> list[bytes]:
+        """The streams of all tiles, coded as planned."""
+        codec = self.codec
+        streams: dict[int, bytes] = {}
+        groups: dict[int, list[tuple[int, Header, list[tuple[NDArray, NDArray]], bytes]]] = {}
+        coded = self.each(
+            lambda t: self._phases(t, plans[t]) if self.tiles[t].size else None, range(len(plans))
+        )
+        for t, (plan, phased) in enumerate(zip(plans, coded, strict=True)):
+            if phased is None:
+                streams[t] = Header(codec.prefix, 0, 0).pack()
+                continue
+            height, width = self.tiles[t].shape[:2]
+            phases, level_table, escapes = phased
+            lanes = entropy.lanes_log2(len(phases[1][0]) + len(phases[2][0]))
+            header = Header(codec.prefix, height, width, plan.image_step, lanes, level_table)
+            groups.setdefault(lanes, []).append((t, header, phases, escapes))
+        for lanes, members in groups.items():
+            by_phase = [[m[2][p] for m in members] for p in range(3)]
+            payloads = entropy.encode(codec.model.tables, by_phase, 1 << lanes)
+            for (t, header, _, escapes), payload in zip(members, payloads, strict=True):
+                streams[t] = header.pack() + payload + escapes
+        return [streams[t] for t in range(len(plans))]
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`parallel.each` on the model's device."""
+        return each(function, items, self.codec.model.device)
+
+    @torch.no_grad()
+    def _analyse(self, tile: NDArray[np.uint8]) -> Tensor | None:
+        if not tile.size:
+            return None
+        codec = self.codec
+        x = torch.from_numpy(np.ascontiguousarray(tile)).to(codec.model.device)
+        x = x.permute(2, 0, 1)[None].to(codec.dtype) / 127.5 - 1
+        return codec.model.networks.g_a(pad_to(x, STRIDE))
+
+    def _quantise(self, t: int, image_step: int) -> _Quantised:
+        recent = self._recent[t]
+        if image_step not in recent:
+            if len(recent) == 2:
+                del recent[next(iter(recent))]
+            recent[image_step] = self._quantise_anew(t, image_step)
+        return recent[image_step]
+
+    @torch.no_grad()
+    def _quantise_anew(self, t: int, image_step: int) -> _Quantised:
+        """Hyper-latents of a tile and v = (y - mean) / step(g), (M, h, w)."""
+        y = self.latents_of(t)
+        codec, networks = self.codec, self.codec.model.networks
+        step = torch.tensor([image_step], device=y.device)
+        h, w = y.shape[-2:]
+        z = torch.round(networks.h_a(pad_to(y, HYPER_STRIDE), step))[0].cpu().numpy()
+        z_index = codec.z_index(image_step, *z.shape[1:])
+        tables = codec.model.tables
+        # hyper-latents never escape: they stay one inside their table's ends
+        bound = np.minimum(tables.limit(z_index) - 1, HYPER_LIMIT)
+        bound = np.where(z_index < FIRST_CODED_SCALE, 0, bound)
+        z = np.clip(z.astype(np.int64), -bound, bound)
+        mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
+        v = ((y - mean[..., :h, :w]) / step_size(step)).float()[0].cpu().numpy()
+        index = codec.q_index(z, image_step, None)[:, :h, :w].astype(np.int16)
+        z_bits = _bits(tables, z_index, z)
+        return _Quantised(z, z_index, index, v, float(z_bits.sum()))
+
+    def _round(self, v: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Symbols of v: the nearest integers, or those below where that saves bits enough."""
+        q = np.clip(np.rint(v), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64, order="C")
+        q[index < FIRST_CODED_SCALE] = 0
+        flat = q.reshape(-1)
+        at = np.flatnonzero(flat)
+        size, table = np.abs(flat[at]), index.reshape(-1)[at]
+        tables = self.codec.model.tables
+        limit = tables.limit(table)
+        entry = tables.start[table] + limit + np.minimum(size, limit)
+        lower = np.abs(v.reshape(-1)[at]) < self._least_kept[entry]
+        lower &= size < limit  # an escape's bits depend on more than its table
+        at = at[lower]
+        flat[at] -= np.sign(flat[at])
+        return q
+
+    def _level(
+        self, quantised: _Quantised, level: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Scale indices and symbols with all blocks at one level."""
+        offset = LEVEL_OFFSETS[level - 1]
+        relative = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
+        index = np.clip(quantised.index.astype(np.int64) - offset, 0, SCALE_COUNT - 1)
+        return index, self._round(quantised.v / relative, index)
+
+    def _tile_bytes(self, t: int, image_step: int, level: int) -> float:
+        if self.latents[t] is None:
+            return float(EMPTY_BYTES)
+        quantised = self._quantise(t, image_step)
+        levels = self.allocator.levels(t, level)
+        if (levels == levels[0, 0]).all():
+            index, q = self._level(quantised, int(levels[0, 0]))
+            map_bits = 0.0
+        else:
+            index, q = self._planned(t, TilePlan(image_step, levels))
+            map_bits = self.codec.level_map_bits(levels)
+        bits = float(_bits(self.codec.model.tables, index, q).sum()) + map_bits
+        lanes = 1 << entropy.lanes_log2(int((index >= FIRST_CODED_SCALE).sum()) + quantised.z.size)
+        fixed = HEADER_BYTES + entropy.STATE_BYTES * lanes + 2
+        return fixed + (bits + quantised.z_bits) / 8 * CODER_OVERHEAD
+
+    def block_costs(self, t: int, image_step: int) -> BlockCosts:
+        """Exact costs of a tile's blocks at every level."""
+        quantised = self._quantise(t, image_step)
+        rows, columns = self.allocator.grids[t]
+        h, w = quantised.v.shape[1:]
+        block = np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK
+        # most latents are coded at no level at all: they cost nothing but their error
+        coded = quantised.index - min(LEVEL_OFFSETS) >= FIRST_CODED_SCALE
+        plane = np.where(coded, 0, quantised.v**2).sum(0, dtype=np.float64)
+        left_out = np.bincount(block.ravel(), plane.ravel(), rows * columns)
+        v, shifted = quantised.v[coded], quantised.index[coded].astype(np.int64)
+        block = np.broadcast_to(block, coded.shape)[coded]
+        bits, error = [], []
+        for offset in LEVEL_OFFSETS:
+            relative = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
+            index = np.clip(shifted - offset, 0, SCALE_COUNT - 1)
+            q = self._round(v / relative, index)
+            taken = _bits(self.codec.model.tables, index, q)
+            bits.append(np.bincount(block, taken, rows * columns))
+            missed = (v - q.astype(np.float32) * relative) ** 2
+            error.append(np.bincount(block, missed, rows * columns) + left_out)
+        shape = (len(LEVEL_OFFSETS), rows, columns)
+        return BlockCosts(np.reshape(bits, shape), np.reshape(error, shape))
+
+    def block_worth(self, t: int, image_step: int, costs: BlockCosts) -> NDArray[np.float64]:
+        """Worth (K, B_h, B_w) of the levels of a tile's blocks, given their costs."""
+        assert self.worth is not None
+        return self.worth(self.tiles[t], self.latents_of(t), costs, image_step)
+
+    def latents_of(self, t: int) -> Tensor:
+        """y (1, M, h, w) of a tile that is not empty."""
+        latents = self.latents[t]
+        assert latents is not None
+        return latents
+
+    def _planned(self, t: int, plan: TilePlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Scale indices and symbols of a tile's latents, coded as planned."""
+        quantised = self._quantise(t, plan.image_step)
+        offsets = self.codec.exponents(0, plan.levels, *quantised.index.shape[1:])
+        index = np.clip(quantised.index.astype(np.int64) - offsets, 0, SCALE_COUNT - 1)
+        relative: NDArray[np.float32] = np.exp2(offsets / STEPS_PER_OCTAVE).astype(np.float32)
+        return index, self._round(np.divide(quantised.v, relative), index)
+
+    def reconstruct(self, t: int, plan: TilePlan) -> Symbols:
+        """The symbols that decoding a tile, coded as planned, would give."""
+        height, width = self.tiles[t].shape[:2]
+        _, q = self._planned(t, plan)
+        z = self._quantise(t, plan.image_step).z
+        return Symbols(height, width, plan.image_step, plan.levels, z, q)
+
+    def _phases(self, t: int, plan: TilePlan) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
+        """Return the coder's phases, the level table and the escapes of a tile."""
+        tables = self.codec.model.tables
+        index, q = self._planned(t, plan)
+        quantised = self._quantise(t, plan.image_step)
+        coded = index >= FIRST_CODED_SCALE
+        limit = tables.limit(index[coded])
+        values = np.clip(q[coded], -limit, limit)
+        beyond = (np.abs(q[coded]) - limit)[np.abs(values) == limit]
+
+        residuals = residuals_from_levels(plan.levels).reshape(-1)
+        level_table = int(np.argmin(self.codec.level_table_bits(residuals)))
+        z_coded = quantised.z_index >= FIRST_CODED_SCALE
+        phases = [
+            (np.full(residuals.shape, SCALE_COUNT + level_table), residuals),
+            (quantised.z_index[z_coded], quantised.z[z_coded]),
+            (index[coded], values),
+        ]
+        return phases, level_table, entropy.pack_escapes(beyond)
+
+
+def _bits(
+    tables: entropy.Tables, index: NDArray[np.int64], symbols: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Bits of every symbol under its table, escapes included."""
+    limit = tables.limit(index)
+    size = np.abs(symbols)
+    bits = tables.bits[tables.start[index] + limit + np.clip(symbols, -limit, limit)]
+    bits[index < FIRST_CODED_SCALE] = 0
+    escaped = size >= np.maximum(limit, 1)
+    escaped &= index >= FIRST_CODED_SCALE
+    if escaped.any():
+        beyond = size[escaped] - limit[escaped]
+        bits[escaped] += 8 * (1 + (beyond > 127) + (beyond > 16383))
+    return bits
+
+
+def least_kept(tables: entropy.Tables) -> NDArray[np.float64]:
+    """For every entry of the tables the least magnitude that is coded as its symbol.
+
+    Rate-distortion optimised quantisation: a symbol s > 0 costs bits(s) + w (v - s)^2 with w =
+    `ERROR_WEIGHT`; below this v, s - 1 costs less. Entries of symbols <= 0 are not asked for.
+    """
+    count = len(tables.bits)
+    table = np.searchsorted(tables.start[1:], np.arange(count), side="right")
+    symbol = np.arange(count) - tables.start[table] - tables.zero[table]
+    dearer = np.diff(tables.bits, prepend=tables.bits[0])
+    return symbol - 0.5 + dearer / (2 * ERROR_WEIGHT)
