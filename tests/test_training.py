@@ -22,12 +22,14 @@ from torch import nn
 from archive_pipeline.detectors import import_ultralytics
 from archive_pipeline.models import DEFAULT_MODEL, shipped
 from archive_pipeline.pcdc.allocation import TilePlan
-from archive_pipeline.pcdc.codec import Codec, Encoding
+from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, MAX_IMAGE_STEP, MIN_IMAGE_STEP
+from archive_pipeline.pcdc.encoding import Encoding, encode_tiles
 from archive_pipeline.pcdc.model import FILES, Model, build_files, digest, transform_digest
 from archive_pipeline.pcdc.transforms import TransformCodec, scale_of
 
 sys.path.insert(0, str(ROOT / "workflows"))
+import training_samples
 from checkpoints import read_checkpoint, write_checkpoint
 from detector_features import load_features
 from training_samples import Crops, random_steps
@@ -178,7 +180,7 @@ def test_stage_1_trains_resumes_and_releases(crops: Path, tmp_path: Path) -> Non
     codec = Codec(Model.from_folder(model))
     assert codec.model.sha256 == sha256
     tile = ref.texture(64, 80, 1)
-    [decoded] = codec.decode(codec.encode([tile], 3000), 64, 80)
+    [decoded] = codec.decode(encode_tiles(codec, [tile], 3000), 64, 80)
     # an untrained start is already a transform coder
     assert np.mean((decoded.astype(float) - tile) ** 2) < np.var(tile.astype(float)) / 2
 
@@ -240,7 +242,7 @@ def test_stage_2_trains_and_releases_for_its_own_transform_only(
     assert released.sha256 == sha256
     assert released.has_denoiser
     codec = Codec(released)
-    streams = codec.encode([ref.texture(64, 64)], 2000)
+    streams = encode_tiles(codec, [ref.texture(64, 64)], 2000)
     assert codec.decode(streams, 64, 64, 1)[0].shape == (64, 64, 3)
 
     other = ref.write_model(tmp_path / "other")
@@ -542,8 +544,10 @@ def test_crops_need_two_large_enough_images(crops: Path) -> None:
         Crops(crops, 128, 0)
 
 
-def test_crops_are_made_smaller(tmp_path: Path) -> None:
+def test_crops_are_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ramp's slope tells the scale: half of the crops as they are, half up to four times."""
+    monkeypatch.setattr(training_samples, "COLLAGES", 0)
+    monkeypatch.setattr(training_samples, "RECOLOURED", 0)
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 256, 1)
     for k in range(2):
         Image.fromarray(np.stack([ramp] * 3, 2)).save(tmp_path / f"{k}.png")
@@ -556,6 +560,47 @@ def test_crops_are_made_smaller(tmp_path: Path) -> None:
     assert 160 < (scale < 1.1).sum() < 260
     assert (scale > 2).sum() > 60
     assert scale.max() < 4.2
+
+
+def test_collages_have_a_sharp_front_and_a_blurred_ground(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_samples, "SMALLEST_SCALE", 1)
+    monkeypatch.setattr(training_samples, "DEFOCUS", (4, 4))
+    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    for k in range(2):
+        Image.fromarray(noise[k]).save(tmp_path / f"{k}.png")
+    workflow("pack_crops.py", tmp_path / "crops.npy", tmp_path)
+
+    def busy(share: float) -> torch.Tensor:
+        """Which cells of 8 x 8 pixels of 50 crops are as restless as the noise is."""
+        monkeypatch.setattr(training_samples, "COLLAGES", share)
+        batch = Crops(tmp_path / "crops.npy", 64, 0).batch(50).float()
+        return batch.unfold(2, 8, 8).unfold(3, 8, 8).std((1, 4, 5)) > 30
+
+    assert busy(0).all()
+    shares = busy(1).float().mean((1, 2))
+    assert 0.05 < shares.mean() < 0.6
+    assert shares.std() > 0.05
+
+
+def test_other_colours_change_contrast_and_saturation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = np.full((64, 64, 3), (90, 90, 120), np.uint8)
+    halves[32:] = (130, 130, 160)
+    for k in range(2):
+        Image.fromarray(halves).save(tmp_path / f"{k}.png")
+    workflow("pack_crops.py", tmp_path / "crops.npy", tmp_path)
+    for name, value in {"COLLAGES": 0, "RECOLOURED": 1, "SATURATION": (2, 2)}.items():
+        monkeypatch.setattr(training_samples, name, value)
+    for contrast in (0.5, 1.5):
+        monkeypatch.setattr(training_samples, "CONTRAST", (contrast, contrast))
+        [crop] = Crops(tmp_path / "crops.npy", 64, 0).batch(1).float()
+        grey = crop.mean(0)
+        assert abs(float(grey.mean()) - 120) < 1
+        assert abs(float(grey.max() - grey.min()) - 40 * contrast) < 1
+        assert abs(float((crop.amax(0) - crop.amin(0)).mean()) - 2 * 30 * contrast) < 1
 
 
 # -------------------------------------------------------------------------------------- plots

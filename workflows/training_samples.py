@@ -15,9 +15,13 @@ from archive_pipeline.pcdc.constants import BLOCK, LEVEL_OFFSETS, MAX_IMAGE_STEP
 from archive_pipeline.pcdc.transforms import expand_blocks
 
 VALIDATION_SHARE = 25  # every 25th image is held out
-RECOLOURED = 0.2  # share of crops whose colours change
 SMALLEST_SCALE = 0.25  # of crops that are made smaller
+RECOLOURED = 0.25  # share of crops whose colours change
 SATURATION = (0.6, 2.0)  # factors on their colourfulness
+CONTRAST = (0.7, 1.5)  # and on their contrast
+COLLAGES = 0.2  # share of crops set before a blurred one
+DEFOCUS = (0.5, 12.0)  # its blur's standard deviation in pixels
+OUTLINE = (3, 9)  # corners of what stands before it, the upper end excluded
 
 
 class Crops:
@@ -46,33 +50,54 @@ class Crops:
         return np.ascontiguousarray(frame[top : top + size, left : left + size])
 
     def batch(self, count: int) -> Tensor:
-        """Return (count, 3, size, size) uint8: random place, flips, rotations; half of them made
-        smaller, which is sharper than frames are at full size; some with other colours, which few
-        flights over land show many of."""
+        """Return (count, 3, size, size) uint8, random in place, size, colours, flips, rotations.
+
+        Half of the crops are made smaller, which is sharper than frames are at full size. Some
+        get other colours, and some stand with a sharp outline before another one out of focus:
+        of strong colours, edges and smooth grounds flights over land show few.
+        """
         out = []
-        for k in self.rng.choice(len(self.train), count, p=self.weight):
-            entry = self.train[k]
-            size = self.size
-            if self.rng.random() < 0.5:
-                limit = min(self.size / SMALLEST_SCALE, *entry[2:])
-                size = int(self.size * (limit / self.size) ** self.rng.random())
-            top = int(self.rng.integers(entry[2] - size + 1))
-            left = int(self.rng.integers(entry[3] - size + 1))
-            crop = self._cut(entry, top, left, size)
-            if size != self.size:
-                crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
-            if self.rng.random() < RECOLOURED:
-                crop = self._recolour(crop)
-            crop = np.rot90(crop, int(self.rng.integers(4)))
-            out.append(crop[:, ::-1] if self.rng.random() < 0.5 else crop)
+        for _ in range(count):
+            crop = self._crop()
+            if self.rng.random() < COLLAGES:
+                crop = self._collage(crop, self._crop())
+            out.append(crop)
         return torch.from_numpy(np.stack(out).transpose(0, 3, 1, 2).copy())
 
+    def _crop(self) -> np.ndarray:
+        """A random crop (size, size, 3)."""
+        entry = self.train[self.rng.choice(len(self.train), p=self.weight)]
+        size = self.size
+        if self.rng.random() < 0.5:
+            limit = min(self.size / SMALLEST_SCALE, *entry[2:])
+            size = int(self.size * (limit / self.size) ** self.rng.random())
+        top = int(self.rng.integers(entry[2] - size + 1))
+        left = int(self.rng.integers(entry[3] - size + 1))
+        crop = self._cut(entry, top, left, size)
+        if size != self.size:
+            crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        if self.rng.random() < RECOLOURED:
+            crop = self._recolour(crop)
+        crop = np.rot90(crop, int(self.rng.integers(4)))
+        return np.ascontiguousarray(crop[:, ::-1] if self.rng.random() < 0.5 else crop)
+
     def _recolour(self, crop: np.ndarray) -> np.ndarray:
-        """Swap the channels of a crop (size, size, 3) at random and change its saturation."""
-        grey = crop.mean(2, keepdims=True, dtype=np.float32)
-        factor = self.rng.uniform(*SATURATION)
-        crop = grey + factor * (crop[..., self.rng.permutation(3)] - grey)
-        return np.rint(crop).clip(0, 255).astype(np.uint8)
+        """Swap the channels of a crop at random and change its saturation and contrast."""
+        swapped = crop[..., self.rng.permutation(3)].astype(np.float32)
+        grey = swapped.mean(2, keepdims=True)
+        middle = grey.mean()
+        contrast, saturation = self.rng.uniform(*CONTRAST), self.rng.uniform(*SATURATION)
+        changed = middle + contrast * (grey - middle + saturation * (swapped - grey))
+        return np.rint(changed).clip(0, 255).astype(np.uint8)
+
+    def _collage(self, front: np.ndarray, back: np.ndarray) -> np.ndarray:
+        """Set a polygon of one crop before a blurred other one."""
+        corners = self.rng.uniform(-0.25, 1.25, (int(self.rng.integers(*OUTLINE)), 2)) * self.size
+        mask = np.zeros((self.size, self.size), np.uint8)
+        cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 255, cv2.LINE_AA)
+        blurred = cv2.GaussianBlur(back, (0, 0), np.exp(self.rng.uniform(*np.log(DEFOCUS))))
+        share = mask[..., None] / np.float32(255)
+        return np.rint(blurred + share * (front - blurred.astype(np.float32))).astype(np.uint8)
 
     def validation(self, count: int) -> Tensor:
         """The same (count, 3, size, size) uint8 crops of held-out images on every call."""
