@@ -19,9 +19,10 @@ SMALLEST_SCALE = 0.25  # of crops that are made smaller
 RECOLOURED = 0.25  # share of crops whose colours change
 SATURATION = (0.6, 2.0)  # factors on their colourfulness
 CONTRAST = (0.7, 1.5)  # and on their contrast
-COLLAGES = 0.2  # share of crops set before a blurred one
+COLLAGES = 0.25  # share of crops set before a blurred one
 DEFOCUS = (0.5, 12.0)  # its blur's standard deviation in pixels
-OUTLINE = (3, 9)  # corners of what stands before it, the upper end excluded
+CORNERS = (3, 9)  # of what stands before it, the upper end excluded
+STROKE = (1, 12)  # pixels, the same
 
 
 class Crops:
@@ -91,10 +92,15 @@ class Crops:
         return np.rint(changed).clip(0, 255).astype(np.uint8)
 
     def _collage(self, front: np.ndarray, back: np.ndarray) -> np.ndarray:
-        """Set a polygon of one crop before a blurred other one."""
-        corners = self.rng.uniform(-0.25, 1.25, (int(self.rng.integers(*OUTLINE)), 2)) * self.size
+        """Set a polygon of one crop, or a line through it, before a blurred other one."""
+        corners = self.rng.uniform(-0.25, 1.25, (int(self.rng.integers(*CORNERS)), 2)) * self.size
+        outline = [np.rint(corners).astype(np.int32)]
         mask = np.zeros((self.size, self.size), np.uint8)
-        cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 255, cv2.LINE_AA)
+        if self.rng.random() < 0.5:
+            cv2.fillPoly(mask, outline, 255, cv2.LINE_AA)
+        else:
+            thickness = int(self.rng.integers(*STROKE))
+            cv2.polylines(mask, outline, False, 255, thickness, cv2.LINE_AA)
         blurred = cv2.GaussianBlur(back, (0, 0), np.exp(self.rng.uniform(*np.log(DEFOCUS))))
         share = mask[..., None] / np.float32(255)
         return np.rint(blurred + share * (front - blurred.astype(np.float32))).astype(np.uint8)
