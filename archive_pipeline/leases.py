@@ -101,23 +101,31 @@ def _content(owner: dict[str, object], renewals: int) -> bytes:
 
 
 def _acquire(archive: Archive, key: str, flight: str, content: bytes) -> bool:
-    """Wait for a lease; False where the store has no conditional writes."""
-    seen, since, told = b"", time.monotonic(), False
+    """Wait for a lease; False where the store has no conditional writes.
+
+    Raises:
+        ArchiveError: the store fails, or will neither show a lease nor take one.
+    """
+    seen: bytes | None = b""
+    since, told = time.monotonic(), False
     while not (made := archive.create_key(key, content)):
         if made is None:
             return False
         other = archive.read_key(key)
-        if other is None:  # just removed, or the store thinks so
-            time.sleep(LOOK_EVERY / 4)
-            continue
         now = time.monotonic()
         if other != seen:
             seen, since = other, now
         elif now - since > GIVEN_UP_AFTER:
             archive.write_key(key, content)
             time.sleep(SETTLED_AFTER)
-            if archive.read_key(key) == content:  # who wrote last has it
+            settled = archive.read_key(key)
+            if settled == content:  # who wrote last has it
                 return True
+            if other is None and settled is None:
+                raise ArchiveError(f"{archive.url}: {key} is said to exist, but cannot be read")
+        if other is None:  # just removed, or the store thinks so
+            time.sleep(LOOK_EVERY / 4)
+            continue
         if not told:
             logger.warning("%s: flight %s: waiting for %s", archive.url, flight, _name(other))
             told = True

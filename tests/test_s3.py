@@ -474,6 +474,19 @@ def test_a_key_that_goes_as_another_wants_it_is_no_error(
     assert archive.read_key("leases/beach") == b"1"
 
 
+def test_a_lease_that_is_neither_shown_nor_given_ends_the_wait(
+    server: S3Server, s3: str, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive.create(s3)
+    monkeypatch.setattr(Archive, "create_key", lambda *_: False)
+    monkeypatch.setattr(Archive, "read_key", lambda *_: None)
+    with (
+        pytest.raises(ArchiveError, match=r"leases/beach is said to exist, but cannot be read"),
+        leases.leased(archive, ["beach"]),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_two_worker_processes_write_the_same(
     command: Run, server: S3Server, flight: Path, archive: Path, s3: str
