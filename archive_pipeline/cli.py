@@ -24,6 +24,7 @@ from archive_pipeline.console import (
     print_ingest,
     print_verification,
     print_warnings,
+    seconds_of_work,
 )
 
 if TYPE_CHECKING:
@@ -366,6 +367,8 @@ def restore(
             click.echo("Nothing in the archive matches.", err=True)
         elif not quiet:
             click.echo(f"{len(report.files)} files in {report.seconds:.1f} s", err=True)
+            if report.stages:
+                click.echo(f"  {seconds_of_work(report.stages)}", err=True)
     if report.failed:
         sys.exit(PARTLY_FAILED if report.files else 1)
 

@@ -119,8 +119,13 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
     click.echo(
         f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time"
     )
-    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.stages.items())
-    click.echo(f"  seconds of work: {spent}")
+    click.echo(f"  {seconds_of_work(report.stages)}")
+
+
+def seconds_of_work(stages: dict[str, float]) -> str:
+    """Where the time went, in words."""
+    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items())
+    return f"seconds of work: {spent}"
 
 
 def print_info(result: dict[str, Any], quiet: bool) -> None:

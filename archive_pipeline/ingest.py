@@ -35,6 +35,7 @@ from archive_pipeline.layout import (
     image_key,
 )
 from archive_pipeline.leases import leased
+from archive_pipeline.pcdc.stages import summed
 from archive_pipeline.sources import Location, local_file, location
 from archive_pipeline.store import Archive, absolute, in_process_only
 
@@ -79,14 +80,8 @@ class Report:
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds that images took by stage, summed over workers.
-
-        "start" is importing libraries and loading the model, once a worker; "encode" the networks
-        and the allocation of the budget; "entropy" coding the symbols; "write" all the rest.
-        """
-        names = ("start", "read", "detect", "encode", "entropy", "write")
-        sums = {name: sum(o.seconds.get(name, 0.0) for o in self.outcomes) for name in names}
-        return {name: round(seconds, 3) for name, seconds in sums.items() if seconds}
+        """Seconds that images took by stage (`pcdc.stages`), summed over workers."""
+        return summed(o.seconds for o in self.outcomes)
 
     @property
     def warnings(self) -> list[Warned]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from archive_pipeline.index import read_images
 from archive_pipeline.layout import ArchiveError, ImageEntry
 from archive_pipeline.mosaic import write_mosaic
 from archive_pipeline.output_paths import OutputError, output_path
+from archive_pipeline.pcdc.stages import stage, summed, timed
 from archive_pipeline.store import Archive, absolute, in_process_only
 
 Bbox = tuple[float, float, float, float]
@@ -82,16 +83,28 @@ class Task:
 
 @dataclass
 class Report:
-    """Files written, and images that could not be (id, reason)."""
+    """Files written, and images that could not be (id, reason).
+
+    Attributes:
+        seconds: wall time.
+        stages: seconds of work by stage (`pcdc.stages`), summed over workers; none for a mosaic,
+            whose threads work on several at once.
+    """
 
     files: list[dict[str, Any]]
     failed: list[dict[str, str]]
     skipped: list[tuple[str, str]]
     seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive restore --json`."""
-        return {"files": self.files, "failed": self.failed, "seconds": round(self.seconds, 2)}
+        return {
+            "files": self.files,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 2),
+            "stages": self.stages,
+        }
 
 
 def select(
@@ -205,7 +218,8 @@ def restore(
         name = f"{entry.flight}/{entry.id}" if repeated else entry.id
         path = output_path(output, name, window, full, SUFFIXES[format])
         tasks.append(Task(archive_url, entry, window, path, format, device, steps, seed))
-    files = []
+    files: list[dict[str, Any]] = []
+    spent_by_task: list[dict[str, float]] = []
     # a window is decoded sooner than a worker process has started
     local = 0 if selection.bbox is not None and workers is None else workers
     if in_process_only(archive_url):
@@ -223,21 +237,29 @@ def restore(
                     text = f"{name}: {result}"
                 failed.append({"image": name, "error": " ".join(text.split())})
             else:
-                files.append(result)
+                file, spent = result
+                files.append(file)
+                spent_by_task.append(spent)
             progress(len(tasks))
     files.sort(key=lambda f: f["path"])
-    return Report(files, failed, [], time.monotonic() - started)
+    return Report(files, failed, [], time.monotonic() - started, summed(spent_by_task))
 
 
-def restore_image(task: Task) -> dict[str, Any]:
-    """Write one image (runs on a worker); returns its entry of the report.
+def restore_image(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
+    """Write one image (runs on a worker); returns its entry of the report, and seconds by stage.
 
     Raises:
         ArchiveError, OutputError: one line that names the image.
     """
-    from archive_pipeline.models import use_device
+    with timed() as spent, stage("write"):
+        return _write(task), spent
 
-    use_device(task.device, task.steps, task.seed)
+
+def _write(task: Task) -> dict[str, Any]:
+    with stage("start"):
+        from archive_pipeline.models import use_device
+
+        use_device(task.device, task.steps, task.seed)
     archive = Archive.reopen(task.archive)
     if task.steps:
         archive.require_denoiser(task.entry)

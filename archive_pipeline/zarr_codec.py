@@ -120,8 +120,10 @@ class PCDCCodec(ArrayBytesCodec):
         return out
 
     def _decode(self, batch: list[tuple[Buffer | None, ArraySpec]]) -> list[NDBuffer | None]:
-        from archive_pipeline.models import codec_for, decoder
+        with stage("start"):
+            from archive_pipeline.models import codec_for, decoder  # torch: only for pixels
 
+            codec = codec_for(self.model)
         out: list[NDBuffer | None] = [None] * len(batch)
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, (data, spec) in enumerate(batch):
@@ -129,7 +131,8 @@ class PCDCCodec(ArrayBytesCodec):
                 shapes.setdefault((spec.shape[0], spec.shape[1]), []).append(i)
         for (height, width), at in shapes.items():
             streams = [data.to_bytes() for i in at if (data := batch[i][0]) is not None]
-            tiles = codec_for(self.model).decode(streams, height, width, *decoder())
+            with stage("decode"):
+                tiles = codec.decode(streams, height, width, *decoder())
             for i, tile in zip(at, tiles, strict=True):
                 spec = batch[i][1]
                 chunk = np.full(spec.shape, spec.fill_value or 0, np.uint8)

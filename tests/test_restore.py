@@ -17,6 +17,7 @@ from PIL import Image
 from rasterio.windows import Window
 
 from archive_pipeline.georef import Georef, window_transform
+from archive_pipeline.pcdc.stages import STAGES
 from archive_pipeline.store import Archive
 
 READ_ELSEWHERE = """
@@ -123,6 +124,17 @@ def test_formats(run: Run, archive: Path, whole: dict[str, np.ndarray], tmp_path
                 pixels = np.asarray(image.convert("RGB")).astype(int)
             difference = np.abs(pixels - whole[file["image"]])
             assert difference.max() == 0 if form != "jpeg" else difference.mean() < 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_restore_says_where_the_time_went(
+    run: Run, archive: Path, workers: int, tmp_path: Path
+) -> None:
+    result = run("restore", "--archive", archive, "--workers", workers, "-o", tmp_path, "--json")
+    stages = result.json["stages"]
+    assert {"decode", "entropy", "write"} <= stages.keys() <= {*STAGES}
+    assert min(stages.values()) > 0
+    assert sum(stages.values()) < result.json["seconds"] + 0.01  # one at a time here
 
 
 def test_mosaic(run: Run, archive: Path, tmp_path: Path) -> None:

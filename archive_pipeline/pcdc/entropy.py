@@ -200,6 +200,7 @@ class Decoder:
             self.words[t, :n] = np.frombuffer(payload, "<u2", n, head)
         self.position = np.zeros(len(payloads), np.int64)
 
+    @stage("entropy")
     def decode(self, indices: list[NDArray]) -> list[NDArray[np.int64]]:
         """Decode a phase: a tile's table indices (n,) to its symbols (n,) int64.
 
