@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,15 +29,15 @@ from archive_pipeline.georef import (
 )
 from archive_pipeline.output_paths import OutputError
 from archive_pipeline.outputs import (
-    Mask,
     Pixels,
     Raster,
     avoid_nodata,
     cog_writer,
     storable_nodata,
 )
+from archive_pipeline.resampling import Array, catmull_rom, shrink
+from archive_pipeline.tile_cache import TileCache
 
-Array = npt.NDArray[np.float64]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -51,7 +50,6 @@ READ_BYTES = 16 << 20
 """Source pixels that one step reads at most, in each thread; larger needs are split."""
 THREADS = 8
 """At most: each takes some 100 MB, and the decoder has threads of its own."""
-CACHE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def write_mosaic(
     if nodata is not None:
         profile["nodata"] = nodata
     used: set[str] = set()
-    tiles = _Tiles()
+    tiles = TileCache()
     with cog_writer(path, profile) as stage:
         for band, name in enumerate(source.descriptions, 1):
             if name:
@@ -261,104 +259,6 @@ def _put_coarse_last(images: list[_Image]) -> None:
         image.handicap = octaves * math.hypot(east - west, north - south)
 
 
-class _Tiles:
-    """Decoded tiles of all images, the least recently used ones dropped first.
-
-    One thread reads at a time: no tile is decoded twice, and the decoder uses all cores by itself.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int, int], tuple[Pixels, Mask | None]] = OrderedDict()
-        self._bytes = 0
-
-    def read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
-        """Read a window inside ``raster.window``; tiles not in store come by one read."""
-        with self._lock:
-            return self._read(raster, window)
-
-    def _read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
-        col, row, width, height = window
-        across, down = raster.block
-        needed = {
-            (tx, ty)
-            for ty in range(row // down, (row + height - 1) // down + 1)
-            for tx in range(col // across, (col + width - 1) // across + 1)
-        }
-        # Not the image's id: another flight may have the same.
-        name = id(raster)
-        held = {key: self._kept[name, *key] for key in needed if (name, *key) in self._kept}
-        missing = needed - held.keys()
-        if missing:
-            held.update(self._fetch(raster, missing))
-        source = raster.source
-        pixels = np.empty((height, width, source.bands), source.dtype)
-        mask: Mask | None = None
-        for (tx, ty), (tile, tile_mask) in held.items():
-            left, top, _, _ = _clip(raster, tx, ty, tx, ty)
-            h, w = tile.shape[:2]
-            c0, c1 = max(left, col), min(left + w, col + width)
-            r0, r1 = max(top, row), min(top + h, row + height)
-            there = np.s_[r0 - row : r1 - row, c0 - col : c1 - col]
-            here = np.s_[r0 - top : r1 - top, c0 - left : c1 - left]
-            pixels[there] = tile[here]
-            if tile_mask is not None:
-                mask = np.full((height, width), 255, np.uint8) if mask is None else mask
-                mask[there] = tile_mask[here]
-            self._keep((name, tx, ty), tile, tile_mask)
-        return pixels, mask
-
-    def _fetch(
-        self, raster: Raster, keys: set[tuple[int, int]]
-    ) -> Iterator[tuple[tuple[int, int], tuple[Pixels, Mask | None]]]:
-        for left, top, right, bottom in _rectangles(keys):
-            area = _clip(raster, left, top, right, bottom)
-            pixels, mask = raster.read(area), raster.read_mask(area)
-            for ty in range(top, bottom + 1):
-                for tx in range(left, right + 1):
-                    c, r, width, height = _clip(raster, tx, ty, tx, ty)
-                    c, r = c - area[0], r - area[1]
-                    here = np.s_[r : r + height, c : c + width]
-                    cut = None if mask is None else mask[here].copy()
-                    yield (tx, ty), (pixels[here].copy(), cut)
-
-    def _keep(self, key: tuple[int, int, int], tile: Pixels, mask: Mask | None) -> None:
-        if key not in self._kept:
-            self._kept[key] = tile, mask
-            self._bytes += tile.nbytes + (0 if mask is None else mask.nbytes)
-        self._kept.move_to_end(key)
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            _, (old, old_mask) = self._kept.popitem(last=False)
-            self._bytes -= old.nbytes + (0 if old_mask is None else old_mask.nbytes)
-
-
-def _rectangles(keys: set[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
-    """Cut a set of (column, row) into few rectangles (left, top, right, bottom), ends included."""
-    found: list[tuple[int, int, int, int]] = []
-    growing: dict[tuple[int, int], int] = {}
-    last = 0
-    for row in sorted({row for _, row in keys}):
-        columns = sorted(column for column, r in keys if r == row)
-        breaks = [n for n in range(1, len(columns)) if columns[n] != columns[n - 1] + 1]
-        runs: dict[tuple[int, int], int] = {}
-        for start, stop in zip([0, *breaks], [*breaks, len(columns)], strict=True):
-            run = columns[start], columns[stop - 1]
-            # A run right below the same run makes its rectangle taller.
-            runs[run] = growing.pop(run) if run in growing and row == last + 1 else row
-        found += [(left, top, right, last) for (left, right), top in growing.items()]
-        growing, last = runs, row
-    return found + [(left, top, right, last) for (left, right), top in growing.items()]
-
-
-def _clip(raster: Raster, left: int, top: int, right: int, bottom: int) -> Window:
-    """Return the part of a raster's window that a range of tiles, ends included, covers."""
-    across, down = raster.block
-    col, row, width, height = raster.window
-    c0, c1 = max(col, left * across), min(col + width, (right + 1) * across)
-    r0, r1 = max(row, top * down), min(row + height, (bottom + 1) * down)
-    return c0, r0, c1 - c0, r1 - r0
-
-
 def _select(
     rasters: Iterable[Raster], bbox: Bbox | None, bbox_crs: str
 ) -> tuple[list[Raster], list[tuple[str, str]]]:
@@ -451,7 +351,7 @@ def _nodes(values: Array) -> tuple[Array, npt.NDArray[np.intp], Array]:
 
 
 def _compose(
-    images: list[_Image], tiles: _Tiles, xs: Array, ys: Array, size: float
+    images: list[_Image], tiles: TileCache, xs: Array, ys: Array, size: float
 ) -> tuple[Pixels, npt.NDArray[np.bool_], set[str]]:
     """Fill one block: pixels (rows, cols, bands), where they are valid, and whose they are."""
     source = images[0].raster.source
@@ -496,13 +396,13 @@ def _compose(
 
 
 def _sample(
-    image: _Image, tiles: _Tiles, cols: Array, rows: Array, size: float
+    image: _Image, tiles: TileCache, cols: Array, rows: Array, size: float
 ) -> tuple[Pixels, npt.NDArray[np.bool_]]:
     """Interpolate an image at n positions: pixels (n, bands) and whether they are valid."""
     raster = image.raster
     source = raster.source
-    shrink = max(1, int(size / image.pitch + 1e-6))
-    margin = 3 * shrink
+    factor = max(1, int(size / image.pitch + 1e-6))
+    margin = 3 * factor
     col, row, width, height = raster.window
     c0, c1 = max(col, int(cols.min()) - margin), min(col + width, int(cols.max()) + margin + 1)
     r0, r1 = max(row, int(rows.min()) - margin), min(row + height, int(rows.max()) + margin + 1)
@@ -527,72 +427,12 @@ def _sample(
     known = np.isfinite(values).all(axis=2)
     if mask is not None:
         known &= mask != 0
-    if shrink > 1:
-        values, known = _shrink(values, known, shrink)
-    result, good = _catmull_rom(
-        values, known, (cols - c0) / shrink - 0.5, (rows - r0) / shrink - 0.5
+    if factor > 1:
+        values, known = shrink(values, known, factor)
+    result, good = catmull_rom(
+        values, known, (cols - c0) / factor - 0.5, (rows - r0) / factor - 0.5
     )
     if np.dtype(source.dtype).kind in "iu":
         info = np.iinfo(source.dtype)
         result = np.clip(np.rint(result), info.min, info.max)
     return result.astype(source.dtype).T, good
-
-
-def _shrink(
-    values: npt.NDArray[Any], known: npt.NDArray[np.bool_], factor: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Average the known pixels of squares of ``factor`` x ``factor``; known if half of them are."""
-    height, width, bands = values.shape
-    grow = ((0, -height % factor), (0, -width % factor))
-    weights = np.pad(known, grow).astype(values.dtype)
-    values = np.pad(np.where(known[..., None], values, 0), (*grow, (0, 0)))
-    shape = (values.shape[0] // factor, factor, values.shape[1] // factor, factor)
-    total = weights.reshape(shape).sum(axis=(1, 3))
-    summed = values.reshape(*shape, bands).sum(axis=(1, 3))
-    # Squares at the far edge are only partly inside the image.
-    inside = np.pad(np.ones((height, width)), grow).reshape(shape).sum(axis=(1, 3))
-    return summed / np.maximum(total, 1)[..., None], total * 2 >= inside
-
-
-def _catmull_rom(
-    values: npt.NDArray[Any], known: npt.NDArray[np.bool_], cols: Array, rows: Array
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Interpolate (h, w, bands) values at n positions in pixel centres, edges replicated.
-
-    Returns (bands, n) of the values' type, and which are known (n,).
-    """
-    height, width, bands = values.shape
-    planes = np.ascontiguousarray(np.moveaxis(values, 2, 0)).reshape(bands, -1)
-    flags = known.ravel()
-    left, top = np.floor(cols).astype(np.intp), np.floor(rows).astype(np.intp)
-    across = _cubic_weights((cols - left).astype(values.dtype))
-    down = _cubic_weights((rows - top).astype(values.dtype))
-    columns = [np.clip(left + n, 0, width - 1) for n in (-1, 0, 1, 2)]
-    lines = [np.clip(top + n, 0, height - 1) * width for n in (-1, 0, 1, 2)]
-    result = np.zeros((bands, len(cols)), values.dtype)
-    whole = known.all()
-    complete = np.ones(len(cols), bool)
-    with np.errstate(invalid="ignore"):
-        for line, vertical in zip(lines, down, strict=True):
-            for column, horizontal in zip(columns, across, strict=True):
-                index = line + column
-                weight = vertical * horizontal
-                for band, plane in zip(result, planes, strict=True):
-                    band += plane.take(index) * weight
-                if not whole:
-                    complete &= flags[index]
-    if whole:
-        return result, complete
-    nearest = np.where(rows - top < 0.5, lines[1], lines[2])
-    nearest = nearest + np.where(cols - left < 0.5, columns[1], columns[2])
-    result[:, ~complete] = planes[:, nearest[~complete]]
-    return result, flags[nearest]
-
-
-def _cubic_weights(t: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    return (
-        ((-0.5 * t + 1.0) * t - 0.5) * t,
-        (1.5 * t - 2.5) * t * t + 1.0,
-        ((-1.5 * t + 2.0) * t + 0.5) * t,
-        (0.5 * t - 0.5) * t * t,
-    )

@@ -14,6 +14,7 @@ import pytest
 import rasterio
 
 from archive_pipeline import mosaic as mosaic_module
+from archive_pipeline import tile_cache
 from archive_pipeline.flight import SourceImage
 from archive_pipeline.georef import Georef, Window, with_footprint
 from archive_pipeline.mosaic import write_mosaic
@@ -327,7 +328,7 @@ def test_the_same_id_in_two_flights(tmp_path: Path) -> None:
 
 def test_missing_tiles_are_cut_into_rectangles() -> None:
     keys = {(0, 0), (1, 0), (0, 1), (1, 1), (3, 1), (0, 3), (1, 3), (5, 9)}
-    found = mosaic_module._rectangles(keys)
+    found = tile_cache._rectangles(keys)
     cells = [
         (x, y) for c0, r0, c1, r1 in found for x in range(c0, c1 + 1) for y in range(r0, r1 + 1)
     ]
