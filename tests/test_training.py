@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -113,6 +114,53 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     for parameter, one, other in zip(network.parameters(), first, second, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, parameter.grad)
+
+
+TAKE_STEPS = """
+import sys, torch
+sys.path.insert(0, {workflows!r})
+import processes, training
+
+def main():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    optimiser = training.make_optimiser(network, 1e-2)
+    if {before!r}:
+        state = torch.load({before!r}, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+    for k in {numbers!r}:
+        optimiser.zero_grad()
+        network(torch.arange(20.0).view(4, 5).add(k).sin()).square().mean().backward()
+        processes.average_gradients(network)
+        optimiser.step()
+    processes.collect(optimiser)
+    if processes.rank() == 0:
+        state = dict(network=network.state_dict(), optimiser=optimiser.state_dict())
+        torch.save(state, {after!r})
+
+processes.join(on_cuda=False)
+main()
+processes.leave()
+"""
+
+
+def test_processes_share_the_optimiser_and_a_checkpoint_has_all_of_it(tmp_path: Path) -> None:
+    def take(numbers: range, before: str, after: str, by: tuple[str, ...]) -> dict[str, Any]:
+        script = tmp_path / "steps.py"
+        names = {"before": before and str(tmp_path / before), "after": str(tmp_path / after)}
+        workflows = str(ROOT / "workflows")
+        script.write_text(TAKE_STEPS.format(workflows=workflows, numbers=numbers, **names))
+        subprocess.run([sys.executable, *by, str(script)], check=True, timeout=300)
+        return torch.load(tmp_path / after, weights_only=True)
+
+    alone = take(range(12), "", "alone.pt", ())
+    take(range(5), "", "first.pt", TWO_PROCESSES)
+    take(range(5, 9), "first.pt", "second.pt", ())
+    shared = take(range(9, 12), "second.pt", "third.pt", TWO_PROCESSES)
+    for name, value in alone["network"].items():
+        torch.testing.assert_close(shared["network"][name], value)
+    assert shared["optimiser"]["state"].keys() == alone["optimiser"]["state"].keys()
 
 
 def random_detector(folder: Path) -> Path:

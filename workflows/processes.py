@@ -6,10 +6,14 @@ layers are too small to be shared out. On GPUs it is one process for each.
 
 from __future__ import annotations
 
+import gc
 import os
+from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim import Optimizer
 
 
 def join(on_cuda: bool) -> None:
@@ -23,6 +27,7 @@ def join(on_cuda: bool) -> None:
 def leave() -> None:
     """Part from the others at the end."""
     if distributed.is_initialized():
+        gc.collect()  # what still refers to the group keeps its threads, and they end in an abort
         distributed.destroy_process_group()
 
 
@@ -56,6 +61,22 @@ def copy_of_first(*networks: nn.Module) -> None:
         for network in networks:
             for tensor in network.state_dict().values():
                 distributed.broadcast(tensor, 0)
+
+
+def shared_out(
+    kind: type[Optimizer], network: nn.Module, **options: Any
+) -> Optimizer | ZeroRedundancyOptimizer:
+    """An optimiser of a network; of several processes each updates a share of the weights, and
+    gives it to the others (Rajbhandari et al. 2020, ZeRO stage 1)."""
+    if not distributed.is_initialized():
+        return kind(network.parameters(), **options)
+    return ZeroRedundancyOptimizer(network.parameters(), kind, **options)
+
+
+def collect(optimiser: Optimizer) -> None:
+    """Give the first process the whole state of an optimiser of `shared_out`."""
+    if isinstance(optimiser, ZeroRedundancyOptimizer):
+        optimiser.consolidate_state_dict()
 
 
 def number_of_first(value: float, device: str) -> float:

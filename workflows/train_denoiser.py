@@ -153,6 +153,8 @@ def main(settings: Settings, name: str) -> None:
 
     def save(counts: tuple[int, ...] = (0, 1)) -> None:
         run.save()
+        if not run.leads:
+            return
         rows = validate(average, codec, held_out, counts)
         run.report(
             [(g, n, f"{d:.4f}", f"{p:.3f}") for g, n, d, p in rows],
@@ -182,8 +184,7 @@ def main(settings: Settings, name: str) -> None:
             run.log(loss.item(), perceptual.item(), error.mean().item())
         if run.save_due:
             save()
-    if run.leads:
-        save((0, 1, 2, 4, 8))
+    save((0, 1, 2, 4, 8))
 
 
 if __name__ == "__main__":

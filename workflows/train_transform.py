@@ -120,6 +120,8 @@ def main(settings: Settings, detector: str | None) -> None:
 
     def save() -> None:
         run.save()
+        if not run.leads:
+            return
         rows = validate(average, held_out, device)
         run.report(
             [(g, f"{b:.4f}", f"{p:.3f}", f"{s:.4f}", f"{d:.4f}") for g, b, p, s, d in rows],
@@ -147,8 +149,7 @@ def main(settings: Settings, detector: str | None) -> None:
             run.log(loss.item(), bits.mean().item() / size**2, plain.item())
         if run.save_due:
             save()
-    if run.leads:
-        save()
+    save()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 from checkpoints import write_checkpoint
 from pytorch_optimizer import SOAP
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from archive_pipeline.pcdc.utility import UtilityError, require_lpips
 
@@ -161,9 +162,10 @@ def learning_rate(highest: float, step: int, progress: float) -> float:
     return highest * min(1, (step + 1) / WARM_UP) * max(LOWEST_RATE, cosine)
 
 
-def make_optimiser(network: nn.Module, lr: float) -> SOAP:
-    return SOAP(
-        network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0, max_precondition_dim=256
+def make_optimiser(network: nn.Module, lr: float) -> Optimizer:
+    """SOAP; of several processes each keeps and updates a share of the weights, for all of them."""
+    return processes.shared_out(
+        SOAP, network, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, max_precondition_dim=256
     )
 
 
@@ -231,7 +233,7 @@ class Run:
 
     @property
     def save_due(self) -> bool:
-        return self.leads and self.minutes - self._saved >= SAVE_EVERY
+        return self.minutes - self._saved >= SAVE_EVERY
 
     @property
     def log_due(self) -> bool:
@@ -262,8 +264,11 @@ class Run:
         self._append("log.csv", [row])
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; every process must, since each has a share of the optimiser."""
         self._saved = self.minutes
+        processes.collect(self.optimiser)
+        if not self.leads:
+            return
         state = {
             self.name: self.network.state_dict(),
             "average": self.average.state_dict(),

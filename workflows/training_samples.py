@@ -16,10 +16,10 @@ from archive_pipeline.pcdc.transforms import expand_blocks
 
 VALIDATION_SHARE = 25  # every 25th image is held out
 SMALLEST_SCALE = 0.25  # of crops that are made smaller
-RECOLOURED = 0.25  # share of crops whose colours change
+RECOLOURED = 0.2  # share of crops whose colours change
 SATURATION = (0.6, 2.0)  # factors on their colourfulness
 CONTRAST = (0.7, 1.5)  # and on their contrast
-COLLAGES = 0.25  # share of crops set before a blurred one
+COLLAGES = 0.15  # share of crops set before a blurred one
 DEFOCUS = (0.5, 12.0)  # its blur's standard deviation in pixels
 CORNERS = (3, 9)  # of what stands before it, the upper end excluded
 STROKE = (1, 12)  # pixels, the same
