@@ -123,7 +123,6 @@ class PCDCCodec(ArrayBytesCodec):
         with stage("start"):
             from archive_pipeline.models import codec_for, decoder  # torch: only for pixels
 
-            codec = codec_for(self.model)
         out: list[NDBuffer | None] = [None] * len(batch)
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, (data, spec) in enumerate(batch):
@@ -131,6 +130,8 @@ class PCDCCodec(ArrayBytesCodec):
                 shapes.setdefault((spec.shape[0], spec.shape[1]), []).append(i)
         for (height, width), at in shapes.items():
             streams = [data.to_bytes() for i in at if (data := batch[i][0]) is not None]
+            with stage("start"):
+                codec = codec_for(self.model)
             with stage("decode"):
                 tiles = codec.decode(streams, height, width, *decoder())
             for i, tile in zip(at, tiles, strict=True):

@@ -63,9 +63,7 @@ def copy_of_first(*networks: nn.Module) -> None:
                 distributed.broadcast(tensor, 0)
 
 
-def shared_out(
-    kind: type[Optimizer], network: nn.Module, **options: Any
-) -> Optimizer | ZeroRedundancyOptimizer:
+def shared_out(kind: type[Optimizer], network: nn.Module, **options: Any) -> Optimizer:
     """An optimiser of a network; of several processes each updates a share of the weights, and
     gives it to the others (Rajbhandari et al. 2020, ZeRO stage 1)."""
     if not distributed.is_initialized():
