@@ -592,6 +592,20 @@ def test_crops_need_two_large_enough_images(crops: Path) -> None:
         Crops(crops, 128, 0)
 
 
+def test_the_same_images_are_held_out_at_every_size(tmp_path: Path) -> None:
+    for k in range(60):
+        side = 192 if k in (1, 2) else 128 if k in (25, 26) else 64
+        Image.fromarray(np.full((side, side, 3), k, np.uint8)).save(tmp_path / f"{k:02d}.png")
+    workflow("pack_crops.py", tmp_path / "crops.npy", tmp_path)
+    held_out = {}
+    for size in (64, 128, 192):
+        crops = Crops(tmp_path / "crops.npy", size, 0)
+        held_out[size] = [e[0] for e in crops.held_out]
+        assert not {*held_out[size]} & {e[0] for e in crops.train}
+    # of images none of which is a 25th, one is held out nevertheless
+    assert held_out == {64: ["00.png", "25.png", "50.png"], 128: ["25.png"], 192: ["01.png"]}
+
+
 def test_crops_are_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ramp's slope tells the scale: half of the crops as they are, half up to four times."""
     monkeypatch.setattr(training_samples, "COLLAGES", 0)

@@ -34,11 +34,14 @@ class Crops:
 
     def __init__(self, path: Path, size: int, seed: int) -> None:
         self.pixels = np.load(path, mmap_mode="r")
-        index = [e for e in json.loads(path.with_suffix(".json").read_text()) if min(e[2:]) >= size]
-        if len(index) < 2:  # one to validate with, one to train on
+        index = list(enumerate(json.loads(path.with_suffix(".json").read_text())))
+        large = [(i, e) for i, e in index if min(e[2:]) >= size]
+        if len(large) < 2:  # one to validate with, one to train on
             raise click.ClickException(f"{path}: fewer than 2 images of at least {size} pixels")
-        self.train = [e for i, e in enumerate(index) if i % VALIDATION_SHARE]
-        self.held_out = [e for i, e in enumerate(index) if i % VALIDATION_SHARE == 0]
+        # counted over all images: crops of any size are held out from the same ones
+        held_out = [i for i, _ in large if i % VALIDATION_SHARE == 0] or [large[0][0]]
+        self.train = [e for i, e in large if i not in held_out]
+        self.held_out = [e for i, e in large if i in held_out]
         # between per-image and per-pixel sampling, so that flights of small frames do not rule
         weight = np.sqrt([e[2] * e[3] for e in self.train])
         self.weight = weight / weight.sum()
