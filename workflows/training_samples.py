@@ -34,8 +34,8 @@ class Crops:
 
     def __init__(self, path: Path, size: int, seed: int) -> None:
         self.pixels = np.load(path, mmap_mode="r")
-        index = list(enumerate(json.loads(path.with_suffix(".json").read_text())))
-        large = [(i, e) for i, e in index if min(e[2:]) >= size]
+        index = json.loads(path.with_suffix(".json").read_text())
+        large = [(i, e) for i, e in enumerate(index) if min(e[2:]) >= size]
         if len(large) < 2:  # one to validate with, one to train on
             raise click.ClickException(f"{path}: fewer than 2 images of at least {size} pixels")
         # counted over all images: crops of any size are held out from the same ones
