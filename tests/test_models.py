@@ -159,6 +159,10 @@ def test_config_of_another_kind() -> None:
     refused(with_config(format="pcdc-transform-2"), "incomplete")  # names its edge_kernel
     refused(with_config(format="pcdc-transform-2", edge_kernel=2), "edge_kernel")
     refused(with_config(format="pcdc-transform-2", edge_kernel=3), "size mismatch")
+    refused(with_config(format="pcdc-transform-3", edge_kernel=3), "incomplete")  # its shortcut
+    refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=2), "shortcut")
+    refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=True), "shortcut")
+    refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=1), "shortcut")
     refused(with_config(edge_kernel=1), "edge_kernel")  # the first format did not name it
     refused(with_config(extra=1), "extra")
     refused(with_config(latents=32))  # allowed, but not what the weights are

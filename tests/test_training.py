@@ -27,7 +27,7 @@ from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, MAX_IMAGE_STEP, MIN_IMAGE_STEP
 from archive_pipeline.pcdc.encoding import Encoding, encode_tiles
 from archive_pipeline.pcdc.model import FILES, Model, build_files, digest, transform_digest
-from archive_pipeline.pcdc.transforms import TransformCodec, scale_of
+from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
 sys.path.insert(0, str(ROOT / "workflows"))
 import training_samples
@@ -35,7 +35,7 @@ from checkpoints import read_checkpoint, write_checkpoint
 from detector_features import load_features
 from training_samples import Crops, random_steps
 from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
-from transform_start import load_released
+from transform_start import klt_start, load_released
 
 train_transform = pytest.importorskip("train_transform", reason="needs the `train` extra")
 train_denoiser = pytest.importorskip("train_denoiser", reason="needs the `train` extra")
@@ -233,19 +233,66 @@ def test_stage_1_trains_resumes_and_releases(crops: Path, tmp_path: Path) -> Non
     assert np.mean((decoded.astype(float) - tile) ** 2) < np.var(tile.astype(float)) / 2
 
 
+def textures(count: int, side: int = 64) -> torch.Tensor:
+    """Crops uint8 (count, 3, side, side)."""
+    crops = np.stack([ref.texture(side, side, seed) for seed in range(count)])
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def coded(
+    networks: TransformCodec, crops: torch.Tensor, image_step: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Bits of crops, their reconstruction in -1..1 and its squared error in 8-bit pixels."""
+    x = crops.float() / 127.5 - 1
+    step = torch.full((len(x),), image_step)
+    levels = torch.zeros(len(x), 1, x.shape[2] // 16, x.shape[3] // 16).long()
+    bits, x_bar, _ = rate_distortion(networks.eval(), x, step, levels, noise=False)
+    return bits, x_bar, float((x_bar - x).mul(127.5).square().mean())
+
+
 def test_released_weights_are_a_start_with_the_same_output() -> None:
-    """Also those of an earlier format, whose smaller kernels are set into the larger ones."""
+    """Also those of an earlier format: smaller kernels are set into larger ones, no shortcut."""
     released = ref.tiny_codec().model.networks
-    grown = TransformCodec(replace(released.config, edge_kernel=3))
-    load_released(grown, released)
-    x = torch.from_numpy(ref.texture(64, 64)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    step = torch.tensor([30])
-    levels = torch.zeros(1, 1, 4, 4).long()
-    with torch.no_grad():
-        a = rate_distortion(released, x, step, levels, noise=False)
-        b = rate_distortion(grown.eval(), x, step, levels, noise=False)
+    grown = TransformCodec(replace(released.config, edge_kernel=3, shortcut=1))
+    load_released(grown, released, textures(4))
+    a, b = (coded(networks, textures(1), 30) for networks in (released, grown))
     torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
     torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
+
+
+def test_latents_that_released_weights_had_not_carry_what_they_left_out() -> None:
+    released = ref.tiny_codec().model.networks
+    more = released.config.latents + 40
+    grown = TransformCodec(replace(released.config, latents=more, edge_kernel=3, shortcut=1))
+    load_released(grown, released, textures(24))
+    seen = textures(2)
+    # at coarse steps they are zero, and all is as it was
+    a, b = (coded(networks, seen, MAX_IMAGE_STEP) for networks in (released, grown))
+    torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
+    torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
+    # at fine ones they take a good part of the error away
+    a, b = (coded(networks, seen, MIN_IMAGE_STEP) for networks in (released, grown))
+    assert b[2] < 0.7 * a[2]
+    # what they are coded with fits them: another scale would take more
+    with torch.no_grad():
+        last = grown.h_scale.layers[-1]
+        bias = last.bias.clone()
+        for shift in (-4.0, 4.0):  # of 8, the gain: two octaves down and up
+            last.bias[released.config.latents :] = bias[released.config.latents :] + shift
+            assert coded(grown, seen, MIN_IMAGE_STEP)[0].sum() > b[0].sum()
+
+
+def test_the_transform_of_training_patches_fills_all_latents() -> None:
+    """More of them leave out less, through the shortcut where the networks are narrower."""
+    errors = []
+    for latents in (16, 32, 64):
+        torch.manual_seed(0)
+        networks = TransformCodec(TransformConfig(latents, 8, 16, 16, 1, 1))
+        klt_start(networks, textures(24))
+        errors.append(coded(networks, textures(2), MIN_IMAGE_STEP)[2])
+    assert errors[1] < 0.8 * errors[0]
+    assert errors[2] < 0.8 * errors[1]
 
 
 def test_image_steps_cover_the_range_in_every_batch() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from training import Run, Settings, common_options
 from training_samples import Crops, random_offsets, random_steps
 from transform_loss import border_weights, quantise, structural_error
+from transform_start import with_more_latents
 
 from archive_pipeline.models import load_named
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
@@ -95,13 +96,17 @@ def start_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_start(denoiser: Denoiser, path: Path) -> None:
-    """Take over the weights that `start_weights` finds.
+    """Take over the weights that `start_weights` finds, also those for fewer latents.
 
     Raises:
         click.ClickException: there are none, or they are of other widths.
     """
+    weights = start_weights(path)
+    first = weights["reduce.0.weight"]
+    shape = denoiser.state_dict()["reduce.0.weight"].shape
     try:
-        denoiser.load_state_dict(start_weights(path))
+        weights["reduce.0.weight"] = with_more_latents(first, shape, first.shape[1] - 1)
+        denoiser.load_state_dict(weights)
     except RuntimeError as error:
         raise click.ClickException(f"{path} holds a denoiser of other widths") from error
 

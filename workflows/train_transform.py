@@ -99,16 +99,19 @@ def released_networks(folder: Path) -> TransformCodec:
 def main(settings: Settings, detector: str | None) -> None:
     device, size, batch = settings.device, settings.size, settings.batch
     released = released_networks(settings.start) if settings.start else None
-    config = replace(released.config, edge_kernel=3) if released else TransformConfig()
+    config = TransformConfig()
+    if released:  # what the first releases had not; widths and depths stay
+        new = {name: getattr(config, name) for name in ("latents", "edge_kernel", "shortcut")}
+        config = replace(released.config, **new)
     codec, average = TransformCodec(config).to(device), TransformCodec(config).to(device)
     run = Run(settings, "codec", codec, average, clip=2.0, measure="bpp")
     if settings.resume:
         run.restore(read_checkpoint(settings.checkpoint, device))
     else:
+        first = Crops(settings.crops, size, settings.seed).batch(256)
         if released:
-            load_released(codec, released)
+            load_released(codec.cpu(), released, first)
         else:
-            first = Crops(settings.crops, size, settings.seed).batch(256)
             klt_start(codec.cpu(), first)
         average.load_state_dict(codec.to(device).state_dict())
     source = Crops(settings.crops, size, settings.own_seed + run.step)

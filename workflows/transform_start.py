@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from archive_pipeline.pcdc.constants import (
     FINEST_STEP,
     LATENT_GAIN,
+    MIN_IMAGE_STEP,
     SCALE_ZERO,
     STEPS_PER_OCTAVE,
+    STRIDE,
 )
 from archive_pipeline.pcdc.transforms import TransformCodec
 
@@ -41,7 +43,8 @@ def klt_start(codec: TransformCodec, crops: Tensor) -> None:
     analysis, synthesis = (
         [m for m in n if isinstance(m, nn.Conv2d)] for n in (codec.g_a.net, codec.g_s.net)
     )
-    for conv in (*analysis, *synthesis):
+    shortcuts = [n.shortcut for n in (codec.g_a, codec.g_s) if n.shortcut is not None]
+    for conv in (*analysis, *synthesis, *shortcuts):
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
     centre = config.edge_kernel // 2
@@ -55,18 +58,86 @@ def klt_start(codec: TransformCodec, crops: Tensor) -> None:
     synthesis[1].bias[:] = shift
     synthesis[2].weight[:, :, centre, centre] = axes
     synthesis[2].bias[:] = mean
+    if shortcuts and config.latents > width:
+        deviation = detail_start(codec, crops, width)
 
     last = codec.h_scale.layers[-1]
     last.weight *= 0.05
+    last.bias[: len(deviation)] = scale_biases(codec, deviation)
+
+
+def scale_biases(codec: TransformCodec, deviation: Tensor) -> Tensor:
+    """Biases of h_scale's last layer that say these standard deviations of y / LATENT_GAIN."""
     deviation = (LATENT_GAIN * deviation).clamp_min(1e-3)
     index = SCALE_ZERO + STEPS_PER_OCTAVE * torch.log2(deviation / FINEST_STEP)
-    last.bias[:width] = index / 2**codec.h_scale.GAIN_BITS
+    return index / 2**codec.h_scale.GAIN_BITS
 
 
-def load_released(codec: TransformCodec, released: TransformCodec) -> None:
-    """Take over released weights; kernels that were smaller are set into the middle of theirs."""
+@torch.no_grad()
+def detail_start(codec: TransformCodec, crops: Tensor, first: int) -> Tensor:
+    """Set the shortcuts so that latents from `first` on carry detail that those before leave out.
+
+    They get the principal axes of crops' blocks from `first` on, less what the network makes of
+    those itself, as far as that is a linear function of its last features. Returns the standard
+    deviations (latents,) of all latents / LATENT_GAIN.
+    """
+    analysis, last = codec.g_a.net, codec.g_a.net[-1]
+    signal, features, made = [], [], []
+    for part in crops.split(16):
+        x = part.float() / 127.5 - 1
+        seen = analysis[:-1](x)
+        y = F.pad(last(seen)[:, :first], (0, 0, 0, 0, 0, codec.config.latents - first))
+        exponent = torch.full_like(y[:, :1], MIN_IMAGE_STEP)
+        blocks = (F.pixel_unshuffle(p, STRIDE) for p in (x, codec.g_s(LATENT_GAIN * y, exponent)))
+        for kept, planes in zip((signal, made, features), (*blocks, seen), strict=True):
+            kept.append(planes.permute(0, 2, 3, 1).flatten(0, 2))
+    x, x_bar, seen = torch.cat(signal), torch.cat(made), torch.cat(features)
+    mean, axes, _ = principal_axes(x, codec.config.latents)
+    axes = axes[:, first:]
+    seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+    told = torch.linalg.lstsq(seen.double(), ((x_bar - mean) @ axes).double()).solution.float()
+    codec.g_a.shortcut.weight[first:, :, 0, 0] = axes.T
+    codec.g_a.shortcut.bias[first:] = -(axes.T @ mean)
+    codec.g_s.shortcut.weight[:, first:, 0, 0] = axes
+    last.weight[first:, :, 0, 0], last.bias[first:] = -told[:-1].T, -told[-1]
+    y = seen[:, :-1] @ last.weight[:, :, 0, 0].T
+    y[:, first:] += x @ axes
+    return y.std(0)
+
+
+def with_more_latents(weights: Tensor, shape: torch.Size, latents: int) -> Tensor:
+    """A layer's weights for so many latents in the shape for more, the new ones' being zero."""
+    for axis, (size, old_size) in enumerate(zip(shape, weights.shape, strict=True)):
+        if size != old_size:
+            # new latents stand behind the old ones; a plane of steps may stand behind both
+            old, plane = weights.tensor_split([latents], axis)
+            new = list(old.shape)
+            new[axis] = size - old_size
+            weights = torch.cat([old, old.new_zeros(new), plane], axis)
+    return weights
+
+
+def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor) -> None:
+    """Take over released weights; kernels that were smaller are set into the middle of theirs.
+
+    Latents that the released codec has not start as `detail_start` sets them, by crops uint8
+    (n, 3, H, W); their scales rise and fall as those of the others do on average.
+    """
+    first = released.config.latents
     state = codec.state_dict()
     for name, value in released.state_dict().items():
-        grown = (state[name].shape[-1] - value.shape[-1]) // 2 if value.dim() == 4 else 0
-        state[name] = F.pad(value, [grown] * 4) if grown else value
+        shape = state[name].shape
+        grown = (shape[-1] - value.shape[-1]) // 2 if value.dim() == 4 else 0
+        value = F.pad(value, [grown] * 4) if grown else value
+        state[name] = with_more_latents(value, shape, first)
+    if codec.config.shortcut and not released.config.shortcut:
+        for name in state:
+            if "shortcut" in name:
+                state[name] = torch.zeros_like(state[name])
     codec.load_state_dict(state)
+    if codec.config.shortcut and codec.config.latents > first:
+        bias = scale_biases(codec, detail_start(codec, crops, first))
+        with torch.no_grad():
+            last = codec.h_scale.layers[-1]
+            last.weight[first:] = last.weight[:first].mean(0)
+            last.bias[first:] = last.bias[:first].mean() + bias[first:] - bias[:first].mean()

@@ -33,12 +33,17 @@ FILES = (CONFIG, WEIGHTS)
 DENOISER_CONFIG = "denoiser/config.json"
 DENOISER_WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
 DENOISER_FILES = (DENOISER_CONFIG, DENOISER_WEIGHTS)
-FORMAT = "pcdc-transform-2"
+FORMAT = "pcdc-transform-3"
 # fields that a format's config.json does not name, and their values
-FORMATS: dict[str, dict[str, int]] = {"pcdc-transform-1": {"edge_kernel": 1}, FORMAT: {}}
+FORMATS: dict[str, dict[str, int]] = {
+    "pcdc-transform-1": {"edge_kernel": 1, "shortcut": 0},
+    "pcdc-transform-2": {"shortcut": 0},
+    FORMAT: {},
+}
 MAX_FILE_BYTES = 256 << 20
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
+CHOICES = {"edge_kernel": (1, 3), "shortcut": (0, 1)}
 KNOT_BITS = 10  # the prior's knots are multiples of 2^-10: interpolating eighths is exact
 MAX_KNOT = 1 << 6
 MAX_INTEGER_BIAS = 1 << 22  # float32 still rounds halves exactly
@@ -92,11 +97,9 @@ class Model:
             # defaults may change, a model may not
             if config.keys() | implied.keys() != widths.to_json().keys():
                 raise ModelError(f"model {self.sha256[:12]}: its configuration is incomplete")
-            if widths.edge_kernel not in (1, 3):
-                raise ModelError(f"model {self.sha256[:12]}: its edge_kernel is neither 1 nor 3")
-            for name, value in config.items():
+            for name, value in widths.to_json().items():
                 limit = MAX_DEPTH if name.startswith("depth") else MAX_WIDTH
-                if type(value) is not int or not 1 <= value <= limit:
+                if type(value) is not int or value not in CHOICES.get(name, range(1, limit + 1)):
                     raise ModelError(f"model {self.sha256[:12]}: {name}={value!r} is out of range")
             tensors = load_tensors(files[WEIGHTS])
             tables = [tensors.pop(f"tables.{n}").numpy() for n in ("frequency", "size", "zero")]

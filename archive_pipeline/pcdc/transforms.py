@@ -10,6 +10,9 @@ Data flow (names as in Ballé et al. 2018; shapes for an image of height H and w
                                                    ^ image step g                 |
     x_bar (3,H,W) <--g_s-- y_hat = mean + step * q, log2(step) <------------------+
 
+g_a and g_s are deep networks beside a shortcut, a linear transform of blocks of 16 x 16 pixels. The
+networks are narrower than y: the shortcut carries the fine detail that only high rates can afford.
+
 `h_scale` is an integer network: what the entropy decoder depends on is computed exactly.
 """
 
@@ -29,8 +32,11 @@ from archive_pipeline.pcdc.constants import (
     SCALE_COUNT,
     SCALE_ZERO,
     STEPS_PER_OCTAVE,
+    STRIDE,
 )
 from archive_pipeline.pcdc.layers import IntegerConv2d, blocks, round_half_up, zero
+
+BLOCK_SAMPLES = 3 * STRIDE**2  # of the pixels behind a latent
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,17 @@ class TransformConfig:
 
     `edge_kernel` is the kernel, on the grid of 8 px cells, of the first layer of g_a and the last
     of g_s: with 3 both are lapped transforms, with 1 (the first release) block transforms.
+    `shortcut` is 1 where both have a linear shortcut, 0 (releases before it) where they have none.
     """
 
-    latents: int = 192
+    latents: int = 320
     hyper_latents: int = 64
     width_8: int = 128
     width_16: int = 192
     depth_8: int = 3
     depth_16: int = 4
     edge_kernel: int = 3
+    shortcut: int = 1
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -92,9 +100,13 @@ class Analysis(nn.Module):
             *blocks(c.width_16, c.depth_16),
             nn.Conv2d(c.width_16, c.latents, 1),
         )
+        self.shortcut = nn.Conv2d(BLOCK_SAMPLES, c.latents, 1) if c.shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) * LATENT_GAIN
+        y = self.net(x)
+        if self.shortcut is not None:
+            y = y + self.shortcut(F.pixel_unshuffle(x, STRIDE))
+        return y * LATENT_GAIN
 
 
 class Synthesis(nn.Module):
@@ -111,10 +123,14 @@ class Synthesis(nn.Module):
             nn.Conv2d(c.width_8, 192, c.edge_kernel, padding=c.edge_kernel // 2),
             nn.PixelShuffle(8),
         )
+        self.shortcut = nn.Conv2d(c.latents, BLOCK_SAMPLES, 1) if c.shortcut else None
 
     def forward(self, y_hat: Tensor, exponent: Tensor) -> Tensor:
-        plane = exponent.to(y_hat.dtype) / MAX_EXPONENT
-        return self.net(torch.cat([y_hat / LATENT_GAIN, plane], 1))
+        y_hat = y_hat / LATENT_GAIN
+        x = self.net(torch.cat([y_hat, exponent.to(y_hat.dtype) / MAX_EXPONENT], 1))
+        if self.shortcut is not None:
+            x = x + F.pixel_shuffle(self.shortcut(y_hat), STRIDE)
+        return x
 
 
 class HyperAnalysis(nn.Module):
