@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from threading import get_ident
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from golden import reference as ref
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,8 +34,13 @@ from archive_pipeline.pcdc.constants import (
 )
 from archive_pipeline.pcdc.encoding import Encoding, encode_tiles, least_error
 from archive_pipeline.pcdc.entropy import CorruptStream
+from archive_pipeline.pcdc.model import Model, build_files
 from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.policy import load_policy
+from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
+
+sys.path.insert(0, str(ROOT / "workflows"))
+from transform_start import klt_start
 
 CPU = torch.device("cpu")
 Tiles = list[NDArray[np.uint8]]
@@ -120,13 +128,30 @@ def test_streams_say_what_the_encoder_meant(
         assert not symbols.q[~coded].any()
 
 
-def test_symbols_are_the_quantised_latents(tiles: Tiles, streams: list[bytes]) -> None:
+@cache
+def wide_files() -> dict[str, bytes]:
+    """An untrained model with a shortcut, and more latents than its networks are wide."""
+    torch.manual_seed(0)
+    networks = TransformCodec(TransformConfig(40, 8, 16, 24, 1, 1))
+    crops = np.stack([ref.texture(64, 64, seed) for seed in range(24)])
+    klt_start(networks, torch.from_numpy(crops).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        networks.h_mean.net[-1].weight.normal_(0, 0.01)
+    return build_files(networks)
+
+
+@pytest.mark.parametrize("files", [ref.tiny_files, wide_files], ids=["tiny", "wide"])
+def test_symbols_are_the_quantised_latents(
+    tiles: Tiles, files: Callable[[], dict[str, bytes]]
+) -> None:
     """Against the definition, q ~ (y - mean) / step, worked out apart in float64.
 
     An encoder may take the integer next to the nearest, towards zero, where that saves bits.
     """
-    networks = ref.tiny_codec(torch.float64).model.networks
-    for tile, symbols in zip(tiles, symbols_of(ref.tiny_codec(), streams), strict=True):
+    codec = Codec(Model(files()))
+    streams = encode_tiles(codec, tiles, budget(tiles, 1.5))
+    networks = Model(files()).networks.double()
+    for tile, symbols in zip(tiles, symbols_of(codec, streams), strict=True):
         if not tile.size:
             continue
         h, w = symbols.q.shape[1:]
@@ -141,7 +166,7 @@ def test_symbols_are_the_quantised_latents(tiles: Tiles, streams: list[bytes]) -
             wide = torch.nn.functional.pad(y, (0, -w % 4, 0, -h % 4), mode="replicate")
             z_float = networks.h_a(wide, step)[0].numpy()
             mean = networks.h_mean(z, step)[..., :h, :w]
-        z_index, q_index = ref.scale_indices(ref.tiny_codec().model, symbols)
+        z_index, q_index = ref.scale_indices(codec.model, symbols)
         inside = (np.abs(z_float) < 2 ** ((z_index - 32) / 8) * 5) & (
             abs(z_float) < HYPER_LIMIT - 1
         )
@@ -162,7 +187,7 @@ def test_symbols_are_worth_their_bits() -> None:
     codec = ref.tiny_codec()
     job = Encoding(codec, [ref.texture(160, 128)])
     quantised = job._quantise(0, 24)
-    index, q = job._level(quantised, 3)
+    index, q = job._symbols(quantised, 0)
     tables, v = codec.model.tables, quantised.v.astype(np.float64)
     nearest = np.rint(v).astype(np.int64)
     coded = (index >= FIRST_CODED_SCALE) & (np.abs(nearest) < tables.limit(index))
@@ -186,6 +211,18 @@ def test_pixels_come_back(tiles: Tiles) -> None:
         errors.append(float(np.square(out.astype(float) - tile).mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.25 * tile.astype(float).var(axis=(0, 1)).mean()
+
+
+def test_latents_beyond_the_width_of_the_networks_hold_detail() -> None:
+    codec = Codec(Model(wide_files()))
+    tile = ref.texture(96, 80, 9)
+    [stream] = encode_tiles(codec, [tile], budget([tile], 4.0))
+    [symbols] = symbols_of(codec, [stream])
+    assert symbols.q[24:].any()
+    symbols.q[24:] = 0
+    [out], [without] = codec.decode([stream], 96, 80), codec.synthesise([symbols])
+    error, left = (float(np.square(o.astype(float) - tile).mean()) for o in (out, without))
+    assert error < 0.8 * left
 
 
 def test_encoding_leaves_the_tiles_alone_and_takes_views() -> None:

@@ -79,13 +79,26 @@ def encode_tiles(
 
 @dataclass
 class _Quantised:
-    """A tile at one image step: hyper-latents, and what latents are coded against."""
+    """A tile at one image step: hyper-latents, and what latents are coded against.
+
+    Most latents are too small to be coded at any level; of the n others there are
+
+    Attributes:
+        place: (M, h, w) bool, which ones they are; they are kept in this array's order.
+        column: (n,) int64, where they are in a plane of h x w.
+        index: (n,) int64 scale indices, not yet shifted by a level nor clamped.
+        v: (n,) float32, (y - mean) / step(g).
+        left_out: (h, w) float64, sums of v^2 of those that are not coded.
+    """
 
     z: NDArray[np.int64]
     z_index: NDArray[np.int64]
-    index: NDArray[np.int16]
-    v: NDArray[np.float32]
     z_bits: float
+    place: NDArray[np.bool_]
+    column: NDArray[np.int64]
+    index: NDArray[np.int64]
+    v: NDArray[np.float32]
+    left_out: NDArray[np.float64]
 
 
 class Encoding:
@@ -198,7 +211,7 @@ class Encoding:
 
     @torch.no_grad()
     def _quantise_anew(self, t: int, image_step: int) -> _Quantised:
-        """Hyper-latents of a tile and v = (y - mean) / step(g), (M, h, w)."""
+        """Hyper-latents of a tile, and its latents against the means that these predict."""
         y = self.latents_of(t)
         codec, networks = self.codec, self.codec.model.networks
         step = torch.tensor([image_step], device=y.device)
@@ -212,9 +225,12 @@ class Encoding:
         z = np.clip(z.astype(np.int64), -bound, bound)
         mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
         v = ((y - mean[..., :h, :w]) / step_size(step)).float()[0].cpu().numpy()
-        index = codec.q_index(z, image_step, None)[:, :h, :w].astype(np.int16)
-        z_bits = _bits(tables, z_index, z)
-        return _Quantised(z, z_index, index, v, float(z_bits.sum()))
+        index = codec.q_index(z, image_step, None)[:, :h, :w]
+        z_bits = float(_bits(tables, z_index, z).sum())
+        place = index - min(LEVEL_OFFSETS) >= FIRST_CODED_SCALE
+        column = np.flatnonzero(place) % (h * w)
+        left_out = np.where(place, 0, v**2).sum(0, dtype=np.float64)
+        return _Quantised(z, z_index, z_bits, place, column, index[place], v[place], left_out)
 
     def _round(self, v: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Symbols of v: the nearest integers, or those below where that saves bits enough."""
@@ -232,13 +248,12 @@ class Encoding:
         flat[at] -= np.sign(flat[at])
         return q
 
-    def _level(
-        self, quantised: _Quantised, level: int
+    def _symbols(
+        self, quantised: _Quantised, offset: int | NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Scale indices and symbols with all blocks at one level."""
-        offset = LEVEL_OFFSETS[level - 1]
-        relative = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
-        index = np.clip(quantised.index.astype(np.int64) - offset, 0, SCALE_COUNT - 1)
+        """Scale indices and symbols (n,) at level offsets, one for all or one for each."""
+        index = np.clip(quantised.index - offset, 0, SCALE_COUNT - 1)
+        relative = np.exp2(np.divide(offset, STEPS_PER_OCTAVE)).astype(np.float32)
         return index, self._round(quantised.v / relative, index)
 
     def _tile_bytes(self, t: int, image_step: int, level: int) -> float:
@@ -247,7 +262,7 @@ class Encoding:
         quantised = self._quantise(t, image_step)
         levels = self.allocator.levels(t, level)
         if (levels == levels[0, 0]).all():
-            index, q = self._level(quantised, int(levels[0, 0]))
+            index, q = self._symbols(quantised, LEVEL_OFFSETS[levels[0, 0] - 1])
             map_bits = 0.0
         else:
             index, q = self._planned(t, TilePlan(image_step, levels))
@@ -261,22 +276,17 @@ class Encoding:
         """Exact costs of a tile's blocks at every level."""
         quantised = self._quantise(t, image_step)
         rows, columns = self.allocator.grids[t]
-        h, w = quantised.v.shape[1:]
-        block = np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK
-        # most latents are coded at no level at all: they cost nothing but their error
-        coded = quantised.index - min(LEVEL_OFFSETS) >= FIRST_CODED_SCALE
-        plane = np.where(coded, 0, quantised.v**2).sum(0, dtype=np.float64)
-        left_out = np.bincount(block.ravel(), plane.ravel(), rows * columns)
-        v, shifted = quantised.v[coded], quantised.index[coded].astype(np.int64)
-        block = np.broadcast_to(block, coded.shape)[coded]
+        h, w = quantised.place.shape[1:]
+        block = (np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK).ravel()
+        left_out = np.bincount(block, quantised.left_out.ravel(), rows * columns)
+        block = block[quantised.column]
         bits, error = [], []
         for offset in LEVEL_OFFSETS:
-            relative = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
-            index = np.clip(shifted - offset, 0, SCALE_COUNT - 1)
-            q = self._round(v / relative, index)
+            index, q = self._symbols(quantised, offset)
             taken = _bits(self.codec.model.tables, index, q)
             bits.append(np.bincount(block, taken, rows * columns))
-            missed = (v - q.astype(np.float32) * relative) ** 2
+            step = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
+            missed = (quantised.v - q.astype(np.float32) * step) ** 2
             error.append(np.bincount(block, missed, rows * columns) + left_out)
         shape = (len(LEVEL_OFFSETS), rows, columns)
         return BlockCosts(np.reshape(bits, shape), np.reshape(error, shape))
@@ -293,19 +303,18 @@ class Encoding:
         return latents
 
     def _planned(self, t: int, plan: TilePlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Scale indices and symbols of a tile's latents, coded as planned."""
+        """Scale indices and symbols (n,) of a tile's latents, coded as planned."""
         quantised = self._quantise(t, plan.image_step)
-        offsets = self.codec.exponents(0, plan.levels, *quantised.index.shape[1:])
-        index = np.clip(quantised.index.astype(np.int64) - offsets, 0, SCALE_COUNT - 1)
-        relative: NDArray[np.float32] = np.exp2(offsets / STEPS_PER_OCTAVE).astype(np.float32)
-        return index, self._round(np.divide(quantised.v, relative), index)
+        offsets = self.codec.exponents(0, plan.levels, *quantised.place.shape[1:])
+        return self._symbols(quantised, offsets.ravel()[quantised.column])
 
     def reconstruct(self, t: int, plan: TilePlan) -> Symbols:
         """The symbols that decoding a tile, coded as planned, would give."""
         height, width = self.tiles[t].shape[:2]
-        _, q = self._planned(t, plan)
-        z = self._quantise(t, plan.image_step).z
-        return Symbols(height, width, plan.image_step, plan.levels, z, q)
+        quantised = self._quantise(t, plan.image_step)
+        q = np.zeros(quantised.place.shape, np.int64)
+        q[quantised.place] = self._planned(t, plan)[1]
+        return Symbols(height, width, plan.image_step, plan.levels, quantised.z, q)
 
     def _phases(self, t: int, plan: TilePlan) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
         """Return the coder's phases, the level table and the escapes of a tile."""
