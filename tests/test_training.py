@@ -35,7 +35,7 @@ from checkpoints import read_checkpoint, write_checkpoint
 from detector_features import load_features
 from training_samples import Crops, random_steps
 from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
-from transform_start import klt_start, load_released
+from transform_start import config_of, klt_start, load_released
 
 train_transform = pytest.importorskip("train_transform", reason="needs the `train` extra")
 train_denoiser = pytest.importorskip("train_denoiser", reason="needs the `train` extra")
@@ -281,6 +281,34 @@ def test_latents_that_released_weights_had_not_carry_what_they_left_out() -> Non
         for shift in (-4.0, 4.0):  # of 8, the gain: two octaves down and up
             last.bias[released.config.latents :] = bias[released.config.latents :] + shift
             assert coded(grown, seen, MIN_IMAGE_STEP)[0].sum() > b[0].sum()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TransformConfig(),
+        TransformConfig(latents=192, edge_kernel=1, shortcut=0),
+        TransformConfig(12, 8, 16, 16, 1, 1),
+        TransformConfig(12, 8, 16, 16, 2, 3, shortcut=0),
+    ],
+)
+def test_weights_say_what_widths_they_are_of(config: TransformConfig) -> None:
+    with torch.device("meta"):
+        weights = TransformCodec(config).state_dict()
+    assert config_of(weights) == config
+    del weights["prior.knots"]
+    with pytest.raises(click.ClickException, match=r"'prior\.knots' is missing"):
+        config_of(weights)
+
+
+def test_a_checkpoint_of_an_earlier_format_is_released_as_such(tmp_path: Path) -> None:
+    networks = ref.tiny_codec().model.networks
+    write_checkpoint(tmp_path / "checkpoint.pt", {"average": networks.state_dict()})
+    folder = tmp_path / "model"
+    workflow("release_model.py", tmp_path / "checkpoint.pt", folder)
+    assert Model.from_folder(folder).networks.config == networks.config
+    for name, value in Model.from_folder(folder).networks.state_dict().items():
+        assert torch.equal(value, networks.state_dict()[name]), name
 
 
 def test_the_transform_of_training_patches_fills_all_latents() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 from checkpoints import read_checkpoint
 from safetensors.torch import save as save_tensors
+from transform_start import config_of
 
 from archive_pipeline.pcdc.model import (
     DENOISER_CONFIG,
@@ -35,7 +36,7 @@ from archive_pipeline.pcdc.transforms import TransformCodec
 
 def release_transform(state: dict, folder: Path) -> None:
     """Write the transform codec's files."""
-    networks = TransformCodec()
+    networks = TransformCodec(config_of(state["average"]))
     networks.load_state_dict(state["average"])
     for name, content in build_files(networks).items():
         (folder / name).write_bytes(content)

@@ -132,9 +132,9 @@ def main(settings: Settings, name: str) -> None:
     except ModelError as error:
         raise click.ClickException(str(error)) from error
     transform = transform_digest(model.files)
-    codec = model.networks.to(device)
-    denoiser = Denoiser(latents=codec.config.latents).to(device)
-    average = Denoiser(**denoiser.config).to(device)
+    codec = settings.place(model.networks)
+    denoiser = settings.place(Denoiser(latents=codec.config.latents))
+    average = settings.place(Denoiser(**denoiser.config))
     notes = {"model": transform}
     run = Run(settings, "denoiser", denoiser, average, clip=1.0, measure="lpips", notes=notes)
     if settings.resume:
@@ -168,7 +168,7 @@ def main(settings: Settings, name: str) -> None:
 
     run.begin()
     while not run.finished:
-        x = source.batch(batch).to(device).float() / 127.5 - 1
+        x = settings.place(source.batch(batch)).float() / 127.5 - 1
         image_step = random_steps(batch, generator).to(device)
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         y_hat, exponent, x_bar = decode(codec, x, image_step, offsets)

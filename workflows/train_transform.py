@@ -20,6 +20,7 @@ weights with a new optimiser. CUDA runs are compiled and use bfloat16 autocast, 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from transform_loss import (
     squared_error,
     structural_error,
 )
-from transform_start import klt_start, load_released
+from transform_start import config_of, klt_start, load_released
 
 from archive_pipeline.pcdc.model import Model, ModelError
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, step_size
@@ -73,16 +74,29 @@ def validate(
     return rows
 
 
-def released_networks(folder: Path) -> TransformCodec:
-    """The transform codec of a released model.
+def klt_codec(crops: Tensor) -> TransformCodec:
+    """A codec that is the Karhunen-Loeve transform of crops uint8 (n, 3, H, W)."""
+    codec = TransformCodec()
+    klt_start(codec, crops)
+    return codec
+
+
+def grown(folder: Path, crops: Tensor) -> TransformCodec:
+    """A released model's codec, with what earlier formats had not; widths and depths stay.
 
     Raises:
         click.ClickException: the folder holds none.
     """
     try:
-        return Model.from_folder(folder).networks
+        released = Model.from_folder(folder).networks
     except ModelError as error:
         raise click.ClickException(str(error)) from error
+    now, before = TransformConfig(), released.config
+    latents = max(now.latents, before.latents)
+    config = replace(before, latents=latents, edge_kernel=now.edge_kernel, shortcut=now.shortcut)
+    codec = TransformCodec(config)
+    load_released(codec, released, crops)
+    return codec
 
 
 @click.command(help=__doc__)
@@ -98,22 +112,16 @@ def released_networks(folder: Path) -> TransformCodec:
 )
 def main(settings: Settings, detector: str | None) -> None:
     device, size, batch = settings.device, settings.size, settings.batch
-    released = released_networks(settings.start) if settings.start else None
-    config = TransformConfig()
-    if released:  # what the first releases had not; widths and depths stay
-        new = {name: getattr(config, name) for name in ("latents", "edge_kernel", "shortcut")}
-        config = replace(released.config, **new)
-    codec, average = TransformCodec(config).to(device), TransformCodec(config).to(device)
-    run = Run(settings, "codec", codec, average, clip=2.0, measure="bpp")
-    if settings.resume:
-        run.restore(read_checkpoint(settings.checkpoint, device))
+    before = read_checkpoint(settings.checkpoint, device) if settings.resume else None
+    if before:
+        codec = TransformCodec(config_of(before["average"]))
     else:
         first = Crops(settings.crops, size, settings.seed).batch(256)
-        if released:
-            load_released(codec.cpu(), released, first)
-        else:
-            klt_start(codec.cpu(), first)
-        average.load_state_dict(codec.to(device).state_dict())
+        codec = grown(settings.start, first) if settings.start else klt_codec(first)
+    codec = settings.place(codec)
+    run = Run(settings, "codec", codec, deepcopy(codec), clip=2.0, measure="bpp")
+    if before:
+        run.restore(before)
     source = Crops(settings.crops, size, settings.own_seed + run.step)
     generator = torch.Generator().manual_seed(settings.own_seed + run.step)
     held_out = source.validation(HELD_OUT)
@@ -125,7 +133,7 @@ def main(settings: Settings, detector: str | None) -> None:
         run.save()
         if not run.leads:
             return
-        rows = validate(average, held_out, device)
+        rows = validate(run.average, held_out, device)
         run.report(
             [(g, f"{b:.4f}", f"{p:.3f}", f"{s:.4f}", f"{d:.4f}") for g, b, p, s, d in rows],
             " ".join(f"{b:.3f}/{p:.2f}/{s:.3f}/{d:.3f}" for _, b, p, s, d in rows),
@@ -133,7 +141,7 @@ def main(settings: Settings, detector: str | None) -> None:
 
     run.begin()
     while not run.finished:
-        x = source.batch(batch).to(device).float() / 127.5 - 1
+        x = settings.place(source.batch(batch)).float() / 127.5 - 1
         image_step = random_steps(batch, generator).to(device)
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         with settings.autocast():

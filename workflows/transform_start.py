@@ -1,7 +1,10 @@
-"""Where the training of a transform codec starts: a linear transform coder, or released weights."""
+"""Where the training of a transform codec starts: a linear transform coder, or other weights."""
 
 from __future__ import annotations
 
+import re
+
+import click
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +17,35 @@ from archive_pipeline.pcdc.constants import (
     STEPS_PER_OCTAVE,
     STRIDE,
 )
-from archive_pipeline.pcdc.transforms import TransformCodec
+from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
+
+
+def config_of(weights: dict[str, Tensor]) -> TransformConfig:
+    """The widths and depths of a transform codec that has these weights.
+
+    Raises:
+        click.ClickException: no codec has.
+    """
+    try:
+        first = weights["g_a.net.1.weight"]
+        # blocks at stride 8, two other layers, blocks at stride 16
+        mixing = re.compile(r"g_a\.net\.(\d+)\.mix\.0\.weight")
+        places = sorted(int(found[1]) for name in weights if (found := mixing.fullmatch(name)))
+        depth_8 = sum(place == 2 + k for k, place in enumerate(places))
+        return TransformConfig(
+            latents=len(weights["h_scale.layers.5.weight"]),
+            hyper_latents=len(weights["prior.knots"]),
+            width_8=len(first),
+            width_16=len(weights["g_s.net.0.weight"]),
+            depth_8=depth_8,
+            depth_16=len(places) - depth_8,
+            edge_kernel=first.shape[-1],
+            shortcut=int("g_a.shortcut.weight" in weights),
+        )
+    except KeyError as error:
+        raise click.ClickException(
+            f"no weights of a transform codec: {error} is missing"
+        ) from error
 
 
 def principal_axes(samples: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -197,7 +197,8 @@ class Encoding:
         if not tile.size:
             return None
         codec = self.codec
-        x = torch.from_numpy(np.ascontiguousarray(tile)).to(codec.model.device)
+        # PyTorch warns of memory that it may not write to
+        x = torch.from_numpy(np.require(tile, requirements=["C", "W"])).to(codec.model.device)
         x = x.permute(2, 0, 1)[None].to(codec.dtype) / 127.5 - 1
         return codec.model.networks.g_a(pad_to(x, STRIDE))
 
