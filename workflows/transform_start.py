@@ -74,8 +74,7 @@ def klt_start(codec: TransformCodec, crops: Tensor) -> None:
     analysis, synthesis = (
         [m for m in n if isinstance(m, nn.Conv2d)] for n in (codec.g_a.net, codec.g_s.net)
     )
-    shortcuts = [n.shortcut for n in (codec.g_a, codec.g_s) if n.shortcut is not None]
-    for conv in (*analysis, *synthesis, *shortcuts):
+    for conv in (*analysis, *synthesis):
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
     centre = config.edge_kernel // 2
@@ -89,7 +88,7 @@ def klt_start(codec: TransformCodec, crops: Tensor) -> None:
     synthesis[1].bias[:] = shift
     synthesis[2].weight[:, :, centre, centre] = axes
     synthesis[2].bias[:] = mean
-    if shortcuts and config.latents > width:
+    if config.shortcut and config.latents > width:
         deviation = detail_start(codec, crops, width)
 
     last = codec.h_scale.layers[-1]
@@ -161,10 +160,6 @@ def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor
         grown = (shape[-1] - value.shape[-1]) // 2 if value.dim() == 4 else 0
         value = F.pad(value, [grown] * 4) if grown else value
         state[name] = with_more_latents(value, shape, first)
-    if codec.config.shortcut and not released.config.shortcut:
-        for name in state:
-            if "shortcut" in name:
-                state[name] = torch.zeros_like(state[name])
     codec.load_state_dict(state)
     if codec.config.shortcut and codec.config.latents > first:
         bias = scale_biases(codec, detail_start(codec, crops, first))

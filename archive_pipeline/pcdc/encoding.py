@@ -85,7 +85,6 @@ class _Quantised:
 
     Attributes:
         place: (M, h, w) bool, which ones they are; they are kept in this array's order.
-        column: (n,) int64, where they are in a plane of h x w.
         index: (n,) int64 scale indices, not yet shifted by a level nor clamped.
         v: (n,) float32, (y - mean) / step(g).
         left_out: (h, w) float64, sums of v^2 of those that are not coded.
@@ -95,10 +94,13 @@ class _Quantised:
     z_index: NDArray[np.int64]
     z_bits: float
     place: NDArray[np.bool_]
-    column: NDArray[np.int64]
     index: NDArray[np.int64]
     v: NDArray[np.float32]
     left_out: NDArray[np.float64]
+
+    def of_columns(self, plane: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The values (n,) that a plane of h x w has where the latents are."""
+        return np.broadcast_to(plane, self.place.shape)[self.place]
 
 
 class Encoding:
@@ -229,9 +231,8 @@ class Encoding:
         index = codec.q_index(z, image_step, None)[:, :h, :w]
         z_bits = float(_bits(tables, z_index, z).sum())
         place = index - min(LEVEL_OFFSETS) >= FIRST_CODED_SCALE
-        column = np.flatnonzero(place) % (h * w)
         left_out = np.where(place, 0, v**2).sum(0, dtype=np.float64)
-        return _Quantised(z, z_index, z_bits, place, column, index[place], v[place], left_out)
+        return _Quantised(z, z_index, z_bits, place, index[place], v[place], left_out)
 
     def _round(self, v: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Symbols of v: the nearest integers, or those below where that saves bits enough."""
@@ -278,9 +279,9 @@ class Encoding:
         quantised = self._quantise(t, image_step)
         rows, columns = self.allocator.grids[t]
         h, w = quantised.place.shape[1:]
-        block = (np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK).ravel()
-        left_out = np.bincount(block, quantised.left_out.ravel(), rows * columns)
-        block = block[quantised.column]
+        block = np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK
+        left_out = np.bincount(block.ravel(), quantised.left_out.ravel(), rows * columns)
+        block = quantised.of_columns(block)
         bits, error = [], []
         for offset in LEVEL_OFFSETS:
             index, q = self._symbols(quantised, offset)
@@ -307,7 +308,7 @@ class Encoding:
         """Scale indices and symbols (n,) of a tile's latents, coded as planned."""
         quantised = self._quantise(t, plan.image_step)
         offsets = self.codec.exponents(0, plan.levels, *quantised.place.shape[1:])
-        return self._symbols(quantised, offsets.ravel()[quantised.column])
+        return self._symbols(quantised, quantised.of_columns(offsets))
 
     def reconstruct(self, t: int, plan: TilePlan) -> Symbols:
         """The symbols that decoding a tile, coded as planned, would give."""

@@ -83,6 +83,13 @@ def _with_plane(x: Tensor, value: Tensor) -> Tensor:
     return torch.cat([x, plane], 1)
 
 
+def _shortcut(samples: int, out: int) -> nn.Conv2d:
+    """A linear transform of each latent's block; it starts as nothing."""
+    layer = nn.Conv2d(samples, out, 1)
+    zero(layer)
+    return layer
+
+
 class Analysis(nn.Module):
     """g_a: pixels (N, 3, H, W) in -1..1, H and W multiples of 16, to y (N, M, H/16, W/16)."""
 
@@ -100,7 +107,7 @@ class Analysis(nn.Module):
             *blocks(c.width_16, c.depth_16),
             nn.Conv2d(c.width_16, c.latents, 1),
         )
-        self.shortcut = nn.Conv2d(BLOCK_SAMPLES, c.latents, 1) if c.shortcut else None
+        self.shortcut = _shortcut(BLOCK_SAMPLES, c.latents) if c.shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.net(x)
@@ -123,7 +130,7 @@ class Synthesis(nn.Module):
             nn.Conv2d(c.width_8, 192, c.edge_kernel, padding=c.edge_kernel // 2),
             nn.PixelShuffle(8),
         )
-        self.shortcut = nn.Conv2d(c.latents, BLOCK_SAMPLES, 1) if c.shortcut else None
+        self.shortcut = _shortcut(c.latents, BLOCK_SAMPLES) if c.shortcut else None
 
     def forward(self, y_hat: Tensor, exponent: Tensor) -> Tensor:
         y_hat = y_hat / LATENT_GAIN
