@@ -163,6 +163,7 @@ def test_config_of_another_kind() -> None:
     refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=2), "shortcut")
     refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=True), "shortcut")
     refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=1), "shortcut")
+    refused(with_config(format="pcdc-transform-4", edge_kernel=1, shortcut=0), "not float16")
     refused(with_config(edge_kernel=1), "edge_kernel")  # the first format did not name it
     refused(with_config(extra=1), "extra")
     refused(with_config(latents=32))  # allowed, but not what the weights are
@@ -194,8 +195,8 @@ SCALE = "h_scale.layers.0"
         (lambda t: t.update(extra=torch.zeros(1)), "extra"),
         (replace(FIRST, lambda t: t[:-1]), "size mismatch"),
         (replace(FIRST, lambda t: t[..., 0]), "size mismatch"),
-        (replace(FIRST, lambda t: t.half()), "not float32"),
-        (replace(FIRST, lambda t: t.double()), "not float32"),
+        (replace(FIRST, lambda t: t.half()), f"{FIRST} is float16, not float32"),
+        (replace(FIRST, lambda t: t.double()), f"{FIRST} is float64, not float32"),
         (replace(FIRST, lambda t: t.int()), None),
         (set_item(FIRST, float("nan")), "not finite"),
         (set_item("g_s.net.0.bias", float("inf")), "not finite"),
@@ -418,6 +419,12 @@ def test_release_keeps_the_integers() -> None:
             assert torch.equal(y, y.round())
     again = build_files(read)
     assert again == files
+    # the rest to within half precision, stored in half the bytes
+    assert all(p.dtype == torch.float32 for p in read.parameters())
+    stored = load(files[WEIGHTS])
+    for name, value in trained.g_s.state_dict().items():
+        assert stored[f"g_s.{name}"].dtype == torch.float16
+        torch.testing.assert_close(read.g_s.state_dict()[name], value, rtol=2**-10, atol=1e-7)
     z, step = torch.randint(-20, 21, (1, 8, 3, 3)), torch.tensor([20])
     with ref.threads(1):
         assert torch.equal(trained.eval().h_scale.indices(z, step), read.h_scale.indices(z, step))

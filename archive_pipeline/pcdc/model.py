@@ -33,13 +33,15 @@ FILES = (CONFIG, WEIGHTS)
 DENOISER_CONFIG = "denoiser/config.json"
 DENOISER_WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
 DENOISER_FILES = (DENOISER_CONFIG, DENOISER_WEIGHTS)
-FORMAT = "pcdc-transform-3"
+FORMAT = "pcdc-transform-4"
 # fields that a format's config.json does not name, and their values
 FORMATS: dict[str, dict[str, int]] = {
     "pcdc-transform-1": {"edge_kernel": 1, "shortcut": 0},
     "pcdc-transform-2": {"shortcut": 0},
+    "pcdc-transform-3": {},
     FORMAT: {},
 }
+EXACT = ("h_scale.", "prior.")  # networks that entropy decoding depends on
 MAX_FILE_BYTES = 256 << 20
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
@@ -90,7 +92,8 @@ class Model:
         self._denoiser: Denoiser | None = None
         try:
             config = json.loads(files[CONFIG])
-            implied = FORMATS.get(config.pop("format"))
+            kind = config.pop("format")
+            implied = FORMATS.get(kind)
             if implied is None:
                 raise ModelError(f"model {self.sha256[:12]} is of an unknown format")
             widths = TransformConfig(**config, **implied)
@@ -103,11 +106,16 @@ class Model:
                     raise ModelError(f"model {self.sha256[:12]}: {name}={value!r} is out of range")
             tensors = load_tensors(files[WEIGHTS])
             tables = [tensors.pop(f"tables.{n}").numpy() for n in ("frequency", "size", "zero")]
+            for name, tensor in tensors.items():
+                if tensor.dtype != _stored_as(name, kind):
+                    raise ModelError(
+                        f"model {self.sha256[:12]}: {name} is {_short(tensor.dtype)}, "
+                        f"not {_short(_stored_as(name, kind))}"
+                    )
+            tensors = {name: tensor.float() for name, tensor in tensors.items()}
             with torch.device("meta"):
                 networks = TransformCodec(widths)
             networks.load_state_dict(tensors, assign=True)
-            if any(t.dtype != torch.float32 for t in tensors.values()):
-                raise ModelError(f"model {self.sha256[:12]} holds weights that are not float32")
             if any(not t.isfinite().all() for t in tensors.values()):
                 raise ModelError(f"model {self.sha256[:12]} holds values that are not finite")
             if not _exact(networks):
@@ -188,6 +196,15 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     return files
 
 
+def _stored_as(name: str, kind: str) -> torch.dtype:
+    """The type of a tensor of this name in a model of this format; all compute in float32."""
+    return torch.float16 if kind == FORMAT and not name.startswith(EXACT) else torch.float32
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _exact(networks: TransformCodec) -> bool:
     """Whether all that scale indices come from lies on its grid, small enough for exact sums."""
 
@@ -211,7 +228,7 @@ def build_files(networks: TransformCodec) -> dict[str, bytes]:
     """Return the files of a released model made of trained networks.
 
     What the entropy decoder depends on is snapped to the grid that `forward` rounds it to, so
-    that reading it back involves no rounding at all.
+    that reading it back involves no rounding at all. All else is rounded to half precision.
     """
     tensors: dict[str, Tensor] = {
         k: v.detach().cpu().float().contiguous().clone() for k, v in networks.state_dict().items()
@@ -224,6 +241,7 @@ def build_files(networks: TransformCodec) -> dict[str, bytes]:
             tensors[f"{name}.weight"] = (weight * weight_unit).detach().cpu().float()
             tensors[f"{name}.bias"] = (bias * bias_unit).detach().cpu().float()
     tensors["prior.knots"] = torch.round(tensors["prior.knots"] * 2**KNOT_BITS) / 2**KNOT_BITS
+    tensors = {name: tensor.to(_stored_as(name, FORMAT)) for name, tensor in tensors.items()}
     scales = [float(scale_of(torch.tensor(float(i)))) for i in range(SCALE_COUNT)]
     rows = [gaussian_frequencies(s) for s in scales]
     zero = [len(r) // 2 for r in rows] + [0] * len(LEVEL_STAY)
