@@ -252,9 +252,10 @@ def coded(
 
 
 def test_released_weights_are_a_start_with_the_same_output() -> None:
-    """Also those of an earlier format: smaller kernels are set into larger ones, no shortcut."""
+    """Also those of an earlier format (smaller kernels, no shortcut) and of fewer blocks."""
     released = ref.tiny_codec().model.networks
-    grown = TransformCodec(replace(released.config, edge_kernel=3, shortcut=1))
+    config = replace(released.config, edge_kernel=3, shortcut=1, depth_8=2, depth_16=3)
+    grown = TransformCodec(config)
     load_released(grown, released, textures(4))
     a, b = (coded(networks, textures(1), 30) for networks in (released, grown))
     torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
@@ -328,12 +329,14 @@ def test_image_steps_cover_the_range_in_every_batch() -> None:
     draws = torch.stack([random_steps(6, generator) for _ in range(4000)])
     assert draws.min() == MIN_IMAGE_STEP
     assert draws.max() == MAX_IMAGE_STEP
-    assert (draws.diff(dim=1) >= 0).all()  # one from each sixth of the distribution
     share = (torch.arange(24000) + 0.5) / 24000
-    bell = torch.where(share < 0.5, (share / 2).sqrt(), 1 - ((1 - share) / 2).sqrt())
-    expected = (MIN_IMAGE_STEP + bell**0.65 * (MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP)).long()
-    assert abs(draws.float().mean() - expected.float().mean()) < 0.1
-    assert abs(draws.float().std() - expected.float().std()) < 0.1
+    bell = torch.where(share < 0.5, (share / 2).sqrt(), 1 - ((1 - share) / 2).sqrt()) ** 0.65
+    place = torch.cat([bell, bell, bell, share])  # a quarter from the whole range alike
+    expected = (MIN_IMAGE_STEP + place * (MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP)).long()
+    assert abs(draws.float().mean() - expected.float().mean()) < 0.2
+    assert abs(draws.float().std() - expected.float().std()) < 0.2
+    # batches are more alike than if all were drawn apart: most hold some of each
+    assert draws.float().mean(1).std() < 0.6 * draws.float().std() / 6**0.5
 
 
 @functools.cache

@@ -46,6 +46,7 @@ from archive_pipeline.pcdc.utility import lpips
 
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
 HELD_OUT = 32  # crops
+GROWING = ("latents", "depth_8", "depth_16", "edge_kernel", "shortcut")  # of a config, by --start
 
 
 @torch.no_grad()
@@ -82,7 +83,7 @@ def klt_codec(crops: Tensor) -> TransformCodec:
 
 
 def grown(folder: Path, crops: Tensor) -> TransformCodec:
-    """A released model's codec, with what earlier formats had not; widths and depths stay.
+    """A released model's codec, with what earlier ones had not; the networks' widths stay.
 
     Raises:
         click.ClickException: the folder holds none.
@@ -92,8 +93,8 @@ def grown(folder: Path, crops: Tensor) -> TransformCodec:
     except ModelError as error:
         raise click.ClickException(str(error)) from error
     now, before = TransformConfig(), released.config
-    latents = max(now.latents, before.latents)
-    config = replace(before, latents=latents, edge_kernel=now.edge_kernel, shortcut=now.shortcut)
+    larger = {n: max(getattr(now, n), getattr(before, n)) for n in GROWING}
+    config = replace(before, **larger)
     codec = TransformCodec(config)
     load_released(codec, released, crops)
     return codec
@@ -152,7 +153,7 @@ def main(settings: Settings, detector: str | None) -> None:
         perceptual = perceptual_error(x_bar.float(), x, seen) * slope.mean((1, 2, 3))
         distortion = (error * weight * slope).sum((1, 2, 3)) + 3 * size**2 * perceptual
         # coarse steps cost few bits: weigh them up so that low rates are learned as well
-        emphasis = (step_size(image_step) / 32) ** 1.2
+        emphasis = step_size(image_step) / 32
         loss = ((bits + distortion) * emphasis).mean() / size**2
         run.update(loss)
         if run.log_due:

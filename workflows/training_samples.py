@@ -15,7 +15,8 @@ from archive_pipeline.pcdc.constants import BLOCK, LEVEL_OFFSETS, MAX_IMAGE_STEP
 from archive_pipeline.pcdc.transforms import expand_blocks
 
 VALIDATION_SHARE = 25  # every 25th image is held out
-SMALLEST_SCALE = 0.25  # of crops that are made smaller
+SHRUNK = 0.6  # share of crops that are made smaller
+SMALLEST_SCALE = 0.25  # of these
 RECOLOURED = 0.2  # share of crops whose colours change
 SATURATION = (0.6, 2.0)  # factors on their colourfulness
 CONTRAST = (0.7, 1.5)  # and on their contrast
@@ -23,6 +24,7 @@ COLLAGES = 0.15  # share of crops set before a blurred one
 DEFOCUS = (0.5, 12.0)  # its blur's standard deviation in pixels
 CORNERS = (3, 9)  # of what stands before it, the upper end excluded
 STROKE = (1, 12)  # pixels, the same
+EVEN = 0.25  # share of image steps from the whole range alike
 
 
 class Crops:
@@ -56,7 +58,7 @@ class Crops:
     def batch(self, count: int) -> Tensor:
         """Return (count, 3, size, size) uint8, random in place, size, colours, flips, rotations.
 
-        Half of the crops are made smaller, which is sharper than frames are at full size. Some
+        Most crops are made smaller, which is sharper than frames are at full size. Some
         get other colours, and some stand with a sharp outline before another one out of focus:
         of strong colours, edges and smooth grounds flights over land show few.
         """
@@ -72,7 +74,7 @@ class Crops:
         """A random crop (size, size, 3)."""
         entry = self.train[self.rng.choice(len(self.train), p=self.weight)]
         size = self.size
-        if self.rng.random() < 0.5:
+        if self.rng.random() < SHRUNK:
             limit = min(self.size / SMALLEST_SCALE, *entry[2:])
             size = int(self.size * (limit / self.size) ** self.rng.random())
         top = int(self.rng.integers(entry[2] - size + 1))
@@ -121,16 +123,18 @@ class Crops:
 
 
 def random_steps(count: int, generator: torch.Generator) -> Tensor:
-    """Image steps (count,) of a batch, spread evenly over a bell-shaped distribution.
+    """Image steps (count,) of a batch, mostly spread evenly over a bell-shaped distribution.
 
     The rates users ask for are in the middle of the range, and a batch that always holds some of
-    each has less noise in its gradient than independent draws.
+    each has less noise in its gradient than independent draws. Some are drawn from the whole
+    range: at its fine end the networks' own errors show, which cost bits at coarser steps too.
     """
     share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     tail = torch.minimum(share, 1 - share)
-    bell = torch.where(share < 0.5, (tail / 2).sqrt(), 1 - (tail / 2).sqrt())
+    bell = torch.where(share < 0.5, (tail / 2).sqrt(), 1 - (tail / 2).sqrt()) ** 0.65
+    place = torch.where(torch.rand(count, generator=generator) < EVEN, share, bell)
     span = MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP
-    return (MIN_IMAGE_STEP + bell**0.65 * span).long().clamp(max=MAX_IMAGE_STEP)
+    return (MIN_IMAGE_STEP + place * span).long().clamp(max=MAX_IMAGE_STEP)
 
 
 def random_offsets(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,7 @@ from archive_pipeline.pcdc.constants import (
     STEPS_PER_OCTAVE,
     STRIDE,
 )
+from archive_pipeline.pcdc.layers import DepthConvBlock
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 
@@ -147,15 +148,39 @@ def with_more_latents(weights: Tensor, shape: torch.Size, latents: int) -> Tenso
     return weights
 
 
+def places(deeper: nn.Sequential, released: nn.Sequential) -> list[int]:
+    """Where the layers of a released network belong in one that has further blocks.
+
+    The further ones stand behind the others of their width.
+    """
+    found, k = [], 0
+    for layer in released:
+        while isinstance(deeper[k], DepthConvBlock) and not isinstance(layer, DepthConvBlock):
+            k += 1
+        found.append(k)
+        k += 1
+    return found
+
+
 def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor) -> None:
     """Take over released weights; kernels that were smaller are set into the middle of theirs.
 
-    Latents that the released codec has not start as `detail_start` sets them, by crops uint8
-    (n, 3, H, W); their scales rise and fall as those of the others do on average.
+    Further blocks start as the identity. Latents that the released codec has not start as
+    `detail_start` sets them, by crops uint8 (n, 3, H, W); their scales rise and fall as those of
+    the others do on average.
     """
     first = released.config.latents
     state = codec.state_dict()
+    moved = {
+        f"{name}.net.{old}.": f"{name}.net.{new}."
+        for name in ("g_a", "g_s")
+        for old, new in enumerate(
+            places(codec.get_submodule(name).net, released.get_submodule(name).net)
+        )
+    }
     for name, value in released.state_dict().items():
+        layer = re.match(r"g_[as]\.net\.\d+\.", name)
+        name = moved[layer[0]] + name[layer.end() :] if layer else name
         shape = state[name].shape
         grown = (shape[-1] - value.shape[-1]) // 2 if value.dim() == 4 else 0
         value = F.pad(value, [grown] * 4) if grown else value

@@ -52,8 +52,8 @@ class TransformConfig:
     hyper_latents: int = 64
     width_8: int = 128
     width_16: int = 192
-    depth_8: int = 3
-    depth_16: int = 4
+    depth_8: int = 4
+    depth_16: int = 7
     edge_kernel: int = 3
     shortcut: int = 1
 
