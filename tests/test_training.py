@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT / "workflows"))
 import training_samples
 from checkpoints import read_checkpoint, write_checkpoint
 from detector_features import load_features
+from symbol_tables import fitted_tables
 from training_samples import Crops, random_steps
 from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
 from transform_start import config_of, klt_start, load_released
@@ -337,6 +338,29 @@ def test_image_steps_cover_the_range_in_every_batch() -> None:
     assert abs(draws.float().std() - expected.float().std()) < 0.2
     # batches are more alike than if all were drawn apart: most hold some of each
     assert draws.float().mean(1).std() < 0.6 * draws.float().std() / 6**0.5
+
+
+def test_tables_are_fitted_to_the_symbols(crops: Path) -> None:
+    networks = ref.tiny_codec().model.networks
+    shares = fitted_tables(networks, crops, 64, 24)
+    for row in shares:
+        assert len(row) % 2
+        assert len(row) >= 9
+        assert row.sum() == pytest.approx(1)
+        np.testing.assert_allclose(row, row[::-1], atol=1e-12)
+    # pictures that are not among the crops take fewer bytes, if coded with the same symbols
+    gaussian, fitted = (Codec(Model(build_files(networks, s))) for s in (None, shares))
+    tiles = [ref.texture(192, 160, seed) for seed in range(40, 44)]
+    for image_step in (20, 35, 50):
+        job = Encoding(gaussian, tiles)
+        plans = [TilePlan(image_step, np.full(g, 3, np.uint8)) for g in job.allocator.grids]
+        said = gaussian.decode_symbols(job.streams(plans), 192, 160)
+        again = Encoding(fitted, tiles)
+        again._least_kept = job._least_kept
+        streams = again.streams(plans)
+        for a, b in zip(said, fitted.decode_symbols(streams, 192, 160), strict=True):
+            np.testing.assert_array_equal(a.q, b.q)
+        assert sum(map(len, streams)) < sum(map(len, job.streams(plans)))
 
 
 @functools.cache

@@ -1,14 +1,14 @@
 """Turn training checkpoints into a released model.
 
-    python workflows/release_model.py runs/transform/checkpoint.pt models/pcdc-drone-small
-    python workflows/release_model.py runs/denoiser/checkpoint.pt models/pcdc-drone-small
+    python workflows/release_model.py runs/transform/checkpoint.pt models/NAME --crops crops.npy
+    python workflows/release_model.py runs/denoiser/checkpoint.pt models/NAME
 
 Either stage's checkpoint is told by its contents. The averaged weights are taken, what the
-entropy decoder depends on is snapped to its integer grid, the frequency tables are computed and
-frozen, and `config.json` and `model.safetensors` are written; of the denoiser `denoiser/`, its
-weights in half precision. Releasing a transform removes a denoiser and an allocation policy that
-were trained for the one before. The model card, README.md, is written by hand beside them.
-Prints the model's SHA-256.
+entropy decoder depends on is snapped to its integer grid, and `config.json` and
+`model.safetensors` are written; of the denoiser `denoiser/`, its weights in half precision. The
+frequency tables are of Gaussian symbols, or with --crops fitted to those that training crops
+give. Releasing a transform removes a denoiser and an allocation policy that were trained for the
+one before. The model card, README.md, is written by hand beside them. Prints the model's SHA-256.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 from checkpoints import read_checkpoint
 from safetensors.torch import save as save_tensors
+from symbol_tables import fitted_tables
 from transform_start import config_of
 
 from archive_pipeline.pcdc.model import (
@@ -33,12 +34,22 @@ from archive_pipeline.pcdc.model import (
 from archive_pipeline.pcdc.policy import POLICY
 from archive_pipeline.pcdc.transforms import TransformCodec
 
+COUNT = 240  # crops that frequency tables are fitted to
+SIDE = 256  # their side in pixels
 
-def release_transform(state: dict, folder: Path) -> None:
-    """Write the transform codec's files."""
+
+def release_transform(state: dict, folder: Path, crops: Path | None) -> None:
+    """Write the transform codec's files.
+
+    Raises:
+        click.ClickException: the crops are too few.
+    """
     networks = TransformCodec(config_of(state["average"]))
     networks.load_state_dict(state["average"])
-    for name, content in build_files(networks).items():
+    networks.eval()
+    shares = fitted_tables(networks, crops, SIDE, COUNT) if crops else None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in build_files(networks, shares).items():
         (folder / name).write_bytes(content)
     shutil.rmtree((folder / DENOISER_CONFIG).parent, ignore_errors=True)
     (folder / POLICY).unlink(missing_ok=True)
@@ -75,13 +86,17 @@ def release_denoiser(state: dict, folder: Path) -> None:
 @click.command(help=__doc__)
 @click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-def main(checkpoint: Path, folder: Path) -> None:
+@click.option(
+    "--crops",
+    type=click.Path(exists=True, path_type=Path),
+    help="Fit a transform's frequency tables to crops packed by pack_crops.py.",
+)
+def main(checkpoint: Path, folder: Path, crops: Path | None) -> None:
     state = read_checkpoint(checkpoint)
     if "denoiser" in state:
         release_denoiser(state, folder)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        release_transform(state, folder)
+        release_transform(state, folder, crops)
     model = Model.from_folder(folder)
     if model.has_denoiser:
         model.denoiser()

@@ -26,6 +26,7 @@ WORD_BITS = 16
 STATE_BYTES = 5
 STEPS_PER_LANE = 8192  # lanes are doubled until no lane has more symbols than this
 MAX_LANES_LOG2 = 7
+LEAST_LIMIT = 4  # of tables when a model is made: an escape takes a byte more than its symbol
 # a phase of fewer than all lanes is never longer: the level map, which the choice of lanes does
 # not count, has at most this many symbols
 MAX_STEPS = 2 * STEPS_PER_LANE
@@ -36,17 +37,25 @@ class CorruptStream(ValueError):
     """A tile's bytes are not a valid PCDC stream."""
 
 
-def gaussian_frequencies(scale: float) -> NDArray[np.int64]:
-    """Return frequencies of symbols -Q..Q of a Gaussian of `scale` steps, summing to 2^14.
+def symbol_limit(scale: float) -> int:
+    """The largest symbol magnitude Q of a table for symbols of `scale` steps; it is the escape."""
+    return max(LEAST_LIMIT, math.ceil(6 * scale))
 
-    Q = max(1, ceil(6 scale)); the outermost symbols hold the tails and announce an escape.
-    Every frequency is at least 1. Called when a model is made; readers use the stored tables.
-    """
-    limit = max(1, math.ceil(6 * scale))
+
+def gaussian_shares(scale: float) -> NDArray[np.float64]:
+    """Probabilities of symbols -Q..Q of a Gaussian of `scale` steps, tails at the ends."""
+    limit = symbol_limit(scale)
     edges = [-math.inf, *(k + 0.5 for k in range(-limit, limit)), math.inf]
-    cdf = np.array([0.5 * math.erfc(-edge / scale / math.sqrt(2)) for edge in edges])
-    frequencies = 1 + np.floor(np.diff(cdf) * (TOTAL - len(cdf) + 1)).astype(np.int64)
-    frequencies[limit] += TOTAL - frequencies.sum()
+    return np.diff([0.5 * math.erfc(-edge / scale / math.sqrt(2)) for edge in edges])
+
+
+def frequencies_of(shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Frequencies, all at least 1 and summing to 2^14, of symbols -Q..Q of these probabilities.
+
+    Called when a model is made; readers use the stored tables.
+    """
+    frequencies = 1 + np.floor(shares * (TOTAL - len(shares))).astype(np.int64)
+    frequencies[len(shares) // 2] += TOTAL - frequencies.sum()
     return frequencies
 
 

@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from archive_pipeline.pcdc.constants import LEVEL_OFFSETS, SCALE_COUNT
-from archive_pipeline.pcdc.entropy import Tables, gaussian_frequencies, level_frequencies
+from archive_pipeline.pcdc.entropy import (
+    Tables,
+    frequencies_of,
+    gaussian_shares,
+    level_frequencies,
+)
 from archive_pipeline.pcdc.layers import IntegerConv2d
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
@@ -224,8 +230,18 @@ def _exact(networks: TransformCodec) -> bool:
     )
 
 
-def build_files(networks: TransformCodec) -> dict[str, bytes]:
+def gaussian_tables() -> list[NDArray[np.float64]]:
+    """Probabilities of symbols -Q..Q at each scale index, as training takes them to be."""
+    return [gaussian_shares(float(scale_of(torch.tensor(float(i))))) for i in range(SCALE_COUNT)]
+
+
+def build_files(
+    networks: TransformCodec, shares: list[NDArray[np.float64]] | None = None
+) -> dict[str, bytes]:
     """Return the files of a released model made of trained networks.
+
+    Args:
+        shares: probabilities of symbols -Q..Q at each scale index; `gaussian_tables` if left out.
 
     What the entropy decoder depends on is snapped to the grid that `forward` rounds it to, so
     that reading it back involves no rounding at all. All else is rounded to half precision.
@@ -242,8 +258,7 @@ def build_files(networks: TransformCodec) -> dict[str, bytes]:
             tensors[f"{name}.bias"] = (bias * bias_unit).detach().cpu().float()
     tensors["prior.knots"] = torch.round(tensors["prior.knots"] * 2**KNOT_BITS) / 2**KNOT_BITS
     tensors = {name: tensor.to(_stored_as(name, FORMAT)) for name, tensor in tensors.items()}
-    scales = [float(scale_of(torch.tensor(float(i)))) for i in range(SCALE_COUNT)]
-    rows = [gaussian_frequencies(s) for s in scales]
+    rows = [frequencies_of(row) for row in shares or gaussian_tables()]
     zero = [len(r) // 2 for r in rows] + [0] * len(LEVEL_STAY)
     rows += [level_frequencies(p, len(LEVEL_OFFSETS)) for p in LEVEL_STAY]
     tensors["tables.frequency"] = torch.from_numpy(np.concatenate(rows)).int()
