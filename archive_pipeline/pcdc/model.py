@@ -113,10 +113,10 @@ class Model:
             tensors = load_tensors(files[WEIGHTS])
             tables = [tensors.pop(f"tables.{n}").numpy() for n in ("frequency", "size", "zero")]
             for name, tensor in tensors.items():
-                if tensor.dtype != _stored_as(name, kind):
+                if tensor.dtype != stored_as(name, kind):
                     raise ModelError(
                         f"model {self.sha256[:12]}: {name} is {_short(tensor.dtype)}, "
-                        f"not {_short(_stored_as(name, kind))}"
+                        f"not {_short(stored_as(name, kind))}"
                     )
             tensors = {name: tensor.float() for name, tensor in tensors.items()}
             with torch.device("meta"):
@@ -202,7 +202,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _stored_as(name: str, kind: str) -> torch.dtype:
+def stored_as(name: str, kind: str) -> torch.dtype:
     """The type of a tensor of this name in a model of this format; all compute in float32."""
     return torch.float16 if kind == FORMAT and not name.startswith(EXACT) else torch.float32
 
@@ -257,7 +257,7 @@ def build_files(
             tensors[f"{name}.weight"] = (weight * weight_unit).detach().cpu().float()
             tensors[f"{name}.bias"] = (bias * bias_unit).detach().cpu().float()
     tensors["prior.knots"] = torch.round(tensors["prior.knots"] * 2**KNOT_BITS) / 2**KNOT_BITS
-    tensors = {name: tensor.to(_stored_as(name, FORMAT)) for name, tensor in tensors.items()}
+    tensors = {name: tensor.to(stored_as(name, FORMAT)) for name, tensor in tensors.items()}
     rows = [frequencies_of(row) for row in shares or gaussian_tables()]
     zero = [len(r) // 2 for r in rows] + [0] * len(LEVEL_STAY)
     rows += [level_frequencies(p, len(LEVEL_OFFSETS)) for p in LEVEL_STAY]

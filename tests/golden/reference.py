@@ -27,7 +27,7 @@ from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.bitstream import MODEL_BYTES, Header
 from archive_pipeline.pcdc.codec import Codec, Symbols
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, LEVEL_OFFSETS, SCALE_COUNT
-from archive_pipeline.pcdc.model import CONFIG, FORMATS, WEIGHTS, Model
+from archive_pipeline.pcdc.model import CONFIG, FORMATS, WEIGHTS, Model, stored_as
 from archive_pipeline.pcdc.policy import Policy, PolicyConfig
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
@@ -97,10 +97,10 @@ def decoder_of_part(packed: bytes, sha256: str) -> Codec:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     config = header["__metadata__"]["config"]
     widths = json.loads(config)
-    implied = FORMATS[widths.pop("format")]
+    kind = widths.pop("format")
     with torch.device("meta"):
-        shapes = TransformCodec(TransformConfig(**widths, **implied)).state_dict()
-    tensors = {name: torch.zeros(value.shape) for name, value in shapes.items()}
+        shapes = TransformCodec(TransformConfig(**widths, **FORMATS[kind])).state_dict()
+    tensors = {n: torch.zeros(value.shape, dtype=stored_as(n, kind)) for n, value in shapes.items()}
     for name, value in load_tensors(data).items():
         scaled = (value.double() / 2**PART_BITS).float()
         tensors[name] = value if name.startswith("tables.") else scaled
