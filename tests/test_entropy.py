@@ -17,7 +17,9 @@ Phases = list[list[tuple[np.ndarray, np.ndarray]]]
 
 
 def gaussian_tables(scales: list[float]) -> Tables:
-    rows = [entropy.frequencies_of(entropy.gaussian_shares(s)) for s in scales]
+    rows = [
+        entropy.frequencies_of(entropy.gaussian_shares(s, entropy.symbol_limit(s))) for s in scales
+    ]
     return Tables(
         np.concatenate(rows),
         np.array([len(r) for r in rows]),
@@ -105,7 +107,9 @@ def test_size_is_near_the_ideal(scale: float, lanes: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.15, 0.5, 2.0, 20.0, 58.7])
 def test_gaussian_tables_are_near_the_true_entropy(scale: float) -> None:
-    frequencies = entropy.frequencies_of(entropy.gaussian_shares(scale))
+    frequencies = entropy.frequencies_of(
+        entropy.gaussian_shares(scale, entropy.symbol_limit(scale))
+    )
     assert frequencies.sum() == TOTAL
     assert frequencies.min() >= 1
     np.testing.assert_array_equal(frequencies, frequencies[::-1])

@@ -46,7 +46,6 @@ def release_transform(state: dict, folder: Path, crops: Path | None) -> None:
     """
     networks = TransformCodec(config_of(state["average"]))
     networks.load_state_dict(state["average"])
-    networks.eval()
     shares = fitted_tables(networks, crops, SIDE, COUNT) if crops else None
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in build_files(networks, shares).items():

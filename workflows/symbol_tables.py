@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from training_samples import Crops, random_steps
+from training_samples import Crops, emphasis, random_steps
 
 from archive_pipeline.pcdc.allocation import LEVELS, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, SCALE_COUNT
 from archive_pipeline.pcdc.encoding import Encoding
-from archive_pipeline.pcdc.entropy import gaussian_shares
 from archive_pipeline.pcdc.model import Model, build_files, gaussian_tables
-from archive_pipeline.pcdc.transforms import TransformCodec, scale_of, step_size
+from archive_pipeline.pcdc.transforms import TransformCodec
 
 SEED = 5  # of the crops
 ROUNDS = 2  # the encoder chooses symbols by what the tables say they cost
@@ -46,7 +45,7 @@ def count_symbols(model: Model, crops: Crops, count: int) -> list[NDArray[np.flo
         height, width = symbols.q.shape[1:]
         q_index = codec.q_index(symbols.z, image_step, levels)[:, :height, :width]
         z_index = codec.z_index(image_step, *symbols.z.shape[1:])
-        weight = float(step_size(torch.tensor(image_step))) / 32
+        weight = float(emphasis(torch.tensor(image_step)))
         for index, values in ((q_index, symbols.q), (z_index, symbols.z)):
             for i in np.unique(index[index >= FIRST_CODED_SCALE]):
                 limit = limits[i]
@@ -67,13 +66,10 @@ def fitted_tables(
         click.ClickException: the file holds too few images.
     """
     shares = gaussian_tables()
-    expected = []
-    for i, row in enumerate(shares):
-        wide = gaussian_shares(WIDER * float(scale_of(torch.tensor(float(i)))))
-        beyond = (len(wide) - len(row)) // 2
-        inner = wide[beyond : beyond + len(row)].copy()
-        inner[[0, -1]] += wide[:beyond].sum()
-        expected.append((1 - WIDE) * row + WIDE * inner)
+    expected = [
+        (1 - WIDE) * row + WIDE * wide
+        for row, wide in zip(shares, gaussian_tables(WIDER), strict=True)
+    ]
     for _ in range(ROUNDS):
         model = Model(build_files(networks, shares))
         counts = count_symbols(model, Crops(path, size, SEED), count)

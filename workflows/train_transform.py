@@ -30,7 +30,7 @@ from checkpoints import read_checkpoint
 from detector_features import load_features
 from torch import Tensor
 from training import Run, Settings, common_options
-from training_samples import Crops, random_offsets, random_steps
+from training_samples import Crops, emphasis, random_offsets, random_steps
 from transform_loss import (
     border_weights,
     perceptual_error,
@@ -41,7 +41,7 @@ from transform_loss import (
 from transform_start import config_of, klt_start, load_released
 
 from archive_pipeline.pcdc.model import Model, ModelError
-from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, step_size
+from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 from archive_pipeline.pcdc.utility import lpips
 
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
@@ -152,9 +152,7 @@ def main(settings: Settings, detector: str | None) -> None:
         slope = 8.66 / pixel_step.square()
         perceptual = perceptual_error(x_bar.float(), x, seen) * slope.mean((1, 2, 3))
         distortion = (error * weight * slope).sum((1, 2, 3)) + 3 * size**2 * perceptual
-        # coarse steps cost few bits: weigh them up so that low rates are learned as well
-        emphasis = step_size(image_step) / 32
-        loss = ((bits + distortion) * emphasis).mean() / size**2
+        loss = ((bits + distortion) * emphasis(image_step)).mean() / size**2
         run.update(loss)
         if run.log_due:
             plain = (x_bar.float() - x).mul(127.5).square().mean()

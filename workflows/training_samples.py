@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from archive_pipeline.pcdc.constants import BLOCK, LEVEL_OFFSETS, MAX_IMAGE_STEP, MIN_IMAGE_STEP
-from archive_pipeline.pcdc.transforms import expand_blocks
+from archive_pipeline.pcdc.transforms import expand_blocks, step_size
 
 VALIDATION_SHARE = 25  # every 25th image is held out
 SHRUNK = 0.6  # share of crops that are made smaller
@@ -135,6 +135,11 @@ def random_steps(count: int, generator: torch.Generator) -> Tensor:
     place = torch.where(torch.rand(count, generator=generator) < EVEN, share, bell)
     span = MAX_IMAGE_STEP + 1 - MIN_IMAGE_STEP
     return (MIN_IMAGE_STEP + place * span).long().clamp(max=MAX_IMAGE_STEP)
+
+
+def emphasis(image_step: Tensor) -> Tensor:
+    """Weights of image steps: coarse ones cost few bits and shall be learned as well."""
+    return step_size(image_step) / 32
 
 
 def random_offsets(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

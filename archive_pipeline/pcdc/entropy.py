@@ -42,9 +42,8 @@ def symbol_limit(scale: float) -> int:
     return max(LEAST_LIMIT, math.ceil(6 * scale))
 
 
-def gaussian_shares(scale: float) -> NDArray[np.float64]:
-    """Probabilities of symbols -Q..Q of a Gaussian of `scale` steps, tails at the ends."""
-    limit = symbol_limit(scale)
+def gaussian_shares(scale: float, limit: int) -> NDArray[np.float64]:
+    """Probabilities of symbols -limit..limit of a Gaussian of `scale` steps, tails at the ends."""
     edges = [-math.inf, *(k + 0.5 for k in range(-limit, limit)), math.inf]
     return np.diff([0.5 * math.erfc(-edge / scale / math.sqrt(2)) for edge in edges])
 

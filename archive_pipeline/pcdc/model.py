@@ -26,6 +26,7 @@ from archive_pipeline.pcdc.entropy import (
     frequencies_of,
     gaussian_shares,
     level_frequencies,
+    symbol_limit,
 )
 from archive_pipeline.pcdc.layers import IntegerConv2d
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
@@ -47,7 +48,8 @@ FORMATS: dict[str, dict[str, int]] = {
     "pcdc-transform-3": {},
     FORMAT: {},
 }
-EXACT = ("h_scale.", "prior.")  # networks that entropy decoding depends on
+FULL_PRECISION = ("pcdc-transform-1", "pcdc-transform-2", "pcdc-transform-3")
+EXACT = ("h_scale.", "prior.")  # networks that entropy decoding depends on, in any format
 MAX_FILE_BYTES = 256 << 20
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
@@ -204,7 +206,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 def stored_as(name: str, kind: str) -> torch.dtype:
     """The type of a tensor of this name in a model of this format; all compute in float32."""
-    return torch.float16 if kind == FORMAT and not name.startswith(EXACT) else torch.float32
+    full = kind in FULL_PRECISION or name.startswith(EXACT)
+    return torch.float32 if full else torch.float16
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -230,9 +233,13 @@ def _exact(networks: TransformCodec) -> bool:
     )
 
 
-def gaussian_tables() -> list[NDArray[np.float64]]:
-    """Probabilities of symbols -Q..Q at each scale index, as training takes them to be."""
-    return [gaussian_shares(float(scale_of(torch.tensor(float(i))))) for i in range(SCALE_COUNT)]
+def gaussian_tables(wider: float = 1.0) -> list[NDArray[np.float64]]:
+    """Probabilities of symbols -Q..Q at each scale index, Gaussian as training takes them to be.
+
+    `wider` makes their scales larger, but not Q.
+    """
+    scales = [float(scale_of(torch.tensor(float(i)))) for i in range(SCALE_COUNT)]
+    return [gaussian_shares(wider * scale, symbol_limit(scale)) for scale in scales]
 
 
 def build_files(
