@@ -26,13 +26,13 @@ class DepthConvBlock(nn.Module):
         super().__init__()
         self.spatial = nn.Sequential(
             nn.Conv2d(channels, channels, 1),
-            nn.LeakyReLU(0.1),
+            nn.LeakyReLU(0.1, inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
             nn.Conv2d(channels, channels, 1),
         )
         self.mix = nn.Sequential(
             nn.Conv2d(channels, 2 * channels, 1),
-            nn.LeakyReLU(0.1),
+            nn.LeakyReLU(0.1, inplace=True),
             nn.Conv2d(2 * channels, channels, 1),
         )
         for branch in (self.spatial, self.mix):  # starts as the identity, for `klt_start`
