@@ -323,6 +323,23 @@ def test_a_checkpoint_of_an_earlier_format_is_released_as_such(tmp_path: Path) -
         assert torch.equal(released.state_dict()[name], kept), name
 
 
+def test_a_release_may_lie_between_the_one_before_and_what_training_made_of_it(
+    tmp_path: Path,
+) -> None:
+    before = ref.tiny_codec().model.networks
+    trained = {k: v + torch.randn_like(v) / 8 for k, v in before.state_dict().items()}
+    write_checkpoint(tmp_path / "checkpoint.pt", {"average": trained})
+    old, new = ref.write_model(tmp_path / "old"), tmp_path / "new"
+    command = ("release_model.py", tmp_path / "checkpoint.pt", new, "--blend")
+    workflow(*command, old, "--share", "0.25")
+    for name, value in Model.from_folder(new).networks.state_dict().items():
+        between = 0.75 * before.state_dict()[name] + 0.25 * trained[name]
+        kept = between.to(stored_as(name, FORMAT)).float()
+        torch.testing.assert_close(value, kept, rtol=0, atol=2**-8)  # the scales' grid
+    assert "is of another architecture" in refusal(*command, shipped() / DEFAULT_MODEL)
+    assert "config.json: No such file" in refusal(*command, tmp_path)
+
+
 def test_the_transform_of_training_patches_fills_all_latents() -> None:
     """More of them leave out less, through the shortcut where the networks are narrower."""
     errors = []

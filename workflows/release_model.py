@@ -7,8 +7,11 @@ Either stage's checkpoint is told by its contents. The averaged weights are take
 entropy decoder depends on is snapped to its integer grid, and `config.json` and
 `model.safetensors` are written; of the denoiser `denoiser/`, its weights in half precision. The
 frequency tables are of Gaussian symbols, or with --crops fitted to those that training crops
-give. Releasing a transform removes a denoiser and an allocation policy that were trained for the
-one before. The model card, README.md, is written by hand beside them. Prints the model's SHA-256.
+give. With --blend the weights lie between those of an earlier release, which training started
+from, and the checkpoint's, at --share of the way: much of what training gained on some measures
+stays, and more of what it lost on others comes back (Wortsman et al., arXiv:2109.01903).
+Releasing a transform removes a denoiser and an allocation policy that were trained for the one
+before. The model card, README.md, is written by hand beside them. Prints the model's SHA-256.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import shutil
 from pathlib import Path
 
 import click
+import torch
 from checkpoints import read_checkpoint
 from safetensors.torch import save as save_tensors
 from symbol_tables import fitted_tables
+from torch import Tensor
 from transform_start import config_of
 
 from archive_pipeline.pcdc.model import (
@@ -36,6 +41,21 @@ from archive_pipeline.pcdc.transforms import TransformCodec
 
 COUNT = 240  # crops that frequency tables are fitted to
 SIDE = 256  # their side in pixels
+
+
+def blended(average: dict[str, Tensor], release: Path, share: float) -> dict[str, Tensor]:
+    """Weights at `share` (0..1) of the way from an earlier release's transform to `average`.
+
+    Raises:
+        click.ClickException: the folder holds no model, or one of another architecture.
+    """
+    try:
+        before = Model.from_folder(release).networks
+    except ModelError as error:
+        raise click.ClickException(str(error)) from error
+    if before.config != config_of(average):
+        raise click.ClickException(f"{release} is of another architecture than the checkpoint")
+    return {k: torch.lerp(v, average[k], share) for k, v in before.state_dict().items()}
 
 
 def release_transform(state: dict, folder: Path, crops: Path | None) -> None:
@@ -90,8 +110,27 @@ def release_denoiser(state: dict, folder: Path) -> None:
     type=click.Path(exists=True, path_type=Path),
     help="Fit a transform's frequency tables to crops packed by pack_crops.py.",
 )
-def main(checkpoint: Path, folder: Path, crops: Path | None) -> None:
+@click.option(
+    "--blend",
+    metavar="FOLDER",
+    type=click.Path(exists=True, path_type=Path),
+    help="Release weights between those of this earlier release and the checkpoint's.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    default=0.75,
+    show_default=True,
+    help="How far towards the checkpoint, with --blend.",
+)
+def main(
+    checkpoint: Path, folder: Path, crops: Path | None, blend: Path | None, share: float
+) -> None:
     state = read_checkpoint(checkpoint)
+    if blend and "denoiser" in state:
+        raise click.UsageError("--blend is for a transform's checkpoint, this is a denoiser's")
+    if blend:
+        state["average"] = blended(state["average"], blend, share)
     if "denoiser" in state:
         release_denoiser(state, folder)
     else:

@@ -21,4 +21,4 @@ HYPER_LIMIT = 127  # hyper-latents are integers in -127..127
 
 # Of the encoder, not of the format: bits that the squared error of a symbol is worth, in steps. At
 # equal bits, lower ones gain SSIMULACRA 2 and lose LPIPS.
-ERROR_WEIGHT = 32.0
+ERROR_WEIGHT = 20.0
