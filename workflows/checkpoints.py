@@ -1,7 +1,8 @@
-"""Checkpoints of the training stages.
+"""What the training stages begin with: checkpoints and released models.
 
-Both hold `average` (averaged weights), `optimiser`, `step` and `minutes`, and the weights in
-training: `codec` (stage 1) or `denoiser` (stage 2, with `model`, the SHA-256 of its transform).
+Checkpoints of both stages hold `average` (averaged weights), `optimiser`, `step` and `minutes`, and
+the weights in training: `codec` (stage 1) or `denoiser` (stage 2, with `model`, the SHA-256 of its
+transform).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import click
 import torch
+
+from archive_pipeline.pcdc.model import Model, ModelError
 
 
 def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -27,6 +30,18 @@ def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     if not isinstance(state, dict) or "average" not in state:
         raise click.ClickException(f"{path} is no checkpoint of a training stage")
     return state
+
+
+def read_release(folder: Path) -> Model:
+    """Read a released model's folder.
+
+    Raises:
+        click.ClickException: it holds none.
+    """
+    try:
+        return Model.from_folder(folder)
+    except ModelError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

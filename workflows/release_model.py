@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 import torch
-from checkpoints import read_checkpoint
+from checkpoints import read_checkpoint, read_release
 from safetensors.torch import save as save_tensors
 from symbol_tables import fitted_tables
 from torch import Tensor
@@ -32,7 +32,6 @@ from archive_pipeline.pcdc.model import (
     DENOISER_CONFIG,
     DENOISER_WEIGHTS,
     Model,
-    ModelError,
     build_files,
     transform_digest,
 )
@@ -49,10 +48,7 @@ def blended(average: dict[str, Tensor], release: Path, share: float) -> dict[str
     Raises:
         click.ClickException: the folder holds no model, or one of another architecture.
     """
-    try:
-        before = Model.from_folder(release).networks
-    except ModelError as error:
-        raise click.ClickException(str(error)) from error
+    before = read_release(release).networks
     if before.config != config_of(average):
         raise click.ClickException(f"{release} is of another architecture than the checkpoint")
     return {k: torch.lerp(v, average[k], share) for k, v in before.state_dict().items()}
@@ -80,10 +76,7 @@ def release_denoiser(state: dict, folder: Path) -> None:
     Raises:
         click.ClickException: the folder holds no model, or not the transform it was trained for.
     """
-    try:
-        model = Model.from_folder(folder)
-    except ModelError as error:
-        raise click.ClickException(str(error)) from error
+    model = read_release(folder)
     transform = transform_digest(model.files)
     if transform != state["model"]:
         raise click.ClickException(
@@ -127,13 +120,13 @@ def main(
     checkpoint: Path, folder: Path, crops: Path | None, blend: Path | None, share: float
 ) -> None:
     state = read_checkpoint(checkpoint)
-    if blend and "denoiser" in state:
-        raise click.UsageError("--blend is for a transform's checkpoint, this is a denoiser's")
-    if blend:
-        state["average"] = blended(state["average"], blend, share)
     if "denoiser" in state:
+        if blend:
+            raise click.UsageError("--blend is for a transform's checkpoint, this is a denoiser's")
         release_denoiser(state, folder)
     else:
+        if blend:
+            state["average"] = blended(state["average"], blend, share)
         release_transform(state, folder, crops)
     model = Model.from_folder(folder)
     if model.has_denoiser:

@@ -26,6 +26,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from checkpoints import read_release
 from coding import level_terms
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,7 +36,6 @@ from archive_pipeline.pcdc.adaptation import to_signal
 from archive_pipeline.pcdc.allocation import BASE_LEVEL, LEVELS, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding
-from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.policy import (
     POLICY,
     Policy,
@@ -174,7 +174,7 @@ def main(
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    codec = Codec(Model.from_folder(model_folder))
+    codec = Codec(read_release(model_folder))
     latents = codec.model.networks.config.latents
     table = fill_table(folder / "table.pt", Crops(crops, SIZE, seed), codec, tiles, seed)
     table["loss"] = UtilityWeights().of(table["terms"])

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import click
 import torch
-from checkpoints import read_checkpoint
+from checkpoints import read_checkpoint, read_release
 from detector_features import load_features
 from torch import Tensor
 from training import Run, Settings, common_options
@@ -40,7 +40,6 @@ from transform_loss import (
 )
 from transform_start import config_of, klt_start, load_released
 
-from archive_pipeline.pcdc.model import Model, ModelError
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 from archive_pipeline.pcdc.utility import lpips
 
@@ -88,10 +87,7 @@ def grown(folder: Path, crops: Tensor) -> TransformCodec:
     Raises:
         click.ClickException: the folder holds none.
     """
-    try:
-        released = Model.from_folder(folder).networks
-    except ModelError as error:
-        raise click.ClickException(str(error)) from error
+    released = read_release(folder).networks
     now, before = TransformConfig(), released.config
     larger = {n: max(getattr(now, n), getattr(before, n)) for n in GROWING}
     config = replace(before, **larger)
