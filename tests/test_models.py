@@ -164,6 +164,10 @@ def test_config_of_another_kind() -> None:
     refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=True), "shortcut")
     refused(with_config(format="pcdc-transform-3", edge_kernel=1, shortcut=1), "shortcut")
     refused(with_config(format="pcdc-transform-4", edge_kernel=1, shortcut=0), "not float16")
+    named = {"format": "pcdc-transform-5", "edge_kernel": 1, "shortcut": 0}
+    refused(with_config(**named), "incomplete")  # its extra_depth_16
+    refused(with_config(**named, extra_depth_16=33), "out of range")
+    refused(with_config(**named, extra_depth_16=0), "not float16")
     refused(with_config(edge_kernel=1), "edge_kernel")  # the first format did not name it
     refused(with_config(extra=1), "extra")
     refused(with_config(latents=32))  # allowed, but not what the weights are

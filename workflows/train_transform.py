@@ -45,7 +45,8 @@ from archive_pipeline.pcdc.utility import lpips
 
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
 HELD_OUT = 32  # crops
-GROWING = ("latents", "depth_8", "depth_16", "edge_kernel", "shortcut")  # of a config, by --start
+# of a config, by --start
+GROWING = ("latents", "depth_8", "depth_16", "edge_kernel", "shortcut", "extra_depth_16")
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ COLLAGES = 0.15  # share of crops set before a blurred one
 DEFOCUS = (0.5, 12.0)  # its blur's standard deviation in pixels
 CORNERS = (3, 9)  # of what stands before it, the upper end excluded
 STROKE = (1, 12)  # pixels, the same
-EVEN = 0.25  # share of image steps from the whole range alike
+EVEN = 0.35  # share of image steps from the whole range alike
 
 
 class Crops:

@@ -30,18 +30,22 @@ def config_of(weights: dict[str, Tensor]) -> TransformConfig:
     try:
         first = weights["g_a.net.1.weight"]
         # blocks at stride 8, two other layers, blocks at stride 16
-        mixing = re.compile(r"g_a\.net\.(\d+)\.mix\.0\.weight")
-        places = sorted(int(found[1]) for name in weights if (found := mixing.fullmatch(name)))
-        depth_8 = sum(place == 2 + k for k, place in enumerate(places))
+        analysis, synthesis = (
+            sorted(int(found[1]) for name in weights if (found := mixing.fullmatch(name)))
+            for mixing in (re.compile(rf"{n}\.net\.(\d+)\.mix\.0\.weight") for n in ("g_a", "g_s"))
+        )
+        depth_8 = sum(place == 2 + k for k, place in enumerate(analysis))
+        depth_16 = len(synthesis) - depth_8
         return TransformConfig(
             latents=len(weights["h_scale.layers.5.weight"]),
             hyper_latents=len(weights["prior.knots"]),
             width_8=len(first),
             width_16=len(weights["g_s.net.0.weight"]),
             depth_8=depth_8,
-            depth_16=len(places) - depth_8,
+            depth_16=depth_16,
             edge_kernel=first.shape[-1],
             shortcut=int("g_a.shortcut.weight" in weights),
+            extra_depth_16=len(analysis) - depth_8 - depth_16,
         )
     except KeyError as error:
         raise click.ClickException(
@@ -162,14 +166,12 @@ def places(deeper: nn.Sequential, released: nn.Sequential) -> list[int]:
     return found
 
 
-def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor) -> None:
-    """Take over released weights; kernels that were smaller are set into the middle of theirs.
+def take_over(codec: TransformCodec, released: TransformCodec) -> None:
+    """Set a codec's weights to released ones of the same widths, of no more blocks or latents.
 
-    Further blocks start as the identity. Latents that the released codec has not start as
-    `detail_start` sets them, by crops uint8 (n, 3, H, W); their scales rise and fall as those of
-    the others do on average.
+    Kernels that were smaller are set into the middle of theirs, further blocks start as the
+    identity, further latents as zero.
     """
-    first = released.config.latents
     state = codec.state_dict()
     moved = {
         f"{name}.net.{old}.": f"{name}.net.{new}."
@@ -184,8 +186,18 @@ def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor
         shape = state[name].shape
         grown = (shape[-1] - value.shape[-1]) // 2 if value.dim() == 4 else 0
         value = F.pad(value, [grown] * 4) if grown else value
-        state[name] = with_more_latents(value, shape, first)
+        state[name] = with_more_latents(value, shape, released.config.latents)
     codec.load_state_dict(state)
+
+
+def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor) -> None:
+    """Start from released weights as `take_over` does, with a use for further latents.
+
+    They start as `detail_start` sets them, by crops uint8 (n, 3, H, W); their scales rise and fall
+    as those of the others do on average.
+    """
+    take_over(codec, released)
+    first = released.config.latents
     if codec.config.shortcut and codec.config.latents > first:
         bias = scale_biases(codec, detail_start(codec, crops, first))
         with torch.no_grad():

@@ -40,12 +40,13 @@ FILES = (CONFIG, WEIGHTS)
 DENOISER_CONFIG = "denoiser/config.json"
 DENOISER_WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
 DENOISER_FILES = (DENOISER_CONFIG, DENOISER_WEIGHTS)
-FORMAT = "pcdc-transform-4"
+FORMAT = "pcdc-transform-5"
 # fields that a format's config.json does not name, and their values
 FORMATS: dict[str, dict[str, int]] = {
-    "pcdc-transform-1": {"edge_kernel": 1, "shortcut": 0},
-    "pcdc-transform-2": {"shortcut": 0},
-    "pcdc-transform-3": {},
+    "pcdc-transform-1": {"edge_kernel": 1, "shortcut": 0, "extra_depth_16": 0},
+    "pcdc-transform-2": {"shortcut": 0, "extra_depth_16": 0},
+    "pcdc-transform-3": {"extra_depth_16": 0},
+    "pcdc-transform-4": {"extra_depth_16": 0},
     FORMAT: {},
 }
 FULL_PRECISION = ("pcdc-transform-1", "pcdc-transform-2", "pcdc-transform-3")
@@ -53,7 +54,7 @@ EXACT = ("h_scale.", "prior.")  # networks that entropy decoding depends on, in 
 MAX_FILE_BYTES = 256 << 20
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
-CHOICES = {"edge_kernel": (1, 3), "shortcut": (0, 1)}
+CHOICES = {"edge_kernel": (1, 3), "shortcut": (0, 1), "extra_depth_16": range(MAX_DEPTH + 1)}
 KNOT_BITS = 10  # the prior's knots are multiples of 2^-10: interpolating eighths is exact
 MAX_KNOT = 1 << 6
 MAX_INTEGER_BIAS = 1 << 22  # float32 still rounds halves exactly

@@ -46,6 +46,7 @@ class TransformConfig:
     `edge_kernel` is the kernel, on the grid of 8 px cells, of the first layer of g_a and the last
     of g_s: with 3 both are lapped transforms, with 1 (the first release) block transforms.
     `shortcut` is 1 where both have a linear shortcut, 0 (releases before it) where they have none.
+    `extra_depth_16` counts the blocks that g_a has at 1/16 beyond g_s's: decoding does without.
     """
 
     latents: int = 320
@@ -53,9 +54,10 @@ class TransformConfig:
     width_8: int = 128
     width_16: int = 192
     depth_8: int = 4
-    depth_16: int = 7
+    depth_16: int = 9
     edge_kernel: int = 3
     shortcut: int = 1
+    extra_depth_16: int = 2
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -104,7 +106,7 @@ class Analysis(nn.Module):
             *blocks(c.width_8, c.depth_8),
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * c.width_8, c.width_16, 1),
-            *blocks(c.width_16, c.depth_16),
+            *blocks(c.width_16, c.depth_16 + c.extra_depth_16),
             nn.Conv2d(c.width_16, c.latents, 1),
         )
         self.shortcut = _shortcut(BLOCK_SAMPLES, c.latents) if c.shortcut else None
