@@ -41,10 +41,11 @@ sys.path.insert(0, str(ROOT / "workflows"))
 import training_samples
 from checkpoints import read_checkpoint, write_checkpoint
 from detector_features import load_features
+from release_model import blended
 from symbol_tables import fitted_tables
 from training_samples import Crops, random_steps
 from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
-from transform_start import config_of, klt_start, load_released
+from transform_start import config_of, klt_start, load_released, take_over
 
 train_transform = pytest.importorskip("train_transform", reason="needs the `train` extra")
 train_denoiser = pytest.importorskip("train_denoiser", reason="needs the `train` extra")
@@ -263,7 +264,8 @@ def coded(
 def test_released_weights_are_a_start_with_the_same_output() -> None:
     """Also those of an earlier format (smaller kernels, no shortcut) and of fewer blocks."""
     released = ref.tiny_codec().model.networks
-    config = replace(released.config, edge_kernel=3, shortcut=1, depth_8=2, depth_16=3)
+    deeper = {"depth_8": 2, "depth_16": 3, "extra_depth_16": 1}
+    config = replace(released.config, edge_kernel=3, shortcut=1, **deeper)
     grown = TransformCodec(config)
     load_released(grown, released, textures(4))
     a, b = (coded(networks, textures(1), 30) for networks in (released, grown))
@@ -299,7 +301,7 @@ def test_latents_that_released_weights_had_not_carry_what_they_left_out() -> Non
         TransformConfig(),
         TransformConfig(latents=192, edge_kernel=1, shortcut=0),
         TransformConfig(12, 8, 16, 16, 1, 1),
-        TransformConfig(12, 8, 16, 16, 2, 3, shortcut=0),
+        TransformConfig(12, 8, 16, 16, 2, 3, shortcut=0, extra_depth_16=0),
     ],
 )
 def test_weights_say_what_widths_they_are_of(config: TransformConfig) -> None:
@@ -338,6 +340,30 @@ def test_a_release_may_lie_between_the_one_before_and_what_training_made_of_it(
         torch.testing.assert_close(value, kept, rtol=0, atol=2**-8)  # the scales' grid
     assert "is of another architecture" in refusal(*command, shipped() / DEFAULT_MODEL)
     assert "config.json: No such file" in refusal(*command, tmp_path)
+
+
+def test_a_release_may_lie_between_one_of_fewer_blocks_and_what_training_made_of_it(
+    tmp_path: Path,
+) -> None:
+    before = ref.tiny_codec().model.networks
+    deeper = TransformCodec(replace(before.config, depth_8=2, depth_16=3, extra_depth_16=1))
+    take_over(deeper, before)
+    average = {k: v + torch.randn_like(v) / 8 for k, v in deeper.state_dict().items()}
+    old = ref.write_model(tmp_path / "old")
+    torch.testing.assert_close(blended(average, old, 1.0), average)
+    start = TransformCodec(deeper.config)
+    start.load_state_dict(blended(average, old, 0.0))
+    a, b = (coded(networks, textures(1), 30) for networks in (before, start))
+    torch.testing.assert_close(a[:2], b[:2])
+    # half-way the further blocks do half of what they learned
+    half, name = blended(average, old, 0.5), "g_a.net.3.mix"
+    torch.testing.assert_close(half[f"{name}.0.weight"], average[f"{name}.0.weight"])
+    torch.testing.assert_close(half[f"{name}.2.weight"], average[f"{name}.2.weight"] / 2)
+    (tmp_path / "deeper").mkdir()
+    for name, content in build_files(deeper).items():
+        (tmp_path / "deeper" / name).write_bytes(content)
+    with pytest.raises(click.ClickException, match="is of another architecture"):
+        blended(dict(before.state_dict()), tmp_path / "deeper", 0.5)  # blocks would be lost
 
 
 def test_the_transform_of_training_patches_fills_all_latents() -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -26,8 +27,9 @@ from checkpoints import read_checkpoint, read_release
 from safetensors.torch import save as save_tensors
 from symbol_tables import fitted_tables
 from torch import Tensor
-from transform_start import config_of
+from transform_start import config_of, take_over
 
+from archive_pipeline.pcdc.layers import DepthConvBlock
 from archive_pipeline.pcdc.model import (
     DENOISER_CONFIG,
     DENOISER_WEIGHTS,
@@ -40,18 +42,33 @@ from archive_pipeline.pcdc.transforms import TransformCodec
 
 COUNT = 240  # crops that frequency tables are fitted to
 SIDE = 256  # their side in pixels
+DEPTHS = ("depth_8", "depth_16", "extra_depth_16")
 
 
 def blended(average: dict[str, Tensor], release: Path, share: float) -> dict[str, Tensor]:
     """Weights at `share` (0..1) of the way from an earlier release's transform to `average`.
 
+    Blocks that training put behind the earlier release's are made the identity there by their last
+    layers alone: between it and a block of other inner weights lies nothing of use.
+
     Raises:
         click.ClickException: the folder holds no model, or one of another architecture.
     """
-    before = read_release(release).networks
-    if before.config != config_of(average):
+    before, config = read_release(release).networks, config_of(average)
+    deeper = replace(before.config, **{name: getattr(config, name) for name in DEPTHS})
+    # the blocks at 1/8, those of g_s at 1/16, and those of g_a
+    depths = [
+        (c.depth_8, c.depth_16, c.depth_16 + c.extra_depth_16) for c in (before.config, config)
+    ]
+    if deeper != config or any(new < old for old, new in zip(*depths, strict=True)):
         raise click.ClickException(f"{release} is of another architecture than the checkpoint")
-    return {k: torch.lerp(v, average[k], share) for k, v in before.state_dict().items()}
+    start = TransformCodec(config)
+    start.load_state_dict(average)
+    for module in start.modules():
+        if isinstance(module, DepthConvBlock):
+            module.become_identity()
+    take_over(start, before)
+    return {k: torch.lerp(v, average[k], share) for k, v in start.state_dict().items()}
 
 
 def release_transform(state: dict, folder: Path, crops: Path | None) -> None:

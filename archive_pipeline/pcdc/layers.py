@@ -35,7 +35,11 @@ class DepthConvBlock(nn.Module):
             nn.LeakyReLU(0.1, inplace=True),
             nn.Conv2d(2 * channels, channels, 1),
         )
-        for branch in (self.spatial, self.mix):  # starts as the identity, for `klt_start`
+        self.become_identity()  # for `klt_start`
+
+    def become_identity(self) -> None:
+        """Set the last layers of both branches to zero."""
+        for branch in (self.spatial, self.mix):
             zero(branch[-1])
 
     def forward(self, x: Tensor) -> Tensor:
