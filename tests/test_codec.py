@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from archive_pipeline.models import DEFAULT_MODEL, load_named, read_policy
-from archive_pipeline.pcdc import entropy
+from archive_pipeline.pcdc import encoding, entropy
 from archive_pipeline.pcdc.allocation import Allocator, BlockCosts, BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MODEL_BYTES, Header, UnknownModel
 from archive_pipeline.pcdc.codec import Codec, Symbols, levels_from_residuals, residuals_from_levels
@@ -142,12 +142,13 @@ def wide_files() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("files", [ref.tiny_files, wide_files], ids=["tiny", "wide"])
 def test_symbols_are_the_quantised_latents(
-    tiles: Tiles, files: Callable[[], dict[str, bytes]]
+    tiles: Tiles, files: Callable[[], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the definition, q ~ (y - mean) / step, worked out apart in float64.
 
     An encoder may take the integer next to the nearest, towards zero, where that saves bits.
     """
+    monkeypatch.setattr(encoding, "CORRECTED_UP_TO", -1)  # y is what g_a says
     codec = Codec(Model(files()))
     streams = encode_tiles(codec, tiles, budget(tiles, 1.5))
     networks = Model(files()).networks.double()
@@ -223,6 +224,30 @@ def test_latents_beyond_the_width_of_the_networks_hold_detail() -> None:
     [out], [without] = codec.decode([stream], 96, 80), codec.synthesise([symbols])
     error, left = (float(np.square(o.astype(float) - tile).mean()) for o in (out, without))
     assert error < 0.8 * left
+
+
+@pytest.mark.parametrize(("rate", "fine"), [(3.0, True), (0.3, False)])
+def test_fine_steps_are_corrected_for_the_networks_own_error(
+    rate: float, fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = Codec(load_named(DEFAULT_MODEL))
+    tiles = [ref.texture(128, 96, 9), ref.constant(0, 0), ref.spots(70, 120)]
+    allowed = budget(tiles, rate)
+
+    def coded() -> tuple[list[bytes], float]:
+        streams = encode_tiles(codec, tiles, allowed)
+        assert sum(map(len, streams)) <= allowed
+        assert (symbols_of(codec, streams)[0].image_step <= encoding.CORRECTED_UP_TO) == fine
+        pairs = zip(codec.decode(streams, 128, 120), tiles, strict=True)
+        return streams, sum(float(np.square(a.astype(float) - b).sum()) for a, b in pairs)
+
+    corrected, error = coded()
+    monkeypatch.setattr(encoding.Encoding, "_correct", lambda job, t, plan: job.latents[t])
+    plain, plain_error = coded()
+    if fine:
+        assert error < 0.95 * plain_error
+    else:
+        assert corrected == plain
 
 
 def test_encoding_leaves_the_tiles_alone_and_takes_views() -> None:

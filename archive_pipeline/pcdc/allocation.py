@@ -109,6 +109,11 @@ class Allocator:
         self.price: float | None = None
         self._cache: dict[tuple[int, int, int], float] = {}
 
+    def forget(self, tiles: Iterable[int]) -> None:
+        """Ask anew for what tiles cost: something about them has changed."""
+        changed = set(tiles)
+        self._cache = {key: cost for key, cost in self._cache.items() if key[0] not in changed}
+
     def _bytes(self, tile: int, step: int, level: int = BASE_LEVEL) -> float:
         key = (tile, step, level)
         if key not in self._cache:
