@@ -46,7 +46,7 @@ UNSPENT_SHARE = 0.01  # of the budget, small enough to be left
 
 # At image steps up to here the networks' own error, what g_s(g_a(x)) loses without quantisation, is
 # a good part of all error: latents are then corrected for it.
-CORRECTED_UP_TO = 20
+CORRECTED_UP_TO = 25
 CORRECTION = 0.9  # of the gradient; g_s is nearly orthonormal, so Newton's step would be about 1
 
 
