@@ -169,8 +169,8 @@ def places(deeper: nn.Sequential, released: nn.Sequential) -> list[int]:
 def take_over(codec: TransformCodec, released: TransformCodec) -> None:
     """Set a codec's weights to released ones of the same widths, of no more blocks or latents.
 
-    Kernels that were smaller are set into the middle of theirs, further blocks start as the
-    identity, further latents as zero.
+    Kernels that were smaller are set into the middle of theirs, further latents are zero, and
+    further blocks stay as they are: the identity in a codec just made.
     """
     state = codec.state_dict()
     moved = {

@@ -235,7 +235,7 @@ class Encoding:
         """
         if self.latents[t] is None:
             return None
-        x, y = self._pixels(self.tiles[t]), self.latents_of(t).requires_grad_()
+        x, y = self._pixels(self.tiles[t]), self.latents_of(t).detach().requires_grad_()
         exponent = self.codec.exponents(plan.image_step, plan.levels, *y.shape[-2:])
         with torch.enable_grad():
             x_bar = self.codec.model.networks.g_s(y, torch.from_numpy(exponent).to(y.device)[None])
