@@ -179,7 +179,11 @@ class Encoding:
             BudgetTooSmall: even the coarsest coding takes more.
         """
         plans = self.allocator.plan(budget)
-        fine = [t for t, plan in enumerate(plans) if plan.image_step <= CORRECTED_UP_TO]
+        fine = [
+            t
+            for t, plan in enumerate(plans)
+            if plan.image_step <= CORRECTED_UP_TO and self.tiles[t].size
+        ]
         if self._corrected or not fine:
             return plans
         self._corrected = True
@@ -228,13 +232,11 @@ class Encoding:
     def _analyse(self, tile: NDArray[np.uint8]) -> Tensor | None:
         return self.codec.model.networks.g_a(self._pixels(tile)) if tile.size else None
 
-    def _correct(self, t: int, plan: TilePlan) -> Tensor | None:
-        """Latents of a tile after a step down the gradient of what g_s makes of them.
+    def _correct(self, t: int, plan: TilePlan) -> Tensor:
+        """Latents of a tile, not empty, after a step down the gradient of what g_s makes of them.
 
         That is of half the squared error in 8-bit pixels, without quantisation.
         """
-        if self.latents[t] is None:
-            return None
         x, y = self._pixels(self.tiles[t]), self.latents_of(t).detach().requires_grad_()
         exponent = self.codec.exponents(plan.image_step, plan.levels, *y.shape[-2:])
         with torch.enable_grad():
