@@ -13,8 +13,9 @@ import numpy as np
 import zarr
 from PIL import Image
 
-from archive_pipeline.flight import read_pixels
-from archive_pipeline.store import Archive
+from archive_pipeline.flight.read import read_pixels
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     archive = Archive.open(arguments.archive)
     rows = []
     for entry in archive.images():
-        source = archive.image(entry).source
+        source = ArchivedImage(archive, entry).source
         if entry.record["codec"] != "pcdc" or len(rows) == arguments.rows:
             continue
         side = min(arguments.size, source.width, source.height)

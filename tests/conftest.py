@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from archive_pipeline.cli import main
+from archive_pipeline.commands.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -76,7 +76,7 @@ def command() -> Run:
 
 def command_line(*args: object) -> list[str]:
     """Return the command line of `archive` with these arguments."""
-    return [sys.executable, "-m", "archive_pipeline.cli", *(str(a) for a in args)]
+    return [sys.executable, "-m", "archive_pipeline.commands.cli", *(str(a) for a in args)]
 
 
 def make_flight(folder: Path, *args: int) -> list[Path]:

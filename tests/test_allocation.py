@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 
-from archive_pipeline import models
+from archive_pipeline.codec import models
+from archive_pipeline.codec.zarr_codec import trim
+from archive_pipeline.detection.object_blocks import RaisedBlocks
 from archive_pipeline.pcdc.allocation import (
     ALLOCATIONS,
     BASE_LEVEL,
@@ -46,8 +48,6 @@ from archive_pipeline.pcdc.ppo import (
     gather_levels,
     roll_out,
 )
-from archive_pipeline.raised import RaisedBlocks
-from archive_pipeline.zarr_codec import trim
 
 LATENTS = ref.tiny_codec().model.networks.config.latents
 MAP_LIMIT = 0.005  # bits a pixel

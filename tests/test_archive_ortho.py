@@ -12,10 +12,11 @@ import rasterio
 from click.testing import CliRunner
 from conftest import ORTHO, Run
 
-from archive_pipeline.cli import main
-from archive_pipeline.georef import window_transform
-from archive_pipeline.index import read_index
-from archive_pipeline.store import Archive
+from archive_pipeline.commands.cli import main
+from archive_pipeline.geo.georef import window_transform
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.index import read_index
 
 pytestmark = pytest.mark.skipif(not ORTHO.is_dir(), reason=f"the orthomosaics are not at {ORTHO}")
 
@@ -85,7 +86,7 @@ def test_windows_equal_the_whole(run: Run, orthos: Path, restored: dict[str, Pat
         width, height = entry.record["width"], entry.record["height"]
         left, right = sorted(rng.sample(range(width + 1), 2))
         top, bottom = sorted(rng.sample(range(height + 1), 2))
-        image = archive.image(entry)
+        image = ArchivedImage(archive, entry)
         if entry.id not in whole:
             whole[entry.id] = (
                 image.read((0, 0, width, height)),
@@ -105,7 +106,7 @@ def test_windows_equal_the_whole(run: Run, orthos: Path, restored: dict[str, Pat
         assert result.code == 0, result.err
         (file,) = result.json["files"]
         col, row, width, height = file["window"]
-        georef = archive.image(entry).source.georef
+        georef = ArchivedImage(archive, entry).source.georef
         with rasterio.open(file["path"]) as part, rasterio.open(restored[entry.id]) as full:
             expected = window_transform(georef, (col, row, width, height)).transform
             assert tuple(part.transform)[:6] == pytest.approx(expected, rel=1e-12)

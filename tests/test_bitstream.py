@@ -15,7 +15,7 @@ from golden import reference as ref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archive_pipeline.models import shipped
+from archive_pipeline.codec.models import shipped
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MAX_SIDE, Header, parse
 from archive_pipeline.pcdc.codec import Codec, Symbols
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP

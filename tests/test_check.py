@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from conftest import FRAMES, Run
 
-from archive_pipeline.check import check
-from archive_pipeline.index import read_index
-from archive_pipeline.layout import ArchiveError, image_key
-from archive_pipeline.store import Archive
+from archive_pipeline.jobs.check import check
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.index import read_index
+from archive_pipeline.store.layout import ArchiveError, image_key
 
 CASES = 60
 SECONDS = 20  # for one case, on a busy machine
@@ -54,7 +55,7 @@ def _read(url: Path) -> list[str]:
         entry = archive.entry(FIRST)
         if entry is None:  # what is left of the record says that no image was committed
             return []
-        image = archive.image(entry)
+        image = ArchivedImage(archive, entry)
         assert image.source.id == entry.id
         image.read((0, 0, entry.record["width"], entry.record["height"]))
     except ArchiveError as error:

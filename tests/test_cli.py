@@ -26,12 +26,14 @@ def test_help_is_quick(command_name: str) -> None:
 
 def test_heavy_modules_are_imported_late() -> None:
     code = (
-        "import sys, archive_pipeline.cli; heavy = {'torch', 'zarr', 'numpy', 'distributed'};"
+        "import sys, archive_pipeline.commands.cli;"
+        "heavy = {'torch', 'zarr', 'numpy', 'distributed'};"
         "assert not heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     code = (
-        "import sys, archive_pipeline.info, archive_pipeline.ingest, archive_pipeline.restore;"
+        "import sys, archive_pipeline.jobs.info, archive_pipeline.jobs.ingest;"
+        "import archive_pipeline.jobs.restore;"
         "assert not {'torch', 'distributed', 'geopandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

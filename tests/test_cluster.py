@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from archive_pipeline import cluster
-from archive_pipeline.locks import is_locked, locked
+from archive_pipeline.jobs import cluster
 from archive_pipeline.pcdc.stages import stage, timed
+from archive_pipeline.store._locks import is_locked, locked
 
 POISON = 7
 
@@ -192,7 +192,8 @@ def test_locks_exclude_processes_and_end_with_them(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")
     code = (
-        "import sys, time; from pathlib import Path; from archive_pipeline.locks import locked\n"
+        "import sys, time; from pathlib import Path\n"
+        "from archive_pipeline.store._locks import locked\n"
         f"with locked(Path({str(path)!r}), 5): print('held', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

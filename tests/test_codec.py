@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from archive_pipeline.models import DEFAULT_MODEL, load_named, read_policy
+from archive_pipeline.codec.models import DEFAULT_MODEL, load_named, read_policy
 from archive_pipeline.pcdc import encoding, entropy
 from archive_pipeline.pcdc.allocation import Allocator, BlockCosts, BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MODEL_BYTES, Header, UnknownModel

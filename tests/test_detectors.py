@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from toy_detector import Objects, paint, save_toy_detector
 
-from archive_pipeline import detectors as module
-from archive_pipeline.boxes import (
+from archive_pipeline.detection import detectors as module
+from archive_pipeline.detection.boxes import (
     EMPTY,
     OVERLAP,
     Detections,
@@ -29,7 +29,7 @@ from archive_pipeline.boxes import (
     strips,
     suppress,
 )
-from archive_pipeline.detectors import (
+from archive_pipeline.detection.detectors import (
     Detector,
     DetectorError,
     Read,
@@ -41,7 +41,7 @@ from archive_pipeline.detectors import (
     pack_detections,
     unpack_detections,
 )
-from archive_pipeline.labels import GROUPS, group_classes, parse_groups
+from archive_pipeline.detection.labels import GROUPS, group_classes, parse_groups
 
 if importlib.util.find_spec("ultralytics") is None:  # not imported: it would write settings
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
@@ -334,11 +334,12 @@ def test_weights_cannot_run_code(tmp_path: Path) -> None:
 
 def test_the_extra_is_asked_for_and_never_imported_unasked(tmp_path: Path) -> None:
     code = (
-        "import sys, archive_pipeline.ingest, archive_pipeline.restore, archive_pipeline.cli,"
-        " archive_pipeline.check, archive_pipeline.verify, archive_pipeline.report;"
+        "import sys, archive_pipeline.jobs.ingest, archive_pipeline.jobs.restore,"
+        " archive_pipeline.commands.cli, archive_pipeline.jobs.check,"
+        " archive_pipeline.jobs.verify, archive_pipeline.detection.report;"
         "assert not {'ultralytics', 'openvino', 'torch', 'jinja2'} & set(sys.modules);"
         "sys.modules['ultralytics'] = None;"
-        "from archive_pipeline.detectors import find_detectors, DetectorError\n"
+        "from archive_pipeline.detection.detectors import find_detectors, DetectorError\n"
         "try: find_detectors(['yolo11s.pt'])\n"
         "except DetectorError as error: print(error)"
     )

@@ -18,8 +18,8 @@ import pytest
 from conftest import FRAMES, Result, Run, command_line, make_flight
 from test_cluster import dask_processes
 
-from archive_pipeline.index import read_index
-from archive_pipeline.store import Archive
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.index import read_index
 
 SECONDS = 600  # that a command may take on a busy machine
 MANY = "ARCHIVE_TEST_FRAMES"  # frames of the long chaos test
@@ -81,8 +81,8 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive of `frames`, made in this process: nothing happens to it."""
-    from archive_pipeline.ingest import ingest
-    from archive_pipeline.ingest_image import Budget, Options
+    from archive_pipeline.jobs.ingest import ingest
+    from archive_pipeline.jobs.ingest_image import Budget, Options
 
     url = tmp_path_factory.mktemp("undisturbed") / "a.zarr"
     report = ingest(str(url), [(frames.name, frames)], Options(Budget(ratio=16)), workers=0)
@@ -171,7 +171,8 @@ def test_a_poisoned_image_is_named_and_all_others_are_archived(
     poison = sorted(frames.iterdir())[4]
     preload = tmp_path / "poison.py"  # what a library that crashes on this file does
     preload.write_text(
-        "import os, archive_pipeline.flight as flight, archive_pipeline.ingest as ingest\n"
+        "import os, archive_pipeline.flight.read as flight\n"
+        "import archive_pipeline.jobs.ingest_image as ingest\n"
         "def crash(path, *args):\n"
         f"    if path.name == {poison.name!r}: os.abort()\n"
         "    return flight.read_source(path, *args)\n"

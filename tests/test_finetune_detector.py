@@ -19,7 +19,7 @@ if importlib.util.find_spec("ultralytics") is None:  # not imported: it would wr
 
 import torch
 
-from archive_pipeline.detectors import find_detectors, import_ultralytics, load_detector
+from archive_pipeline.detection.detectors import find_detectors, import_ultralytics, load_detector
 
 sys.path.insert(0, str(ROOT / "workflows"))
 from detection_slices import label_of, prepare

@@ -21,16 +21,8 @@ from PIL import Image, PngImagePlugin
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
-from archive_pipeline.camera import read_pose
-from archive_pipeline.flight import (
-    FlightError,
-    SourceError,
-    SourceImage,
-    find_images,
-    read_pixels,
-    read_source,
-)
-from archive_pipeline.jpeg_segments import (
+from archive_pipeline.flight.find import FlightError, find_images
+from archive_pipeline.flight.jpeg_segments import (
     TRAILER,
     blank_thumbnail,
     fill_thumbnail,
@@ -38,6 +30,9 @@ from archive_pipeline.jpeg_segments import (
     walk,
     write_segments,
 )
+from archive_pipeline.flight.read import read_pixels, read_source
+from archive_pipeline.flight.source_image import SourceError, SourceImage
+from archive_pipeline.geo.camera import read_pose
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -28,27 +28,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from archive_pipeline.camera import locate, read_pose
-from archive_pipeline.check import check
-from archive_pipeline.documents import exif_tags, set_dimensions
-from archive_pipeline.embedded import png_blocks, tiff_blocks
-from archive_pipeline.flight import EXIF_PREFIX, XMP_PREFIX, SourceError, SourceImage, read_source
-from archive_pipeline.info import describe
-from archive_pipeline.ingest import ingest
-from archive_pipeline.ingest_image import Budget, Options
-from archive_pipeline.jpeg_segments import (
+from archive_pipeline.flight._metadata_blocks import png_blocks, tiff_blocks
+from archive_pipeline.flight.jpeg_segments import (
     MAX_PAYLOAD,
     blank_thumbnail,
     fill_thumbnail,
     walk,
     write_segments,
 )
-from archive_pipeline.layout import ArchiveError, pack_metadata, unpack_metadata
+from archive_pipeline.flight.read import read_source
+from archive_pipeline.flight.source_image import EXIF_PREFIX, XMP_PREFIX, SourceError, SourceImage
+from archive_pipeline.geo.camera import locate, read_pose
+from archive_pipeline.jobs.check import check
+from archive_pipeline.jobs.info import describe
+from archive_pipeline.jobs.ingest import ingest
+from archive_pipeline.jobs.ingest_image import Budget, Options
+from archive_pipeline.jobs.restore import Selection, restore
+from archive_pipeline.outputs._documents import exif_tags, set_dimensions
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES
 from archive_pipeline.pcdc.codec import Symbols
 from archive_pipeline.pcdc.entropy import CorruptStream
-from archive_pipeline.restore import Selection, restore
-from archive_pipeline.store import Archive
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.layout import ArchiveError, pack_metadata, unpack_metadata
 
 CORPUS = Path(__file__).parent / "corpus"
 LONG = 20  # times as many examples in a slow run

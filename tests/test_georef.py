@@ -16,15 +16,16 @@ import pytest
 from pyproj import Proj, Transformer
 from rasterio.rpc import RPC
 
-from archive_pipeline.camera import (
+from archive_pipeline.flight.find import find_images
+from archive_pipeline.flight.read import read_source
+from archive_pipeline.geo.camera import (
     CameraPose,
     camera_georef,
     field_of_view_pitch,
     locate,
     read_pose,
 )
-from archive_pipeline.flight import find_images, read_source
-from archive_pipeline.georef import (
+from archive_pipeline.geo.georef import (
     Georef,
     bbox_to_window,
     check_bbox,
@@ -32,7 +33,7 @@ from archive_pipeline.georef import (
     window_transform,
     with_footprint,
 )
-from archive_pipeline.neighbours import neighbour_warnings
+from archive_pipeline.geo.neighbours import neighbour_warnings
 
 ROOT = Path(__file__).resolve().parents[1]
 BRIGHTON = ROOT.parent / "shared" / "data" / "eval" / "brighton_beach"

@@ -19,10 +19,10 @@ import pytest
 from conftest import BRIGHTON, FRAMES, Run, command_line
 from PIL import Image
 
-from archive_pipeline import cluster
-from archive_pipeline import ingest as ingesting
-from archive_pipeline.index import read_index
-from archive_pipeline.store import Archive
+from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs import ingest as ingesting
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.index import read_index
 
 
 def ids(url: Path | str) -> list[str]:
@@ -263,7 +263,7 @@ def test_neighbours_that_contradict_the_tags(
         seen.append([(key, None if grey is None else grey.shape) for key, _, grey in frames])
         return [(frames[-1][0], "yaw tag is off by 179° against its neighbours")]
 
-    monkeypatch.setattr("archive_pipeline.neighbours.neighbour_warnings", fake)
+    monkeypatch.setattr("archive_pipeline.geo.neighbours.neighbour_warnings", fake)
     monkeypatch.setattr(ingesting, "NEIGHBOURS", 2)
     args = ("--archive", tmp_path / "a.zarr", "--ratio", 16, "--workers", 0)
     result = run("ingest", flight, *args, "--json")
@@ -281,7 +281,7 @@ def test_neighbours_that_contradict_the_tags(
     def broken(*args: object) -> None:
         raise RuntimeError("matching failed")
 
-    monkeypatch.setattr("archive_pipeline.neighbours.neighbour_warnings", broken)
+    monkeypatch.setattr("archive_pipeline.geo.neighbours.neighbour_warnings", broken)
     assert run("ingest", flight, *args, "--overwrite").code == 0
 
 

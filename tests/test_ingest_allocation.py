@@ -8,8 +8,8 @@ import pytest
 from conftest import Run
 from golden import reference as ref
 
-from archive_pipeline import models
-from archive_pipeline.check import check
+from archive_pipeline.codec import models
+from archive_pipeline.jobs.check import check
 from archive_pipeline.pcdc.allocation import ALLOCATIONS
 from archive_pipeline.pcdc.policy import POLICY, pack_policy
 

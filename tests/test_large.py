@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT, Run
 
-from archive_pipeline import ingest as ingesting
-from archive_pipeline import ingest_image, layout
-from archive_pipeline.cli import main
-from archive_pipeline.layout import grid
-from archive_pipeline.store import Archive
+from archive_pipeline.commands.cli import main
+from archive_pipeline.jobs import ingest as ingesting
+from archive_pipeline.jobs import ingest_image
+from archive_pipeline.store import layout
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.layout import grid
 
 SHARDS = 2  # of a frame, once a tile is a shard
 

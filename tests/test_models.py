@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from archive_pipeline import models
+from archive_pipeline.codec import models
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.layers import IntegerConv2d
 from archive_pipeline.pcdc.model import (

@@ -13,12 +13,12 @@ import pyproj
 import pytest
 import rasterio
 
-from archive_pipeline import mosaic as mosaic_module
-from archive_pipeline import tile_cache
-from archive_pipeline.flight import SourceImage
-from archive_pipeline.georef import Georef, Window, with_footprint
-from archive_pipeline.mosaic import write_mosaic
-from archive_pipeline.output_paths import OutputError
+from archive_pipeline.flight.source_image import SourceImage
+from archive_pipeline.geo.georef import Georef, Window, with_footprint
+from archive_pipeline.jobs import mosaic as mosaic_module
+from archive_pipeline.jobs.mosaic import write_mosaic
+from archive_pipeline.outputs.paths import OutputError
+from archive_pipeline.store import tile_cache
 
 UTM = "EPSG:32615"
 X0, Y0 = 300000.0, 3250000.0

@@ -20,12 +20,13 @@ from PIL import Image, ImageCms
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, MaskFlags
 
-from archive_pipeline import outputs
-from archive_pipeline.flight import SourceImage, read_pixels, read_source
-from archive_pipeline.georef import Window
-from archive_pipeline.jpeg_segments import blank_thumbnail, read_segments
-from archive_pipeline.output_paths import OutputError, output_path
-from archive_pipeline.outputs import read_windows, write_gtiff, write_jpeg, write_png
+from archive_pipeline.flight.jpeg_segments import blank_thumbnail, read_segments
+from archive_pipeline.flight.read import read_pixels, read_source
+from archive_pipeline.flight.source_image import SourceImage
+from archive_pipeline.geo.georef import Window
+from archive_pipeline.outputs import writers as outputs
+from archive_pipeline.outputs.paths import OutputError, output_path
+from archive_pipeline.outputs.writers import read_windows, write_gtiff, write_jpeg, write_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

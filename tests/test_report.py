@@ -17,8 +17,8 @@ from conftest import Run
 from PIL import Image
 from toy_detector import Objects, paint, save_toy_detector
 
-from archive_pipeline.detection_metrics import METRICS
-from archive_pipeline.report import Shape, _spots
+from archive_pipeline.detection.metrics import METRICS
+from archive_pipeline.detection.report import Shape, _spots
 
 if importlib.util.find_spec("ultralytics") is None:
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     Image.fromarray(paint(noise, OBJECTS[:1])).save(flight / "=cmd().png")
     from click.testing import CliRunner
 
-    from archive_pipeline.cli import main
+    from archive_pipeline.commands.cli import main
 
     url = folder / "a.zarr"
     args = ("ingest", flight, "--archive", url, "--ratio", 16, "--workers", 0, "--detect", toy)

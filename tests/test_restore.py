@@ -16,9 +16,10 @@ from conftest import FRAMES, HEIGHT, WIDTH, Run
 from PIL import Image
 from rasterio.windows import Window
 
-from archive_pipeline.georef import Georef, window_transform
+from archive_pipeline.geo.georef import Georef, window_transform
 from archive_pipeline.pcdc.stages import STAGES
-from archive_pipeline.store import Archive
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
 
 READ_ELSEWHERE = """
 import json, sys
@@ -29,7 +30,7 @@ lazy = xarray.open_zarr(group, consolidated=False)["pixels"]
 assert lazy.dims == ("y", "x", "band"), lazy.dims
 part = np.asarray(lazy[100:200, 500:700])
 assert (part == pixels[100:200, 500:700]).all()
-assert "archive_pipeline.store" not in sys.modules
+assert "archive_pipeline.store.archive" not in sys.modules
 np.save(out, pixels)
 """
 
@@ -39,7 +40,7 @@ def whole(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """Pixels of every image, restored whole, by id."""
     opened = Archive.open(archive)
     return {
-        e.id: opened.image(e).read((0, 0, e.record["width"], e.record["height"]))
+        e.id: ArchivedImage(opened, e).read((0, 0, e.record["width"], e.record["height"]))
         for e in opened.images()
     }
 
@@ -52,7 +53,7 @@ def test_windows_equal_the_whole(archive: Path, whole: dict[str, np.ndarray]) ->
         entry = rng.choice(entries)
         left, right = sorted(rng.sample(range(WIDTH + 1), 2))
         top, bottom = sorted(rng.sample(range(HEIGHT + 1), 2))
-        pixels = opened.image(entry).read((left, top, right - left, bottom - top))
+        pixels = ArchivedImage(opened, entry).read((left, top, right - left, bottom - top))
         assert np.array_equal(pixels, whole[entry.id][top:bottom, left:right])
 
 

@@ -19,9 +19,10 @@ import rasterio
 from conftest import FRAMES, HEIGHT, WIDTH, Result, Run, command_line
 from s3_server import Request, S3Server
 
-from archive_pipeline import leases
-from archive_pipeline.layout import ArchiveError
-from archive_pipeline.store import Archive
+from archive_pipeline.store import leases
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.layout import ArchiveError
 
 BUCKET = "drones"
 MANY = 20
@@ -149,7 +150,7 @@ def test_an_old_or_wrong_index_costs_requests_only(
 @pytest.fixture(scope="module")
 def twenty(server: S3Server, archive: Path) -> str:
     """An archive of twenty images: copies of one under other names, half a degree apart."""
-    from archive_pipeline.index import write_index
+    from archive_pipeline.store.index import write_index
 
     url = f"s3://{BUCKET}/twenty.zarr"
     fs = fsspec.filesystem("s3", use_listings_cache=False)
@@ -208,7 +209,7 @@ def test_a_window_reads_its_tiles_and_the_shards_index(
 ) -> None:
     entry = next(Archive.open(archive).images())
     shard = (archive / entry.key / "pixels/c/0/0/0").stat().st_size
-    image = Archive.open(uploaded).image(entry)
+    image = ArchivedImage(Archive.open(uploaded), entry)
     image.array("pixels")
     with server.recorded() as requests:
         image.read((20, 30, 100, 100))
@@ -230,7 +231,7 @@ def test_a_1000_x_1000_window_of_a_full_frame(
     result = ingest(run, tmp_path / "full", s3, "--overwrite")
     assert result.json["ingested"] == 1
     (entry,) = Archive.open(s3).images()
-    image = Archive.open(s3).image(entry)
+    image = ArchivedImage(Archive.open(s3), entry)
     image.array("pixels")
     (shard,) = [v for k, v in objects(s3).items() if "/pixels/c/" in k]
     with server.recorded() as requests:
@@ -257,7 +258,10 @@ def test_flight_on_s3_and_back_by_its_url(
     assert result.json["ingested"] == FRAMES
     opened = Archive.open(url)
     for mine, local in zip(opened.images(), Archive.open(archive).images(), strict=True):
-        source, other = opened.image(mine).source, Archive.open(archive).image(local).source
+        source, other = (
+            ArchivedImage(opened, mine).source,
+            ArchivedImage(Archive.open(archive), local).source,
+        )
         assert source.path == f"{s3}/beach/{mine.id}"
         assert source.sha256 == other.sha256
         assert source.metadata == other.metadata
@@ -270,10 +274,10 @@ def test_flight_on_s3_and_back_by_its_url(
     upload([sorted(flight.iterdir())[0]], f"{s3}/beach")
     assert ingest(run, f"{s3}/beach", str(url)).json["skipped"] == FRAMES
 
-    from archive_pipeline.originals import at_hand, find_original, read_original
+    from archive_pipeline.jobs.originals import at_hand, find_original, read_original
 
     entry = next(opened.images())
-    original, _, other_file = find_original(opened.image(entry), None)
+    original, _, other_file = find_original(ArchivedImage(opened, entry), None)
     assert original is not None
     assert not other_file
     with at_hand(original) as here:

@@ -10,7 +10,9 @@ import pytest
 import zarr
 from conftest import BRIGHTON, Run
 
-from archive_pipeline.layout import (
+from archive_pipeline.store.archive import Archive, absolute, in_process_only
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.layout import (
     SHARD_TILES,
     TILE,
     ArchiveError,
@@ -20,7 +22,6 @@ from archive_pipeline.layout import (
     pack_metadata,
     unpack_metadata,
 )
-from archive_pipeline.store import Archive, absolute, in_process_only
 
 NAMES = [
     "plain.jpg",
@@ -90,7 +91,7 @@ def test_no_shard_of_a_large_image_is_a_sliver(rows: int, columns: int) -> None:
 def test_metadata_round_trip_and_damage(archive: Path) -> None:
     opened = Archive.open(archive)
     entry = next(opened.images())
-    source = opened.image(entry).source
+    source = ArchivedImage(opened, entry).source
     packed = pack_metadata(source)
     assert unpack_metadata(packed) == source
     rng = np.random.default_rng(0)

@@ -20,8 +20,8 @@ from golden import reference as ref
 from PIL import Image
 from torch import nn
 
-from archive_pipeline.detectors import import_ultralytics
-from archive_pipeline.models import DEFAULT_MODEL, shipped
+from archive_pipeline.codec.models import DEFAULT_MODEL, shipped
+from archive_pipeline.detection.detectors import import_ultralytics
 from archive_pipeline.pcdc.allocation import TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, MAX_IMAGE_STEP, MIN_IMAGE_STEP

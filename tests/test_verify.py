@@ -18,9 +18,10 @@ from PIL import Image, ImageFilter
 from test_cluster import dask_processes
 from toy_detector import NAMES, Objects, paint, paint_frame, save_toy_detector, write_labels
 
-from archive_pipeline.boxes import Detections
-from archive_pipeline.detection_metrics import METRICS, Summary, intervals, match
-from archive_pipeline.store import Archive
+from archive_pipeline.detection.boxes import Detections
+from archive_pipeline.detection.metrics import METRICS, Summary, intervals, match
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
 
 if importlib.util.find_spec("ultralytics") is None:  # not imported: it would write settings
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
@@ -53,7 +54,7 @@ def town(painted: Path, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Its archive, with the toy's detections; not to be changed."""
     from click.testing import CliRunner
 
-    from archive_pipeline.cli import main
+    from archive_pipeline.commands.cli import main
 
     url = tmp_path_factory.mktemp("town") / "town.zarr"
     args = ("ingest", painted, "--archive", url, "--ratio", 8, "--workers", 0, "--detect", toy)
@@ -334,7 +335,9 @@ def test_objects_are_kept_better(run: Run, painted: Path, toy: Path, tmp_path: P
             assert entry.record["archive_bytes"] <= WIDTH * HEIGHT * 3 / 60
             with Image.open(painted / entry.id) as file:
                 original = np.asarray(file, float)
-            error = np.square(archive.image(entry).read((0, 0, WIDTH, HEIGHT)) - original).mean(2)
+            error = np.square(
+                ArchivedImage(archive, entry).read((0, 0, WIDTH, HEIGHT)) - original
+            ).mean(2)
             inside = np.zeros((HEIGHT, WIDTH), bool)
             for _, left, top, width, height in objects:
                 inside[top : top + height, left : left + width] = True

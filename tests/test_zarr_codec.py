@@ -19,13 +19,13 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.registry import get_codec_class
 from zarr.storage import LocalStore, MemoryStore
 
-from archive_pipeline import models
+from archive_pipeline.codec import models
+from archive_pipeline.codec.zarr_codec import PCDCCodec, trim
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.pcdc.model import digest
-from archive_pipeline.zarr_codec import PCDCCodec, trim
 
 TILE = 128
 SHA256 = digest(ref.tiny_files())

@@ -50,7 +50,7 @@ from metrics import METRICS
 from numpy.typing import NDArray
 from peers import PEERS, Peer, search
 
-from archive_pipeline.models import DEFAULT_MODEL
+from archive_pipeline.codec.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.allocation import ALLOCATIONS
 
 OURS = summary.OURS

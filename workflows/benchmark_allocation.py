@@ -38,14 +38,14 @@ from PIL import Image
 from rate_distortion import Curve, compare, rate_ratio
 from torch import Tensor
 
-from archive_pipeline.layout import TILE
-from archive_pipeline.models import DEFAULT_MODEL
+from archive_pipeline.codec.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.adaptation import encode_adapted, to_signal
 from archive_pipeline.pcdc.allocation import ALLOCATIONS, BlockCosts
 from archive_pipeline.pcdc.codec import Symbols
 from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles
 from archive_pipeline.pcdc.policy import Policy, residual_statistics
 from archive_pipeline.pcdc.utility import Judge, UtilityWeights
+from archive_pipeline.store.layout import TILE
 
 RATES = (0.06, 0.1, 0.15, 0.25, 0.4, 0.7)  # bits a pixel
 RANGE = (0.06, 0.7)

@@ -23,12 +23,13 @@ from metrics import psnr
 from numpy.typing import NDArray
 from peers import FRAME_PEERS, search
 
-from archive_pipeline.flight import read_pixels
-from archive_pipeline.ingest import ingest
-from archive_pipeline.ingest_image import Budget, Options
-from archive_pipeline.layout import TILE
-from archive_pipeline.models import DEFAULT_MODEL, use_device
-from archive_pipeline.store import Archive
+from archive_pipeline.codec.models import DEFAULT_MODEL, use_device
+from archive_pipeline.flight.read import read_pixels
+from archive_pipeline.jobs.ingest import ingest
+from archive_pipeline.jobs.ingest_image import Budget, Options
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.layout import TILE
 
 FIELDS = ["image", "ratio", "codec", "bytes", "budget", "psnr", "seam", "encode_s", "decode_s"]
 Pixels = NDArray[np.uint8]
@@ -86,7 +87,7 @@ def run_archive(
     seconds = (time.perf_counter() - started) / max(len(report.outcomes), 1)
     archive = Archive.open(url)
     for entry in archive.images():
-        image = archive.image(entry)
+        image = ArchivedImage(archive, entry)
         source = image.source
         original, _ = read_pixels(source)
         for steps in counts:

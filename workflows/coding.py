@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from archive_pipeline.layout import TILE
-from archive_pipeline.models import load_named, read_policy
+from archive_pipeline.codec.models import load_named, read_policy
 from archive_pipeline.pcdc.adaptation import to_signal
 from archive_pipeline.pcdc.allocation import LEVELS, TilePlan
 from archive_pipeline.pcdc.codec import Codec
@@ -19,6 +18,7 @@ from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles, least_
 from archive_pipeline.pcdc.model import ModelError
 from archive_pipeline.pcdc.policy import Policy, PolicyError, load_policy
 from archive_pipeline.pcdc.utility import Judge
+from archive_pipeline.store.layout import TILE
 
 Pixels = NDArray[np.uint8]
 

@@ -1,7 +1,7 @@
 """Labelled images as slices at full resolution, for training a detector with Ultralytics.
 
-The slices are those of `archive_pipeline.boxes.slice_rows`, in which detectors later see an image;
-an object that a slice cuts is labelled where enough of it shows.
+The slices are those of `archive_pipeline.detection.boxes.slice_rows`, in which detectors later
+see an image; an object that a slice cuts is labelled where enough of it shows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ import cv2
 import numpy as np
 import yaml
 
-from archive_pipeline.boxes import Boxes, areas, intersections, slice_rows
-from archive_pipeline.georef import Window
-from archive_pipeline.labels import Groups, LabelError, group_classes, read_labels, read_names
+from archive_pipeline.detection.boxes import Boxes, areas, intersections, slice_rows
+from archive_pipeline.detection.labels import (
+    Groups,
+    LabelError,
+    group_classes,
+    read_labels,
+    read_names,
+)
+from archive_pipeline.geo.georef import Window
 
 VISIBLE = 0.3  # of an object's area; what is less of it in a slice is not labelled
 EMPTY_SHARE = 5  # of the slices without an object every so many-th is kept

@@ -31,10 +31,9 @@ from numpy.typing import NDArray
 from peers import FRAME_PEERS as PEERS
 from peers import within
 
-from archive_pipeline.archived_image import ArchivedImage
-from archive_pipeline.boxes import Detections
-from archive_pipeline.detection_metrics import METRICS
-from archive_pipeline.detectors import (
+from archive_pipeline.codec.models import DEFAULT_MODEL, use_device
+from archive_pipeline.detection.boxes import Detections
+from archive_pipeline.detection.detectors import (
     Detector,
     DetectorFile,
     Read,
@@ -43,16 +42,17 @@ from archive_pipeline.detectors import (
     load_detector,
     whole,
 )
-from archive_pipeline.ingest import ingest
-from archive_pipeline.ingest_image import Budget
-from archive_pipeline.ingest_image import Options as IngestOptions
-from archive_pipeline.labels import Groups, Labels, find_labels, parse_groups
-from archive_pipeline.layout import ImageEntry
-from archive_pipeline.models import DEFAULT_MODEL, use_device
-from archive_pipeline.originals import find_original, read_original
-from archive_pipeline.store import Archive
-from archive_pipeline.verdict import GroupResult, ModelReport, judge
-from archive_pipeline.verify import Options, Task, choose_groups, compare
+from archive_pipeline.detection.labels import Groups, Labels, find_labels, parse_groups
+from archive_pipeline.detection.metrics import METRICS
+from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
+from archive_pipeline.jobs.ingest import ingest
+from archive_pipeline.jobs.ingest_image import Budget
+from archive_pipeline.jobs.ingest_image import Options as IngestOptions
+from archive_pipeline.jobs.originals import find_original, read_original
+from archive_pipeline.jobs.verify import Options, Task, choose_groups, compare
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.layout import ImageEntry
 
 Pixels = NDArray[np.uint8]
 FIELDS = [
@@ -99,7 +99,7 @@ def run_image(
         entry = archive.entry(key)
         if entry is None:
             raise click.ClickException(f"{key}: could not be archived as {name}")
-        images[name] = archive.image(entry)
+        images[name] = ArchivedImage(archive, entry)
     first, image = next(iter(archives.values())), next(iter(images.values()))
     entry = image.entry
     source, problem, _ = find_original(image, None)

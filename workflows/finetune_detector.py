@@ -41,8 +41,8 @@ from openvino_weights import load_network
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from archive_pipeline.detectors import DetectorError, import_ultralytics
-from archive_pipeline.labels import Groups, group_classes, parse_groups
+from archive_pipeline.detection.detectors import DetectorError, import_ultralytics
+from archive_pipeline.detection.labels import Groups, group_classes, parse_groups
 
 STATISTICS = 64  # slices that batch normalisation takes its statistics from
 METRICS = {

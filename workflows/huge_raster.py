@@ -83,7 +83,7 @@ def run(*args: object, until: Callable[[], bool] | None = None) -> dict[str, flo
     """
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "archive_pipeline.cli", *map(str, args)], stdout=sys.stderr
+        [sys.executable, "-m", "archive_pipeline.commands.cli", *map(str, args)], stdout=sys.stderr
     )
     while until is not None and process.poll() is None:
         if until():

@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from archive_pipeline.detectors import DetectorError, find_detectors, import_ultralytics
+from archive_pipeline.detection.detectors import DetectorError, find_detectors, import_ultralytics
 
 Array = NDArray[np.float32]
 

@@ -40,7 +40,15 @@ def main() -> None:
     flight = _flight(options.out, options.frames, *options.size)
     url = options.out / "archive.zarr"
     shutil.rmtree(url, ignore_errors=True)
-    command = [sys.executable, "-m", "archive_pipeline.cli", "ingest", flight, "--archive", url]
+    command = [
+        sys.executable,
+        "-m",
+        "archive_pipeline.commands.cli",
+        "ingest",
+        flight,
+        "--archive",
+        url,
+    ]
     command += ["--ratio", options.ratio, "--workers", options.workers, "--json"]
     started, since = time.time(), time.monotonic()
     done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from archive_pipeline import cluster
-from archive_pipeline.ingest_image import Options, Task
+from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs.ingest_image import Options, Task
 
 
 def nothing(task: Task) -> str:

@@ -28,7 +28,7 @@ from training_samples import Crops, random_offsets, random_steps
 from transform_loss import border_weights, quantise, structural_error
 from transform_start import with_more_latents
 
-from archive_pipeline.models import load_named
+from archive_pipeline.codec.models import load_named
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
 from archive_pipeline.pcdc.model import Model, ModelError, transform_digest
 from archive_pipeline.pcdc.transforms import TransformCodec

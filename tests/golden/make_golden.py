@@ -30,7 +30,7 @@ from training_samples import random_offsets  # noqa: E402
 from transform_loss import rate_distortion  # noqa: E402
 from transform_start import klt_start  # noqa: E402
 
-from archive_pipeline.models import DEFAULT_MODEL, shipped  # noqa: E402
+from archive_pipeline.codec.models import DEFAULT_MODEL, shipped  # noqa: E402
 from archive_pipeline.pcdc.allocation import BudgetTooSmall  # noqa: E402
 from archive_pipeline.pcdc.codec import Codec, Symbols  # noqa: E402
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP  # noqa: E402

@@ -1,0 +1,122 @@
+"""What several commands share: options, exit codes, one line for an error."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+PARTLY_FAILED = 3
+BELOW_TOLERANCE = 4
+
+
+@contextmanager
+def _errors(verbose: int) -> Iterator[None]:
+    """Turn any error into one line and exit code 1; -v shows where it came from."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        if verbose:
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
+        # the project's own errors say all there is to say; others need their type's name
+        if not type(error).__module__.startswith("archive_pipeline") and not isinstance(
+            error, ValueError
+        ):
+            line = f"{type(error).__name__}: {line}"
+        click.echo(f"Error: {line}", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def _logs(verbose: int, quiet: bool) -> Iterator[None]:
+    """Show the package's log on stderr: what -v asks for, or warnings, or errors with -q."""
+    handler = logging.StreamHandler()
+    logger = logging.getLogger("archive_pipeline")
+    logger.setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def common(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command."""
+
+    @click.option(
+        "--archive",
+        "archive_url",
+        default="./archive.zarr",
+        envvar="ARCHIVE_STORE",
+        show_default=True,
+        show_envvar=True,
+        help="Path or URL (s3://, memory://, ...) of the archive.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Only errors and results.")
+    @click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="More detail: Dask's dashboard, workers that die, tracebacks of errors.",
+    )
+    @functools.wraps(function)
+    def wrapped(*args: Any, verbose: int, quiet: bool, **kwargs: Any) -> None:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # worker processes' too
+        with _errors(verbose), _logs(verbose, quiet):
+            function(*args, verbose=verbose, quiet=quiet, **kwargs)
+
+    return wrapped
+
+
+def parallel(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of commands that work on many images."""
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Local worker processes; 0 works in this process. By default one a core.",
+        ),
+        click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask scheduler to use."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where the codec runs.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def decoding(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of commands that decode pixels."""
+    for option in (
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Seed of the denoiser's noise.",
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(0, 100),
+            default=0,
+            show_default=True,
+            help="Denoising steps: 0, the deterministic decoder, has the least error; 1 and more "
+            "look sharper.",
+        ),
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,44 @@
+"""`archive check`: is everything there and whole?"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from archive_pipeline.commands._console import (
+    Progress,
+)
+from archive_pipeline.commands._options import (
+    common,
+)
+
+
+@click.command()
+@click.option(
+    "--repair", is_flag=True, help="Write the index anew if it does not agree; nothing else."
+)
+@common
+def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bool) -> None:
+    """Verify every checksum, decode every tile, compare the index with the contents.
+
+    Exit code 1 when anything is broken, each thing named. Broken images are mended by ingesting
+    them again with --overwrite.
+    """
+    from archive_pipeline.jobs.check import check as run
+
+    bar = Progress("check", quiet)
+    with bar:
+        report = run(archive_url, progress=bar.step, repair=repair)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        for note in report.notes if not quiet else ():
+            click.echo(note, err=True)
+        for problem in report.problems:
+            click.echo(f"Broken: {problem}", err=True)
+        if not report.problems:
+            click.echo(f"{archive_url}: {report.images} images are whole")
+    if report.problems:
+        sys.exit(1)

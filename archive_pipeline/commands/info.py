@@ -1,0 +1,36 @@
+"""`archive info`: what an archive holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from archive_pipeline.commands._console import (
+    print_info,
+)
+from archive_pipeline.commands._options import (
+    PARTLY_FAILED,
+    common,
+)
+
+
+@click.command()
+@common
+def info(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
+    """List flights and images: sizes, positions, ratios.
+
+    Exit code 3: the records of some images are damaged, each is named.
+    """
+    from archive_pipeline.jobs.info import describe
+
+    result = describe(archive_url)
+    for failure in result["damaged"]:
+        click.echo(f"Damaged: {failure['error']}", err=True)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        print_info(result, quiet)
+    if result["damaged"]:
+        sys.exit(PARTLY_FAILED)

@@ -1,0 +1,152 @@
+"""`archive ingest`: flights into an archive."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from archive_pipeline.commands._console import (
+    Progress,
+    print_ingest,
+    print_warnings,
+)
+from archive_pipeline.commands._options import (
+    PARTLY_FAILED,
+    common,
+    parallel,
+)
+
+if TYPE_CHECKING:
+    from archive_pipeline.jobs.ingest_image import Outcome
+
+
+@click.command()
+@click.argument("flights", nargs=-1, required=True, metavar="FLIGHT_DIR...", type=click.Path())
+@click.option("--flight", "name", help="Flight id; by default the directory's name.")
+@click.option("--ratio", type=float, help="Raw bytes over archive bytes.  [default: 100]")
+@click.option("--bpp", type=float, help="Archive bits a pixel.")
+@click.option("--source-ratio", type=float, help="Source file bytes over archive bytes.")
+@click.option("--model", help="Shipped model's name or a model folder.")
+@click.option(
+    "--allocation",
+    type=click.Choice(["uniform", "objects", "policy", "greedy"]),
+    default="uniform",
+    show_default=True,
+    help="What decides where an image's bits go: all blocks alike, or those with objects that "
+    "--detect finds twice as fine, or the model's learned policy, or the least squared error.",
+)
+@click.option(
+    "--adapt",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    help="With the policy: its updates on each image, judged by decoding (slow; needs the extra "
+    "`train`).",
+)
+@click.option("--overwrite", is_flag=True, help="Encode images again that the archive has.")
+@click.option(
+    "--ground-elevation",
+    type=float,
+    metavar="METRES",
+    help="Height of the ground, for frames without altitude above take-off.",
+)
+@click.option(
+    "--detect",
+    multiple=True,
+    metavar="MODEL",
+    help="Store what this detector finds in the originals: verify-detection can then do without "
+    "them. Counts in the budget; may be repeated.",
+)
+@parallel
+@common
+def ingest(
+    archive_url: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    flights: tuple[str, ...],
+    name: str | None,
+    ratio: float | None,
+    bpp: float | None,
+    source_ratio: float | None,
+    model: str | None,
+    allocation: str,
+    adapt: int,
+    overwrite: bool,
+    ground_elevation: float | None,
+    detect: tuple[str, ...],
+    device: str,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Archive every image of the flight directories.
+
+    A flight is a folder or an fsspec URL (s3://bucket/flight). Each image takes at most its
+    budget, everything stored for it counted. Photographs (8-bit RGB) go through the learned
+    codec, everything else is kept losslessly. Ingesting again skips what the archive has, and
+    goes on inside a large raster that was interrupted. Exit code 3: some images failed, each is
+    named.
+    """
+    budgets = [value for value in (ratio, bpp, source_ratio) if value is not None]
+    if len(budgets) > 1:
+        raise click.UsageError("--ratio, --bpp and --source-ratio exclude each other")
+    if any(not 0 < value < float("inf") for value in budgets):
+        raise click.UsageError("--ratio, --bpp and --source-ratio must be positive")
+    if name is not None and len(flights) > 1:
+        raise click.UsageError("--flight names a single FLIGHT_DIR")
+    if adapt and allocation != "policy":
+        raise click.UsageError("--adapt updates the policy: it needs --allocation policy")
+    if allocation == "objects" and not detect:
+        raise click.UsageError("--allocation objects needs a detector: --detect MODEL")
+    from archive_pipeline.flight.locations import location, name_of
+
+    places = [location(text) for text in flights]
+    named = [(name or name_of(place) or "flight", place) for place in places]
+    if len({flight for flight, _ in named}) < len(named):
+        raise click.UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
+
+    from archive_pipeline.jobs.ingest import ingest as run
+    from archive_pipeline.jobs.ingest_image import Budget, Options
+
+    options = Options(
+        Budget(ratio, bpp, source_ratio) if budgets else Budget(ratio=100),
+        model,
+        device,
+        overwrite,
+        ground_elevation,
+        detect,
+        allocation,
+        adapt,
+    )
+    bar = Progress("ingest", quiet)
+
+    def progress(outcome: Outcome, total: int) -> None:
+        if outcome.status == "skipped":
+            bar.skip()
+        else:
+            bar.step(total)
+        if outcome.error:
+            bar.echo(f"Failed: {outcome.path}: {outcome.error}")
+
+    with bar:
+        report = run(
+            archive_url,
+            named,
+            options,
+            scheduler=scheduler,
+            workers=workers,
+            progress=progress,
+            part=bar.part,
+        )
+    if not quiet:
+        print_warnings(report, verbose)
+    result = report.to_json()
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        print_ingest(report, result, archive_url)
+    if result["failed"]:
+        sys.exit(PARTLY_FAILED)

@@ -1,0 +1,118 @@
+"""`archive restore`: images, or a part of them, as georeferenced files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from archive_pipeline.commands._console import (
+    Progress,
+    seconds_of_work,
+)
+from archive_pipeline.commands._options import (
+    PARTLY_FAILED,
+    common,
+    decoding,
+    parallel,
+)
+
+
+@click.command()
+@click.option(
+    "--bbox",
+    type=float,
+    nargs=4,
+    metavar="W S E N",
+    help="Only this area: west south east north.",
+)
+@click.option(
+    "--bbox-crs", default="EPSG:4326", show_default=True, metavar="CRS", help="CRS of --bbox."
+)
+@click.option("--flight", metavar="ID", help="Only this flight.")
+@click.option(
+    "--image", "images", multiple=True, metavar="NAME", help="Only this image; may be repeated."
+)
+@click.option(
+    "-o",
+    "--output",
+    default="restored",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory to write to.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["gtiff", "jpeg", "png"]),
+    default="gtiff",
+    show_default=True,
+    help="Cloud Optimized GeoTIFF, JPEG with the original EXIF and XMP, or PNG.",
+)
+@click.option("--mosaic", is_flag=True, help="One north-up GeoTIFF of all images.")
+@decoding
+@parallel
+@common
+def restore(
+    archive_url: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    bbox: tuple[float, float, float, float] | None,
+    bbox_crs: str,
+    flight: str | None,
+    images: tuple[str, ...],
+    output: Path,
+    file_format: str,
+    mosaic: bool,
+    steps: int,
+    seed: int,
+    device: str,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Write images, or the part of them inside a bounding box, as georeferenced files.
+
+    A window keeps the image's own pixel grid: a frame flown askew keeps its rotated transform.
+    --mosaic resamples all of them to one north-up raster. Exit code 3: some images failed.
+    """
+    if mosaic and file_format != "gtiff":
+        raise click.UsageError("--mosaic writes a GeoTIFF")
+
+    from archive_pipeline.jobs.restore import Selection
+    from archive_pipeline.jobs.restore import restore as run
+
+    bar = Progress("restore", quiet, "block" if mosaic else "image")
+    with bar:
+        report = run(
+            archive_url,
+            Selection(bbox, bbox_crs, flight, images),
+            output,
+            format=file_format,
+            mosaic=mosaic,
+            steps=steps,
+            seed=seed,
+            device=device,
+            scheduler=scheduler,
+            workers=workers,
+            progress=bar.step,
+        )
+    for failure in report.failed:
+        click.echo(f"Failed: {failure['error']}", err=True)
+    for image, reason in report.skipped if not quiet else ():
+        click.echo(f"Warning: {image}: {reason}", err=True)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        for file in report.files:
+            click.echo(file["path"])
+        if not report.files and not report.failed:
+            click.echo("Nothing in the archive matches.", err=True)
+        elif not quiet:
+            click.echo(f"{len(report.files)} files in {report.seconds:.1f} s", err=True)
+            if report.stages:
+                click.echo(f"  {seconds_of_work(report.stages)}", err=True)
+    if report.failed:
+        sys.exit(PARTLY_FAILED if report.files else 1)

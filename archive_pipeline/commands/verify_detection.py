@@ -1,0 +1,166 @@
+"""`archive verify-detection`: did detection survive?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from archive_pipeline.commands._console import (
+    Progress,
+    print_verification,
+)
+from archive_pipeline.commands._options import (
+    BELOW_TOLERANCE,
+    PARTLY_FAILED,
+    common,
+    decoding,
+    parallel,
+)
+
+
+@click.command()
+@click.option(
+    "--originals",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the original files lie; by default where they were archived from.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="YOLO labels (.txt), the reference; without them the originals' detections are.",
+)
+@click.option(
+    "--names",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="data.yaml or classes.txt with the labels' class names; else looked for beside them.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Detector: an Ultralytics name, .pt, .onnx, or OpenVINO folder; may be repeated.  "
+    "[default: yolo11s.pt]",
+)
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="GROUP[=NAME,...]",
+    help="Classes judged together; may be repeated.  [default: vehicle, person, building]",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.02,
+    show_default=True,
+    help="Largest difference of any metric that passes.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Least confidence of detections that count.",
+)
+@click.option(
+    "--iou",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Least overlap of a detection with its reference object.",
+)
+@click.option(
+    "--slice",
+    "slice_side",
+    type=click.IntRange(min=32),
+    metavar="PIXELS",
+    help="Side of the slices that detectors see.  [default: the model's input size]",
+)
+@click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write report.html, result.json and two CSV tables there.",
+)
+@decoding
+@parallel
+@common
+def verify_detection(
+    archive_url: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    originals: Path | None,
+    labels: Path | None,
+    names: Path | None,
+    models: tuple[str, ...],
+    classes: tuple[str, ...],
+    tolerance: float,
+    confidence: float,
+    iou: float,
+    slice_side: int | None,
+    report_dir: Path | None,
+    steps: int,
+    seed: int,
+    device: str,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Compare what detectors find in the originals and in the restored images.
+
+    Passes if no metric of any class differs by more than the tolerance. Exit code 4: some does;
+    1: nothing could be compared, which proves nothing; 3: passed, but without some images.
+    """
+    from archive_pipeline.detection.detectors import DEFAULT_DETECTOR
+    from archive_pipeline.detection.labels import parse_groups
+    from archive_pipeline.jobs.verify import Options, verify
+
+    try:
+        groups = parse_groups(classes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    options = Options(
+        models or (DEFAULT_DETECTOR,),
+        groups,
+        originals,
+        labels,
+        names,
+        tolerance,
+        confidence,
+        iou,
+        slice_side,
+        device,
+        steps,
+        seed,
+    )
+    if report_dir is not None:
+        from archive_pipeline.detection.report import prepare_report, write_report
+
+        prepare_report(report_dir)
+    bar = Progress("verify", quiet)
+    with bar:
+        report = verify(
+            archive_url, options, scheduler=scheduler, workers=workers, progress=bar.step
+        )
+    for failure in report.failed:
+        click.echo(f"Failed: {failure['error']}", err=True)
+    for line in report.warnings if not quiet else ():
+        click.echo(f"Warning: {line}", err=True)
+    if report_dir is not None:
+        bar = Progress("report", quiet)
+        with bar:
+            write_report(report, report_dir, bar.step)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), allow_nan=False))
+    else:
+        print_verification(report, quiet)
+    if report.below_tolerance:
+        sys.exit(BELOW_TOLERANCE)
+    if not report.passed:
+        click.echo(f"Error: nothing is proven: {report.unproven}", err=True)
+        sys.exit(1)
+    if report.failed:
+        sys.exit(PARTLY_FAILED)

@@ -1,0 +1,108 @@
+"""Where source files lie: on this machine, or at fsspec URLs, of which copies are made here."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from archive_pipeline.store._backends import OPTIONS
+
+Location = Path | str
+"""A path of this machine, or an fsspec URL as text."""
+
+
+def location(text: str) -> Location:
+    """A file's or folder's place from what a user or a record says."""
+    return text if "://" in text else Path(text)
+
+
+def absolute(place: Location) -> Location:
+    """The same place for processes with another working directory."""
+    return place.absolute() if isinstance(place, Path) else place
+
+
+def name_of(place: Location) -> str:
+    """The last part of a place's path; of `.` and the like, what they stand for."""
+    return place.resolve().name if isinstance(place, Path) else PurePosixPath(place).name
+
+
+def list_remote(url: str) -> list[tuple[tuple[str, ...], str]]:
+    """All files below a URL: the parts of their paths below it, and their URLs.
+
+    Raises:
+        OSError: they cannot be listed; its text is one line.
+    """
+    with _one_line():
+        fs, root = _filesystem(url)
+        found = fs.find(root)
+        depth = len(PurePosixPath(root).parts)
+        return [(PurePosixPath(f).parts[depth:], str(fs.unstrip_protocol(f))) for f in found]
+
+
+def version(url: str) -> str | None:
+    """An object's ETag, which changes with its contents; None where the store has none.
+
+    Raises:
+        OSError: there is no such file; its text is one line.
+    """
+    with _one_line():
+        fs, path = _filesystem(url)
+        tag = fs.info(path).get("ETag")
+        return None if tag is None else str(tag)
+
+
+def sha256(place: Location) -> str:
+    """Hex digest of a file's bytes, read piece by piece.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(place, Path):
+        with open(place, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    with _one_line():
+        fs, path = _filesystem(place)
+        with fs.open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def local_file(place: Location) -> Iterator[Path]:
+    """A file on this machine: the file itself, or a copy of a URL's while the body runs.
+
+    Raises:
+        OSError: it cannot be copied; its text is one line.
+    """
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="archive-source-") as folder:
+        copy = Path(folder, "source" + PurePosixPath(place).suffix)
+        with _one_line():
+            fs, path = _filesystem(place)
+            fs.get_file(path, str(copy))
+        yield copy
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    options = OPTIONS.get(url.partition("://")[0], {})
+    fs, path = fsspec.url_to_fs(url, **options)
+    return fs, path
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn what file systems raise, which depends on their kind, into an OSError of one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError("no such file") from error
+    except Exception as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(line) from error

@@ -1,0 +1,303 @@
+"""Source files read through GDAL: their pixels, masks and metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
+from archive_pipeline.flight.jpeg_segments import MAX_TRAILER, TRAILER, walk
+from archive_pipeline.flight.locations import Location
+from archive_pipeline.flight.source_image import (
+    EXIF_PREFIX,
+    XMP_PREFIX,
+    SourceError,
+    SourceImage,
+)
+from archive_pipeline.geo.camera import locate, read_pose
+from archive_pipeline.geo.georef import Window, raster_georef
+
+# Tag namespaces that GDAL derives from the file and that are kept in a better place.
+DERIVED_NAMESPACES = frozenset(("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC"))
+# Copies of what `SourceImage.metadata` holds byte for byte, for the formats it reads.
+EMBEDDED_NAMESPACES = frozenset(("EXIF", "xml:XMP", "COLOR_PROFILE"))
+EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
+
+# MB of GDAL's block cache unless the user says otherwise; its own value is a share of the machine's
+# memory, which every worker process would take.
+os.environ.setdefault("GDAL_CACHEMAX", "256")
+
+
+def read_source(path: Path, id: str, ground_elevation: float | None = None) -> SourceImage:
+    """Read everything about an image but its pixels.
+
+    PNG checksums are verified; other formats are checked as `read_pixels` reads them.
+
+    Args:
+        path: the file.
+        id: its id in the flight, see `find_images`.
+        ground_elevation: height of the ground, metres, in the datum of the cameras' GPS altitude,
+            for frames that carry no height above take-off.
+
+    Raises:
+        SourceError: the file cannot be read, is damaged, or is no image; one clear line.
+    """
+    path = Path(path)
+    sha256, size = _digest(path)
+    with _reading(path), rasterio.open(path) as dataset:
+        if dataset.count == 0:
+            raise SourceError(path, "holds no raster of its own, only subdatasets")
+        metadata, notes = _embedded(path, dataset.driver)
+        return _describe(dataset, path, id, sha256, size, metadata, notes, ground_elevation)
+
+
+def read_pixels(
+    source: SourceImage, window: Window | None = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+    """Read an image's pixels and mask, whole or in a window.
+
+    Args:
+        source: what `read_source` returned.
+        window: ``(col, row, width, height)`` inside the image; the whole image without one.
+
+    Returns:
+        Pixels of ``source.dtype``, shape (height, width, bands), alpha left out where
+        ``source.mask == "alpha"``, and the mask: ``None`` where there is none, else uint8
+        (height, width): alpha as it is (0 to 255), or 255 where a dataset mask or the nodata value
+        says valid and 0 elsewhere.
+
+    Raises:
+        SourceError: the file is gone or damaged.
+        ValueError: the window is empty or leaves the image.
+    """
+    col, row, width, height = window or (0, 0, source.width, source.height)
+    if min(col, row) < 0 or min(width, height) < 1:
+        raise ValueError(f"window {window} is not inside the image")
+    if col + width > source.width or row + height > source.height:
+        raise ValueError(f"window {window} leaves the {source.width} x {source.height} image")
+    area = RasterWindow(col, row, width, height)
+    with _reading(source.path), _strict(), rasterio.open(source.path) as dataset:
+        if (dataset.width, dataset.height) != (source.width, source.height):
+            raise SourceError(source.path, "has changed since it was listed")
+        bands, alpha = _bands(dataset)
+        pixels = np.empty((height, width, len(bands)), source.dtype)
+        try:
+            dataset.read(bands, window=area, out=np.moveaxis(pixels, -1, 0))
+        except (RasterioError, CPLE_BaseError) as error:
+            if dataset.driver != "JPEG":
+                raise
+            reason = f"damaged JPEG: {_reason(source.path, error)}"
+            raise SourceError(source.path, reason) from error
+        mask = None
+        if source.mask == "alpha":
+            mask = dataset.read(alpha, window=area)
+        elif source.mask != "none":
+            mask = dataset.dataset_mask(window=area)
+    return pixels, mask
+
+
+def _describe(
+    dataset: rasterio.DatasetReader,
+    path: Path,
+    id: str,
+    sha256: str,
+    size: int,
+    metadata: list[Block],
+    notes: list[str],
+    ground_elevation: float | None,
+) -> SourceImage:
+    bands, alpha = _bands(dataset)
+    flags = dataset.mask_flag_enums[0]
+    if alpha is not None:
+        mask = "alpha"
+    elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        mask = "mask"
+    else:
+        mask = "nodata" if MaskFlags.nodata in flags else "none"
+    # Not the values themselves: NaN differs from NaN.
+    if len({repr(value) for value in dataset.nodatavals}) > 1:
+        notes.append("bands have different nodata values; the first band's is kept")
+
+    georef = raster_georef(dataset)
+    camera, captured = read_pose(*_camera_blocks(dataset.driver, metadata))
+    if georef.footprint is None:
+        if camera is not None:
+            located, assumptions = locate(camera, dataset.width, dataset.height, ground_elevation)
+            georef = located if located.footprint is not None else georef
+            notes += [*camera.warnings, *assumptions]
+        elif georef.method == "none":
+            notes.append("no position: neither a georeference nor a camera's tags")
+
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    rows, cols = dataset.block_shapes[0]
+    colormap = None
+    if dataset.colorinterp[0] == ColorInterp.palette:
+        palette = dataset.colormap(1)
+        colormap = tuple(tuple(palette[index]) for index in sorted(palette))
+    return SourceImage(
+        path=path,
+        id=id,
+        sha256=sha256,
+        size_bytes=size,
+        driver=dataset.driver,
+        width=dataset.width,
+        height=dataset.height,
+        bands=len(bands),
+        dtype=_widest([dataset.dtypes[band - 1] for band in bands]),
+        mask=mask,
+        nodata=dataset.nodata,
+        colorinterp=tuple(interp.name for interp in dataset.colorinterp),
+        layout={
+            "photometric": structure.get("SOURCE_COLOR_SPACE"),
+            "compression": structure.get("COMPRESSION"),
+            "block_shape": [rows, cols],
+            "tiled": cols != dataset.width,
+            # A JPEG's are only what its decoder can scale to.
+            "overviews": [] if dataset.driver == "JPEG" else dataset.overviews(1),
+            "image_structure": structure,
+        },
+        descriptions=tuple(dataset.descriptions[band - 1] for band in bands),
+        units=tuple(dataset.units[band - 1] for band in bands),
+        scales=tuple(dataset.scales[band - 1] for band in bands),
+        offsets=tuple(dataset.offsets[band - 1] for band in bands),
+        colormap=colormap,
+        tags=_tags(dataset, 0),
+        band_tags=tuple(_tags(dataset, band) for band in bands),
+        georef=georef,
+        camera=camera,
+        captured=captured,
+        metadata=tuple(metadata),
+        warnings=tuple(notes),
+    )
+
+
+def _strict() -> rasterio.Env:
+    """libjpeg's warnings as errors: it would fill gaps with grey."""
+    return rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="YES")
+
+
+@contextmanager
+def _reading(path: Location) -> Iterator[None]:
+    """Turn whatever GDAL and the system say about ``path`` into one `SourceError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            # Of broken EXIF, which counts as absent.
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    except (OSError, RasterioError, CPLE_BaseError) as error:
+        raise SourceError(path, _reason(path, error)) from error
+
+
+def _reason(path: Location, error: BaseException) -> str:
+    """Find the most telling message: GDAL's own is at the end of the chain of causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    if "not recognized as being in a supported" in text:
+        return "not an image in any format GDAL knows"
+    for name in (str(path), Path(path).name):
+        text = text.replace(f"'{name}'", "the file").removeprefix(f"{name}:").strip()
+    return text or type(error).__name__
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    try:
+        if not path.is_file():
+            raise SourceError(path, "not a file" if path.exists() else "no such file")
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except OSError as error:
+        raise SourceError(path, error.strerror or str(error)) from error
+    if size == 0:
+        raise SourceError(path, "the file is empty")
+    return digest, size
+
+
+def _embedded(path: Path, driver: str) -> tuple[list[Block], list[str]]:
+    """Read the original metadata blocks; one sentence for each thing that is left out."""
+    if driver == "JPEG":
+        data = path.read_bytes()
+        try:
+            layout = walk(data)
+        except ValueError as error:
+            raise SourceError(path, str(error)) from error
+        if layout.end is None:
+            raise SourceError(path, "truncated: the JPEG ends inside its image data")
+        trailing = len(data) - layout.end
+        if trailing > MAX_TRAILER:
+            note = f"{trailing} bytes behind the image (preview frames) are not archived"
+            return layout.segments, [note]
+        trailer = [(TRAILER, data[layout.end :])] if trailing else []
+        return [*layout.segments, *trailer], []
+    if driver == "PNG":
+        try:
+            return png_blocks(path), []
+        except ValueError as error:
+            raise SourceError(path, str(error)) from error
+    return (tiff_blocks(path) if driver in ("GTiff", "COG") else []), []
+
+
+def _camera_blocks(driver: str, metadata: list[Block]) -> tuple[bytes, bytes]:
+    """Pick the EXIF and the XMP block out of a format's metadata; empty where there is none."""
+    exif = xmp = b""
+    for name, payload in metadata:
+        if driver == "JPEG" and name == "APP1":
+            if payload.startswith(EXIF_PREFIX):
+                exif = exif or payload
+            elif payload.startswith(XMP_PREFIX):
+                xmp = xmp or payload.removeprefix(XMP_PREFIX)
+        elif name in ("EXIF", "eXIf"):
+            exif = payload
+        elif name == "XMP" or (name == "iTXt" and payload.startswith(b"XML:com.adobe.xmp\0")):
+            xmp = payload
+    return exif, xmp
+
+
+def _bands(dataset: rasterio.DatasetReader) -> tuple[list[int], int | None]:
+    """Return the 1-based numbers of the bands that hold pixels, and that of the alpha band.
+
+    Only a single 8-bit alpha beside other bands is set aside; any other kind stays a band, exact.
+    """
+    bands = list(dataset.indexes)
+    alphas = [band for band in bands if dataset.colorinterp[band - 1] == ColorInterp.alpha]
+    if len(alphas) != 1 or len(bands) == 1 or dataset.dtypes[alphas[0] - 1] != "uint8":
+        return bands, None
+    return [band for band in bands if band != alphas[0]], alphas[0]
+
+
+def _widest(dtypes: list[str]) -> str:
+    # GDAL's complex integers have no numpy type; complex64 holds the 16-bit ones exactly.
+    known = [{"complex_int16": "complex64"}.get(dtype, dtype) for dtype in dtypes]
+    return np.result_type(*(np.dtype(dtype) for dtype in known)).name
+
+
+def _tags(dataset: rasterio.DatasetReader, band: int) -> dict[str, dict[str, str]]:
+    """Read all tags of the dataset (band 0) or of a band by namespace, derived ones left out."""
+    embedded = dataset.driver in EMBEDDED_DRIVERS
+    found = {}
+    for namespace in ("", *dataset.tag_namespaces(band)):
+        if namespace in DERIVED_NAMESPACES or (embedded and namespace in EMBEDDED_NAMESPACES):
+            continue
+        items = dataset.tags(band, ns=namespace or None)
+        if dataset.driver == "JPEG" and namespace == "":
+            items = {key: value for key, value in items.items() if not key.startswith("EXIF_")}
+        if items:
+            found[namespace] = dict(items)
+    return found

@@ -1,0 +1,136 @@
+"""One source file: everything about it but its pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from archive_pipeline.flight.locations import Location, location
+from archive_pipeline.geo.camera import CameraPose
+from archive_pipeline.geo.georef import Georef
+
+EXIF_PREFIX = b"Exif\0\0"
+XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+class SourceError(Exception):
+    """A source image that cannot be read.
+
+    Attributes:
+        path: the file.
+        reason: one line that says what is wrong with it.
+    """
+
+    def __init__(self, path: Location, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One source file: everything about it but its pixels.
+
+    Attributes:
+        path: the file, or its URL (then pixels are read from a copy on this machine).
+        id: its name in the flight, see `find_images`.
+        sha256: hex digest of the file's bytes.
+        size_bytes: length of the file.
+        driver: GDAL's short name of the format, e.g. ``"JPEG"``, ``"GTiff"``, ``"PNG"``.
+        width, height: pixels, as stored (EXIF orientation is not applied).
+        bands: number of bands, without the alpha band where ``mask == "alpha"``.
+        dtype: numpy name of the widest band's type.
+        mask: ``"none"``, ``"alpha"``, ``"mask"`` (per-dataset, internal or ``.msk``) or
+            ``"nodata"``.
+        nodata: nodata value, may be NaN.
+        colorinterp: rasterio's name of each band's colour interpretation, alpha included.
+        layout: ``photometric`` and ``compression`` (strings or ``None``), ``block_shape``
+            ``[rows, cols]``, ``tiled`` (bool), ``overviews`` (list of factors) and
+            ``image_structure``, GDAL's items of that name (``INTERLEAVE``, ``NBITS``, ...).
+        descriptions, units, scales, offsets: one entry a band, without alpha.
+        colormap: band 1's palette, 256 or 65536 RGBA entries at most; ``None`` without one.
+        tags: dataset tags by namespace (``""`` is the default one), derived ones left out.
+        band_tags: the same for each band.
+        georef: where the pixels lie.
+        camera: the camera's pose; ``None`` where the file says nothing of a camera.
+        captured: ISO 8601 time of capture, with an offset where the source gives one.
+        metadata: byte-for-byte originals ``(name, payload)`` in file order.
+        warnings: one sentence for each thing that is odd but did not stop the reading.
+    """
+
+    path: Location
+    id: str
+    sha256: str
+    size_bytes: int
+    driver: str
+    width: int
+    height: int
+    bands: int
+    dtype: str
+    mask: str = "none"
+    nodata: float | int | None = None
+    colorinterp: tuple[str, ...] = ()
+    layout: dict[str, Any] = field(default_factory=dict)
+    descriptions: tuple[str | None, ...] = ()
+    units: tuple[str | None, ...] = ()
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+    colormap: tuple[tuple[int, int, int, int], ...] | None = None
+    tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    band_tags: tuple[dict[str, dict[str, str]], ...] = ()
+    georef: Georef = field(default_factory=Georef)
+    camera: CameraPose | None = None
+    captured: str | None = None
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the pixels are photographic: 8-bit RGB once alpha is set aside."""
+        rgb = self.colorinterp[:3] == ("red", "green", "blue")
+        return self.dtype == "uint8" and self.bands == 3 and rgb
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types with everything but `metadata`."""
+        return {
+            **{f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "metadata"},
+            "path": self.path if isinstance(self.path, str) else self.path.as_posix(),
+            "georef": self.georef.to_json(),
+            "camera": None if self.camera is None else self.camera.to_json(),
+        }
+
+    @classmethod
+    def from_json(
+        cls, data: dict[str, Any], metadata: tuple[tuple[str, bytes], ...] = ()
+    ) -> SourceImage:
+        """Rebuild a source record from `to_json`'s dict and the separately kept `metadata`."""
+        camera, nodata, palette = data["camera"], data["nodata"], data["colormap"]
+        tuples = ("colorinterp", "descriptions", "units", "band_tags", "warnings")
+        numbers = ("scales", "offsets")
+        return cls(
+            **{
+                **data,
+                **{name: tuple(data[name]) for name in tuples},
+                **{name: tuple(_number(v) for v in data[name]) for name in numbers},
+                "path": location(data["path"]),
+                "nodata": None if nodata is None else _number(nodata),
+                "colormap": None if palette is None else tuple(tuple(c) for c in palette),
+                "georef": Georef.from_json(data["georef"]),
+                "camera": None if camera is None else CameraPose.from_json(camera),
+                "metadata": tuple((name, bytes(payload)) for name, payload in metadata),
+            }
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Make lists of tuples and strings of the floats that JSON has no numbers for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _number(value: float | int | str) -> float | int:
+    return float(value) if isinstance(value, str) else value

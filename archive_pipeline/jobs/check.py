@@ -1,0 +1,190 @@
+"""`archive check`: is everything there, whole, decodable, and does the index agree?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.index import KEY, read_index, read_records, write_index
+from archive_pipeline.store.layout import ArchiveError, ImageEntry, shard_count, shard_windows
+
+MAX_PROBLEMS = 100  # named for each array
+
+
+@dataclass
+class Report:
+    """What was checked, and one line for each thing that is broken."""
+
+    images: int = 0
+    models: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out or mended
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `archive check --json`."""
+        return {
+            "passed": not self.problems,
+            "images": self.images,
+            "models": self.models,
+            "problems": self.problems,
+            "notes": self.notes,
+        }
+
+
+def check(
+    archive_url: str,
+    progress: Callable[[int], None] = lambda total: None,
+    *,
+    repair: bool = False,
+) -> Report:
+    """Check every checksum, decode every tile, compare the index with the contents.
+
+    Images that are written meanwhile are taken as they were or as they are then.
+
+    Args:
+        progress: called after each image with the number of images.
+        repair: write the index anew if it does not agree.
+
+    Raises:
+        ArchiveError: there is no archive to check, or the index cannot be written.
+    """
+    archive = Archive.open(archive_url, writable=repair)
+    report = Report()
+    for sha256 in archive.list_names("models"):
+        report.models += 1
+        _try(report, partial(archive.use_model, sha256))
+    for name in archive.list_names("policies"):
+        _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
+    keys = list(archive.keys())
+    found: dict[str, dict[str, Any]] = {}
+    for key in keys:
+        entry, problems = _check_key(archive, key)
+        before = None if entry is None else entry.record
+        if problems and (archive.is_written() or _record(archive, key) != before):
+            with archive.exclusive(key):  # a writer was at it, or still is
+                entry, problems = _check_key(archive, key)
+        if entry is not None:
+            report.images += 1
+            found[key] = entry.record
+        report.problems += problems
+        progress(len(keys))
+    if archive.is_written() and not repair:
+        report.notes.append(f"{KEY} was not compared: an ingest is running, which will write it")
+        return report
+    differences = _compare_index(archive, found)
+    if differences and repair:
+        count = write_index(archive)
+        report.notes += [f"was: {line}" for line in differences]
+        report.notes.append(f"{KEY} was written anew: {count} images")
+        differences = _compare_index(archive, found)
+    report.problems += differences
+    return report
+
+
+def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]]:
+    """The image at a key, None where none is committed, and what is wrong with it."""
+    try:
+        entry = archive.entry(key)
+    except ArchiveError as error:
+        return None, [str(error)]
+    return entry, [] if entry is None else _check_image(archive, entry)
+
+
+def _record(archive: Archive, key: str) -> dict[str, Any] | None:
+    """The record of the image that is committed now, if one is."""
+    try:
+        entry = archive.entry(key)
+    except ArchiveError:
+        return None
+    return None if entry is None else entry.record
+
+
+def _try(report: Report, action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except ArchiveError as error:
+        report.problems.append(str(error))
+        return None
+
+
+def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
+    image = ArchivedImage(archive, entry)
+    problems = []
+    try:
+        source = image.source
+        if (source.sha256, source.width, source.height) != tuple(
+            entry.record[name] for name in ("sha256", "width", "height")
+        ):
+            problems.append(f"{entry.flight}/{entry.id}: metadata contradict the record")
+    except ArchiveError as error:
+        problems.append(str(error))
+    try:
+        image.detections(len)
+    except ArchiveError as error:
+        problems.append(str(error))
+    problems += _check_array(archive, image, "pixels", image.read)
+    if entry.record["mask"] != "none":
+        problems += _check_array(archive, image, "mask", image.read_mask)
+    return problems
+
+
+def _check_array(
+    archive: Archive, image: ArchivedImage, name: str, read: Callable[..., Any]
+) -> list[str]:
+    problems: list[str] = []
+    try:
+        array = image.array(name)
+        stored, expected = len(archive.stored(f"{image.entry.key}/{name}")) - 1, shard_count(array)
+        if stored != expected:
+            problems.append(
+                f"{image.entry.flight}/{image.entry.id}: {name} has {stored} shards, not {expected}"
+            )
+        for window in shard_windows(array):
+            try:
+                read(window)
+            except ArchiveError as error:
+                problems.append(str(error))
+                # a forged size must not make this endless
+                if len(problems) > MAX_PROBLEMS:
+                    break
+    except ArchiveError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _compare_index(archive: Archive, found: dict[str, dict[str, Any]]) -> list[str]:
+    """What the index says otherwise than the images, a line each."""
+    try:
+        index = read_index(archive)
+    except ArchiveError as error:
+        return [str(error)]
+    if index is None:
+        return [f"{archive.url}: {KEY} is missing; --repair writes it"] if found else []
+    records = read_records(archive) or {}  # of an older release's index there are none
+
+    def agrees(key: str, record: dict[str, Any] | None) -> bool:
+        if record is None or key not in index:
+            return record is None and key not in index
+        text = json.dumps(record)
+        told = records[key][1] if key in records else text
+        return (index[key], told) == (record["sha256"], text)
+
+    problems = []
+    for key in sorted(found.keys() | index.keys()):
+        if agrees(key, found.get(key)):
+            continue
+        now = _record(archive, key)  # it may have been written since
+        if agrees(key, now):
+            continue
+        if key not in index:
+            problems.append(f"{key}: not in {KEY}")
+        elif now is None:
+            problems.append(f"{key}: in {KEY}, but no such image is committed")
+        else:
+            problems.append(f"{key}: {KEY} describes another image")
+    return problems

@@ -1,0 +1,363 @@
+"""Flights into an archive: read, georeference, encode, commit, one task an image."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from archive_pipeline.flight import locations as sources
+from archive_pipeline.flight.find import find_images
+from archive_pipeline.flight.locations import Location, local_file, location
+from archive_pipeline.geo.georef import Georef
+from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs.ingest_image import (
+    Options,
+    Outcome,
+    StoreFailed,
+    Task,
+    failed,
+    ingest_image,
+    known_outcome,
+)
+from archive_pipeline.pcdc.stages import summed
+from archive_pipeline.store.archive import Archive, absolute, in_process_only
+from archive_pipeline.store.index import is_current, read_images, write_index
+from archive_pipeline.store.layout import (
+    ArchiveError,
+    check_flight,
+    image_key,
+)
+from archive_pipeline.store.leases import leased
+
+if TYPE_CHECKING:
+    from archive_pipeline.detection.detectors import DetectorFile
+
+INDEX_PASSES = 3  # of writing the index while others commit images; the last of them mends it
+TOPIC = "archive_pipeline.shards"  # of events between workers and client
+NEIGHBOURS = 32  # consecutive frames compared in one task
+THUMBNAIL_WIDTH = 640  # pixels; enough to match frames, and quick to decode from a JPEG
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something odd about an image that did not stop it."""
+
+    path: str
+    warning: str
+
+
+@dataclass
+class Report:
+    """Result of an ingest over all its flights.
+
+    Attributes:
+        outcomes: one an image.
+        neighbours: frames whose tags contradict their neighbours' pixels.
+        seconds: wall time.
+        model_bytes: size of the archive's models, each stored once.
+        workers: threads that images were given to.
+        retries: images given to another worker since theirs had died.
+        workers_lost: workers that died.
+    """
+
+    outcomes: list[Outcome]
+    neighbours: list[Warned]
+    seconds: float
+    model_bytes: int
+    workers: int = 1
+    retries: int = 0
+    workers_lost: int = 0
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds that images took by stage (`pcdc.stages`), summed over workers."""
+        return summed(o.seconds for o in self.outcomes)
+
+    @property
+    def warnings(self) -> list[Warned]:
+        """All warnings: the images' own, then those of the comparison with neighbours."""
+        own = [Warned(o.path, warning) for o in self.outcomes for warning in o.warnings]
+        return own + self.neighbours
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `archive ingest --json`."""
+        done = [o for o in self.outcomes if o.status == "ingested"]
+        return {
+            "ingested": len(done),
+            "skipped": sum(o.status == "skipped" for o in self.outcomes),
+            "failed": [
+                {"path": o.path, "error": o.error} for o in self.outcomes if o.status == "failed"
+            ],
+            "source_bytes": sum(o.source_bytes for o in done),
+            "raw_bytes": sum(o.raw_bytes for o in done),
+            "archive_bytes": sum(o.archive_bytes for o in done),
+            "model_bytes": self.model_bytes,
+            "seconds": round(self.seconds, 2),
+            "megapixels_per_second": round(
+                sum(o.pixels for o in done) / 1e6 / max(self.seconds, 1e-9), 3
+            ),
+            "stages": self.stages,
+            "workers": self.workers,
+            "workers_lost": self.workers_lost,
+            "retries": self.retries,
+            "warnings": [asdict(w) for w in self.warnings],
+            "images": [asdict(o) for o in self.outcomes],
+        }
+
+
+def ingest(
+    archive_url: str,
+    flights: list[tuple[str, Location]],
+    options: Options,
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[Outcome, int], None] = lambda outcome, total: None,
+    part: Callable[[str, int, int, int], None] = lambda name, done, parts, total: None,
+) -> Report:
+    """Archive every image of the flights; failures are outcomes, other work goes on.
+
+    Args:
+        archive_url: path or fsspec URL; made if there is none.
+        flights: (flight id, directory or URL).
+        progress: called after each image with its outcome and the number of images.
+        part: called after each shard of an image of several: the image's id, how many are done,
+            how many there are, and the number of images.
+
+    Raises:
+        FlightError: a flight directory cannot be used.
+        ModelError: there is no such model, or it lacks the policy that is asked for.
+        UtilityError: what `adapt` needs cannot be had.
+        DetectorError: there is no such detector.
+        ArchiveError: the archive cannot be written, or no longer.
+        ClusterError: there is no such scheduler, or it was lost.
+    """
+    started = time.monotonic()
+    for flight, _ in flights:
+        check_flight(flight)
+    if scheduler is not None:  # its workers have a working directory of their own
+        archive_url = absolute(archive_url)
+        flights = [(flight, sources.absolute(directory)) for flight, directory in flights]
+    if in_process_only(archive_url):
+        workers = 0
+        if scheduler is not None:
+            raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
+    listed = [(flight, find_images(directory)) for flight, directory in flights]
+    detectors = _find_detectors(options)
+    archive = Archive.create(archive_url)
+    tasks = [
+        Task(archive_url, flight, id, path, options, detectors=detectors)
+        for flight, images in listed
+        for id, path in images
+    ]
+    outcomes: list[Outcome] = []
+
+    def note(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        progress(outcome, len(tasks))
+
+    def tell(id: str, done: int, parts: int) -> None:
+        part(id, done, parts, len(tasks))
+
+    with leased(archive, (flight for flight, _ in flights)) as leases:
+        pending = _prepared(archive, _pending(archive, tasks, note), options)
+        with (
+            archive.writing(),
+            _index_kept(archive, bool(pending)),
+            cluster.connect(scheduler, workers, len(pending), options.device) as pool,
+        ):
+            size = pool.size
+            if pool.client is not None:
+                pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
+            job = partial(ingest_image, tell=tell) if pool.client is None else ingest_on_worker
+            for task, result in pool.run(job, pending):
+                leases.check()
+                if isinstance(result, StoreFailed):
+                    done = sum(outcome.status == "ingested" for outcome in outcomes)
+                    raise StoreFailed(
+                        f"{result}; {done} images were archived; run again for the rest"
+                    )
+                if isinstance(result, cluster.WorkerDied):
+                    result = failed(task, str(result))
+                elif isinstance(result, BaseException):
+                    result = failed(task, f"{type(result).__name__}: {result}")
+                note(result)
+            neighbours = _compare_neighbours(archive, pool, outcomes)
+    models = archive.size_of("models") + archive.size_of("policies")
+    seconds = time.monotonic() - started
+    return Report(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
+
+
+def _pending(archive: Archive, tasks: list[Task], note: Callable[[Outcome], None]) -> list[Task]:
+    """Tasks of images that are not archived yet; the others' outcomes are noted."""
+    entries = {
+        entry.key: entry
+        for flight in sorted({task.flight for task in tasks})
+        for entry in read_images(archive, flight, lambda name, error: None)  # written anew
+    }
+    pending = []
+    with ThreadPoolExecutor() as threads:
+        for task, known in zip(
+            tasks, threads.map(partial(known_outcome, entries), tasks), strict=True
+        ):
+            if known is None:
+                pending.append(task)
+            else:
+                note(known)
+    return pending
+
+
+def _prepared(archive: Archive, pending: list[Task], options: Options) -> list[Task]:
+    """The tasks with what they need in the archive: model, policy, flights' groups."""
+    if not pending:
+        return []
+    model, policy = _add_model(archive, options)
+    for flight in sorted({task.flight for task in pending}):
+        archive.create_flight(flight)
+    return [replace(task, model=model, policy=policy) for task in pending]
+
+
+@contextmanager
+def _index_kept(archive: Archive, changed: bool) -> Iterator[None]:
+    """Write the index when images were written, even if that ended early."""
+    try:
+        yield
+    except (ArchiveError, cluster.ClusterError):
+        with suppress(ArchiveError):  # a full disk may have no room for it, either
+            write_index(archive)
+        raise
+    if changed:
+        write_index(archive)
+    # who writes last has then seen what all others committed
+    for _ in range(INDEX_PASSES):
+        if is_current(archive):
+            break
+        write_index(archive)
+
+
+def _add_model(archive: Archive, options: Options) -> tuple[str, str]:
+    """Store the model and its policy in the archive.
+
+    Returns the model's SHA-256, and the policy's where allocation is by it.
+    """
+    # torch: only with work to do
+    from archive_pipeline.codec.models import DEFAULT_MODEL, load_named, read_policy
+    from archive_pipeline.pcdc.model import ModelError
+
+    name = options.model or DEFAULT_MODEL
+    model = load_named(name)
+    archive.add_model(model.sha256, model.files)
+    if options.allocation != "policy":
+        return model.sha256, ""
+    policy = read_policy(name, model.networks.config.latents)
+    if policy is None:
+        raise ModelError(f"{name}: this model has no allocation policy")
+    if options.adapt:
+        from archive_pipeline.pcdc.utility import require_lpips
+
+        require_lpips()  # said once here, and not by every image
+    return model.sha256, archive.add_policy(policy)
+
+
+def _find_detectors(options: Options) -> tuple[DetectorFile, ...]:
+    """Detectors that are asked for; loaded once here, so that a bad one stops the ingest."""
+    if not options.detect:
+        return ()
+    from archive_pipeline.detection.detectors import find_detectors, load_detector
+
+    files = tuple(find_detectors(options.detect))
+    for file in files:
+        load_detector(file, options.device)
+    return files
+
+
+def _compare_neighbours(
+    archive: Archive, pool: cluster.Pool, outcomes: list[Outcome]
+) -> list[Warned]:
+    """Compare new frames that their cameras' tags locate with their neighbours.
+
+    A service: whatever goes wrong in it is passed over.
+    """
+    paths = {image_key(o.flight, o.id): location(o.path) for o in outcomes if o.status != "failed"}
+    new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
+    lines: dict[tuple[str, int, int], list[_Frame]] = {}
+    for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
+        for entry in read_images(archive, flight, lambda name, error: None):
+            record = entry.record
+            if entry.key in paths and record["georef"]["method"] == "camera":
+                frame = _Frame(entry.key, paths[entry.key], record["captured"], record["georef"])
+                line = (flight, record["width"], record["height"])
+                lines.setdefault(line, []).append(frame)
+    runs = []
+    for (_, width, height), frames in lines.items():
+        frames.sort(key=lambda frame: (frame.captured or "", frame.key))
+        for start in range(0, max(1, len(frames) - 1), NEIGHBOURS - 1):  # one in common
+            run = frames[start : start + NEIGHBOURS]
+            if len(run) > 1 and any(frame.key in new for frame in run):
+                runs.append(_Run(width, height, run))
+    found: dict[str, Warned] = {}
+    for _, result in pool.run(compare_frames, runs, gpu=False):
+        for key, warning in result if isinstance(result, list) else ():
+            found.setdefault(key, Warned(str(paths[key]), warning))
+    return [found[key] for key in sorted(found)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame to compare with its neighbours."""
+
+    key: str
+    path: Location
+    captured: str | None
+    georef: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive frames of one size."""
+
+    width: int
+    height: int
+    frames: list[_Frame]
+
+
+def compare_frames(run: _Run) -> list[tuple[str, str]]:
+    """Return (key, warning) of frames that contradict their neighbours (runs on a worker)."""
+    from archive_pipeline.geo.neighbours import neighbour_warnings
+
+    frames = [(f.key, Georef.from_json(f.georef), _thumbnail(f.path)) for f in run.frames]
+    return neighbour_warnings(frames, run.width, run.height)
+
+
+def _thumbnail(place: Location) -> NDArray[np.uint8] | None:
+    """A small grey copy of a frame, from its green band: a quick look decodes no more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with local_file(place) as path, rasterio.open(path) as dataset:
+                scale = min(1.0, THUMBNAIL_WIDTH / dataset.width)
+                shape = tuple(max(1, round(n * scale)) for n in dataset.shape)
+                band = min(2, dataset.count)
+                grey: NDArray[np.uint8] = dataset.read(band, out_shape=shape)
+        except (RasterioError, OSError):
+            return None
+    return grey if grey.dtype == np.uint8 else None
+
+
+def ingest_on_worker(task: Task) -> Outcome:
+    """`ingest_image` on a worker of Dask's, which tells the client how far large images are."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    return ingest_image(task, lambda *shards: worker.log_event(TOPIC, shards))

@@ -1,0 +1,407 @@
+"""One image into an archive: what a worker does with a task of `archive_pipeline.jobs.ingest`."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archive_pipeline import __version__
+from archive_pipeline.codec.zarr_codec import trimmed_tiles
+from archive_pipeline.detection.boxes import Boxes
+from archive_pipeline.detection.object_blocks import RaisedBlocks
+from archive_pipeline.flight import locations as sources
+from archive_pipeline.flight.jpeg_segments import blank_thumbnail
+from archive_pipeline.flight.locations import Location, local_file
+from archive_pipeline.flight.read import read_pixels, read_source
+from archive_pipeline.flight.source_image import SourceError, SourceImage
+from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.pcdc.allocation import BudgetTooSmall
+from archive_pipeline.pcdc.stages import stage, timed
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.image_writer import ImageWriter, NothingLeft
+from archive_pipeline.store.layout import (
+    TILE,
+    ArchiveError,
+    ImageEntry,
+    image_key,
+    is_one_shard,
+    shard_count,
+)
+
+if TYPE_CHECKING:
+    from archive_pipeline.detection.detectors import DetectorFile
+
+# what a store fails with for all images, not for one
+STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+Tell = Callable[[str, int, int], None]  # an image's id, its shards that are done, and all
+SURE = 0.25  # least score of an object whose blocks are coded finer; what detectors report
+SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
+# Zarr conventions of georeferenced arrays, by their registered identifiers.
+PROJ = {"uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f", "name": "proj"}
+SPATIAL = {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"}
+
+
+class StoreFailed(ArchiveError):
+    """An archive that takes no more images: a full disk, for one."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an image may take, everything stored for it counted. Exactly one field is set.
+
+    Attributes:
+        ratio: raw bytes (height x width x 3) over archive bytes.
+        bpp: archive bits a pixel.
+        source_ratio: bytes of the source file over archive bytes.
+    """
+
+    ratio: float | None = None
+    bpp: float | None = None
+    source_ratio: float | None = None
+
+    def bytes_for(self, source: SourceImage) -> int:
+        """Bytes allowed for an image."""
+        pixels = source.width * source.height
+        if self.bpp is not None:
+            return int(pixels * self.bpp / 8)
+        if self.source_ratio is not None:
+            return int(source.size_bytes / self.source_ratio)
+        assert self.ratio is not None
+        return int(pixels * 3 / self.ratio)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of an ingest, as the command line has them."""
+
+    budget: Budget = field(default_factory=lambda: Budget(ratio=100))
+    model: str | None = None  # shipped name or folder; the default model without one
+    device: str = "auto"
+    overwrite: bool = False
+    ground_elevation: float | None = None
+    detect: tuple[str, ...] = ()  # detectors whose finds in the originals are stored
+    allocation: str = "uniform"  # of `ALLOCATIONS`, or "objects" for what `detect` finds
+    adapt: int = 0  # updates that the policy is given on every image
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to archive."""
+
+    archive: str
+    flight: str
+    id: str
+    path: Location
+    options: Options
+    model: str = ""  # SHA-256 of a model that is in the archive
+    policy: str = ""  # SHA-256 of a policy that is in the archive, where allocation is by it
+    detectors: tuple[DetectorFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image; `error` is None unless it failed."""
+
+    flight: str
+    id: str
+    path: str
+    status: str  # "ingested" | "skipped" | "failed"
+    error: str | None = None
+    codec: str | None = None
+    warnings: tuple[str, ...] = ()
+    source_bytes: int = 0
+    raw_bytes: int = 0
+    archive_bytes: int = 0
+    pixels: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `Report.stages`
+
+
+def failed(task: Task, error: str) -> Outcome:
+    """The outcome of an image that is not archived, for a reason told in one line."""
+    line = " ".join(error.split()).removeprefix(f"{task.path}: ")
+    return Outcome(task.flight, task.id, str(task.path), "failed", line)
+
+
+def known_outcome(entries: dict[str, ImageEntry], task: Task) -> Outcome | None:
+    """The outcome of an image that need not be encoded; None where it must be."""
+    entry = entries.get(image_key(task.flight, task.id))
+    if entry is None or task.options.overwrite:
+        return None
+    try:
+        same = _is_same(entry, task.path)
+    except OSError as error:
+        return failed(task, error.strerror or str(error))
+    wanted = {detector.sha256 for detector in task.detectors}
+    if same and entry.detectable and wanted - set(entry.record.get("detectors", ())):
+        reason = "archived without detections by this model; use --overwrite to store them"
+        return failed(task, reason)
+    if same:
+        return Outcome(task.flight, task.id, str(task.path), "skipped")
+    return failed(
+        task,
+        f"the archive holds another image as {task.flight}/{task.id}; "
+        "use --overwrite to replace it or --flight to archive under another name",
+    )
+
+
+def _entry_at(archive: Archive, key: str) -> dict[str, ImageEntry]:
+    """The image that is committed at a key now, if one is; a damaged record is written anew."""
+    with suppress(ArchiveError):
+        entry = archive.entry(key)
+        return {} if entry is None else {key: entry}
+    return {}
+
+
+def _is_same(entry: ImageEntry, place: Location) -> bool:
+    """Whether a file is the one that was archived; one at a URL need not be read for that."""
+    recorded = entry.record.get("source_version")
+    if isinstance(place, str) and recorded and recorded == sources.version(place):
+        return True
+    return sources.sha256(place) == entry.record["sha256"]
+
+
+def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outcome:
+    """Archive one image (runs on a worker); errors of the image become its outcome.
+
+    Args:
+        tell: called after each shard of an image of several.
+
+    Raises:
+        StoreFailed: the archive takes no more.
+    """
+    with timed() as seconds, stage("write"):
+        outcome = _ingest_image(task, tell)
+    return replace(outcome, seconds=seconds)
+
+
+def _ingest_image(task: Task, tell: Tell) -> Outcome:
+    """`ingest_image`, by stages."""
+    options = task.options
+    with stage("start"):
+        from archive_pipeline.codec.models import allocation, use_device
+
+        use_device(options.device)
+    archive = Archive.reopen(task.archive, writable=True)
+    archive.ensure_model(task.model)
+    if task.policy:
+        archive.ensure_policy(task.policy, task.model)
+    key = image_key(task.flight, task.id)
+    expected: tuple[type[Exception], ...] = (ArchiveError, OSError)
+    if task.detectors:
+        from archive_pipeline.detection.detectors import DetectorError
+
+        expected = (*expected, DetectorError)
+    try:
+        with archive.exclusive(key):
+            # archived since by another ingest, or by a worker that died before it could say so
+            known = known_outcome(_entry_at(archive, key), task)
+            if known is not None:
+                return known
+            with _fetched(task) as (path, version):
+                with stage("read"):
+                    source = read_source(path, task.id, options.ground_elevation)
+                with allocation(options.allocation, task.policy, options.adapt):
+                    entry = _write(archive, task, source, version, tell)
+    except SourceError as error:
+        return failed(task, error.reason)
+    except expected as error:
+        cause = error.__cause__ if isinstance(error, ArchiveError) else error
+        if isinstance(cause, OSError) and cause.errno in STORE_ERRORS:
+            with suppress(ArchiveError):
+                archive.delete(archive.stored(key))  # makes room for the index
+            raise StoreFailed(f"cannot write to {task.archive}: {cause.strerror}") from error
+        if isinstance(error, OSError):  # of the source, they are SourceErrors
+            return failed(task, f"cannot write to {task.archive}: {error.strerror or error}")
+        return failed(task, str(error))
+    return Outcome(
+        task.flight,
+        task.id,
+        str(task.path),
+        "ingested",
+        codec=entry.record["codec"],
+        warnings=tuple(entry.record["warnings"]),
+        source_bytes=source.size_bytes,
+        raw_bytes=source.width * source.height * source.bands * np.dtype(source.dtype).itemsize,
+        archive_bytes=entry.record["archive_bytes"],
+        pixels=source.width * source.height,
+    )
+
+
+@contextmanager
+def _fetched(task: Task) -> Iterator[tuple[Path, str | None]]:
+    """The task's file on this machine, and the version of the object at a URL.
+
+    Raises:
+        SourceError: it cannot be copied.
+    """
+    with ExitStack() as stack:
+        try:
+            # before the copy: of an object that is replaced meanwhile the version is then stale
+            version = sources.version(task.path) if isinstance(task.path, str) else None
+            path = stack.enter_context(local_file(task.path))
+        except OSError as error:
+            raise SourceError(task.path, error.strerror or str(error)) from error
+        yield path, version
+
+
+def _write(
+    archive: Archive, task: Task, source: SourceImage, version: str | None, tell: Tell
+) -> ImageEntry:
+    stored = replace(
+        source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
+    )
+    record: dict[str, Any] = {
+        "id": source.id,
+        "sha256": source.sha256,
+        "width": source.width,
+        "height": source.height,
+        "bands": source.bands,
+        "dtype": source.dtype,
+        "mask": source.mask,
+        "codec": "lossless",
+        "source_bytes": source.size_bytes,
+        "captured": source.captured,
+        "georef": source.georef.to_json(),
+        "warnings": list(source.warnings),
+    }
+    if version is not None:
+        record["source_version"] = version
+    reader = _Reader(source)
+    options = task.options
+    bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
+    plan = [__version__, record, repr(bits), task.detectors]
+    writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
+    writer.write_metadata()
+    if source.mask != "none":
+        # before the pixels: what the mask takes is then known, and they share the rest
+        mask = writer.create_mask()
+        for window in writer.missing(mask):
+            mask[_area(window)] = reader.read_mask(window)
+    objects = np.zeros((0, 4))
+    if task.detectors and source.dtype == "uint8" and source.bands == 3:
+        from archive_pipeline.detection.detectors import detect_all, pack_detections
+
+        size = (source.width, source.height, TILE)
+        with stage("detect"):
+            found = detect_all(task.detectors, options.device, reader.read_rgb, *size)
+        writer.write_detections(pack_detections(found))
+        if options.allocation == "objects":
+            sure = [objects.boxes[objects.scores >= SURE] for _, objects in found]
+            objects = np.concatenate(sure)
+        record["detectors"] = [detector.sha256 for detector in task.detectors]
+    pixels = None
+    conventions = _conventions(source)
+    if source.lossy:
+        budget = options.budget.bytes_for(source)
+        lossy = record | {"codec": "pcdc", "model": task.model}
+        # metadata are most of a very small image's bytes: loss would gain little
+        least = budget // 2 if budget <= SMALL_BUDGET else 0
+        coded = reader.coded_pixels()
+        try:
+            pixels = writer.create_pixels(task.model, budget, coded, lossy, conventions, least)
+            record = lossy
+        except NothingLeft as error:
+            if budget > SMALL_BUDGET:
+                reason = f"its metadata and mask alone exceed the budget of {budget} bytes"
+                raise SourceError(source.path, reason) from error
+            record["warnings"].append(f"stored losslessly: {budget} bytes are too few for it")
+    if pixels is None:
+        pixels = writer.create_lossless()
+    parts, missing = shard_count(pixels), writer.missing(pixels)
+    for done, window in enumerate(missing, parts - len(missing) + 1):
+        part = reader.read(window)[0]
+        try:
+            with _finer(part, window, objects):
+                pixels[_area(window)] = part
+        except BudgetTooSmall as error:
+            raise SourceError(source.path, f"does not fit its budget: it {error}") from error
+        if parts > 1:
+            tell(task.id, done, parts)
+    return writer.commit(record, conventions)
+
+
+@contextmanager
+def _finer(part: np.ndarray, window: Window, objects: Boxes) -> Iterator[None]:
+    """Code blocks with objects in them finer, where pixels of a window are written meanwhile."""
+    with ExitStack() as stack:
+        if len(objects):
+            from archive_pipeline.codec.models import raising
+
+            col, row, _, _ = window
+            blocks = RaisedBlocks(part, objects - [col, row, col, row], TILE)
+            stack.enter_context(raising(blocks.of))
+        yield
+
+
+class _Reader:
+    """Reads windows of a source; an image of one window is read once."""
+
+    def __init__(self, source: SourceImage) -> None:
+        self.source = source
+        self._whole: tuple[np.ndarray, np.ndarray | None] | None = None
+
+    @stage("read")
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        if window != (0, 0, self.source.width, self.source.height):
+            return read_pixels(self.source, window)
+        if self._whole is None:
+            self._whole = read_pixels(self.source)
+        return self._whole
+
+    def read_rgb(self, window: Window) -> NDArray[np.uint8]:
+        """Pixels of an 8-bit RGB image."""
+        return self.read(window)[0]
+
+    def read_mask(self, window: Window) -> NDArray[np.uint8]:
+        """The mask of an image that has one."""
+        mask = self.read(window)[1]
+        assert mask is not None
+        return mask
+
+    def coded_pixels(self) -> tuple[int, int]:
+        """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles.
+
+        Of an image too large to be held, all pixels, and as many empty tiles as may lie around
+        it: its budget is then not used to the full.
+        """
+        width, height = self.source.width, self.source.height
+        if not is_one_shard(width, height):
+            return width * height, 4 * -(-width // TILE) * -(-height // TILE)
+        pixels, coded, empty = self.read((0, 0, width, height))[0], 0, 0
+        for _, _, part in trimmed_tiles(pixels, TILE):
+            coded += part.shape[0] * part.shape[1]
+            empty += not part.size
+        return coded, empty
+
+
+def _without_preview(name: str, payload: bytes) -> tuple[str, bytes]:
+    """Blank a JPEG's EXIF thumbnail, which restoring makes again from the pixels."""
+    return name, blank_thumbnail(payload)[0] if name == "APP1" else payload
+
+
+def _area(window: Window) -> tuple[slice, slice]:
+    col, row, width, height = window
+    return slice(row, row + height), slice(col, col + width)
+
+
+def _conventions(source: SourceImage) -> dict[str, Any]:
+    """Attributes of the proj: and spatial: Zarr conventions."""
+    georef: Georef = source.georef
+    if georef.transform is None or georef.crs is None:
+        return {}
+    code = "proj:code" if georef.crs.startswith("EPSG:") else "proj:wkt2"
+    return {
+        "zarr_conventions": [PROJ, SPATIAL],
+        code: georef.crs,
+        "spatial:dimensions": ["y", "x"],
+        "spatial:transform": list(georef.transform),
+        "spatial:shape": [source.height, source.width],
+    }

@@ -1,0 +1,277 @@
+"""Archived images back as georeferenced files: whole, by window, or as one mosaic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from archive_pipeline.flight.source_image import SourceImage
+from archive_pipeline.geo.georef import Georef, Window, bbox_to_window, check_bbox, window_transform
+from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs.mosaic import write_mosaic
+from archive_pipeline.outputs import writers as outputs
+from archive_pipeline.outputs.paths import OutputError, output_path
+from archive_pipeline.pcdc.stages import stage, summed, timed
+from archive_pipeline.store.archive import Archive, absolute, in_process_only
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.index import read_images
+from archive_pipeline.store.layout import ArchiveError, ImageEntry
+
+Bbox = tuple[float, float, float, float]
+SUFFIXES = {"gtiff": ".tif", "jpeg": ".jpg", "png": ".png"}
+WRITERS = {
+    "gtiff": outputs.write_gtiff,
+    "jpeg": outputs.write_jpeg,
+    "png": outputs.write_png,
+}
+MOSAIC_NAME = "mosaic.tif"
+
+
+@dataclass(frozen=True)
+class View:
+    """A window (col, row, width, height) of an archived image, as `outputs.Raster` wants it."""
+
+    image: ArchivedImage
+    window: Window
+
+    @property
+    def source(self) -> SourceImage:
+        return self.image.source
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.image.block
+
+    def read(self, window: Window) -> Any:
+        return self.image.read(window)
+
+    def read_mask(self, window: Window) -> Any:
+        return self.image.read_mask(window)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images to restore, and which part of each.
+
+    Attributes:
+        bbox: west, south, east, north in `bbox_crs`; whole images without one.
+        flight: only this flight.
+        images: ids, or "flight/id"; all where empty.
+    """
+
+    bbox: Bbox | None = None
+    bbox_crs: str = "EPSG:4326"
+    flight: str | None = None
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to write."""
+
+    archive: str
+    entry: ImageEntry
+    window: Window
+    path: Path
+    format: str
+    device: str
+    steps: int
+    seed: int
+
+
+@dataclass
+class Report:
+    """Files written, and images that could not be (id, reason).
+
+    Attributes:
+        seconds: wall time.
+        stages: seconds of work by stage (`pcdc.stages`), summed over workers; none for a mosaic,
+            whose threads work on several at once.
+    """
+
+    files: list[dict[str, Any]]
+    failed: list[dict[str, str]]
+    skipped: list[tuple[str, str]]
+    seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `archive restore --json`."""
+        return {
+            "files": self.files,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 2),
+            "stages": self.stages,
+        }
+
+
+def select(
+    archive: Archive, selection: Selection
+) -> tuple[list[tuple[ImageEntry, Window]], list[dict[str, str]]]:
+    """Images and windows that a selection means, in the archive's order.
+
+    Returns:
+        The images with their windows, and {"image", "error"} of those that may be meant but whose
+        records are damaged.
+
+    Raises:
+        ArchiveError: a flight or image is not in the archive.
+        ValueError: the bounding box or its CRS is invalid.
+    """
+    if selection.bbox is not None:
+        check_bbox(selection.bbox, selection.bbox_crs)
+    if selection.flight is not None and selection.flight not in (flights := archive.flights()):
+        known = ", ".join(flights) or "none"
+        raise ArchiveError(f"{archive.url}: no flight {selection.flight!r} (there are: {known})")
+    wanted = set(selection.images)
+    found: set[str] = set()
+    chosen = []
+    failed: list[dict[str, str]] = []
+
+    def note(name: str, error: ArchiveError) -> None:
+        names = {name, name.partition("/")[2]}
+        found.update(names)
+        if not wanted or wanted & names:
+            failed.append({"image": name, "error": str(error)})
+
+    for entry in read_images(archive, selection.flight, note):
+        names = {entry.id, f"{entry.flight}/{entry.id}"}
+        if wanted and not wanted & names:
+            continue
+        found |= names
+        width, height = entry.record["width"], entry.record["height"]
+        window: Window | None = (0, 0, width, height)
+        if selection.bbox is not None:
+            georef = Georef.from_json(entry.record["georef"])
+            try:
+                window = bbox_to_window(georef, width, height, selection.bbox, selection.bbox_crs)
+            except Exception as error:  # the box is fine, so the image's own georeference is not
+                name = f"{entry.flight}/{entry.id}"
+                failed.append({"image": name, "error": f"{name}: georeference: {error}"})
+                continue
+        if window is not None:
+            chosen.append((entry, window))
+    missing = sorted(wanted - found)
+    if missing:
+        raise ArchiveError(f"{archive.url}: no image {', '.join(missing)}")
+    return chosen, failed
+
+
+def restore(
+    archive_url: str,
+    selection: Selection,
+    output: Path,
+    *,
+    format: str = "gtiff",
+    mosaic: bool = False,
+    steps: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda total: None,
+) -> Report:
+    """Write what a selection means below `output`, an image that fails being reported.
+
+    Args:
+        format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF, `output`/mosaic.tif.
+        steps: denoising steps; 0 is the deterministic decoder.
+        seed: of the denoiser's noise.
+        progress: called after each image, or each block of a mosaic, with their number.
+
+    Raises:
+        ArchiveError: the archive cannot be used, or a name is not in it.
+        ValueError: the bounding box or its CRS is invalid.
+        OutputError: a mosaic cannot be written.
+        ClusterError: there is no such scheduler, or it was lost.
+    """
+    from archive_pipeline.codec.models import use_device
+
+    started = time.monotonic()
+    if scheduler is not None:  # its workers have a working directory of their own
+        archive_url, output = absolute(archive_url), output.absolute()
+    archive = Archive.open(archive_url)
+    chosen, failed = select(archive, selection)
+    if mosaic:
+        use_device(device, steps, seed)
+        if steps:
+            for entry, _ in chosen:
+                archive.require_denoiser(entry)
+        views = (View(ArchivedImage(archive, entry), window) for entry, window in chosen)
+        path = output / MOSAIC_NAME
+        made = write_mosaic(path, views, selection.bbox, selection.bbox_crs, progress=progress)
+        file = {
+            "path": str(path),
+            "image": list(made.used),
+            "window": [0, 0, made.width, made.height],
+            "crs": made.crs,
+            "transform": list(made.transform),
+        }
+        return Report([file], failed, list(made.skipped), time.monotonic() - started)
+
+    repeated = len({e.flight for e, _ in chosen}) > 1
+    tasks = []
+    for entry, window in chosen:
+        full = window == (0, 0, entry.record["width"], entry.record["height"])
+        name = f"{entry.flight}/{entry.id}" if repeated else entry.id
+        path = output_path(output, name, window, full, SUFFIXES[format])
+        tasks.append(Task(archive_url, entry, window, path, format, device, steps, seed))
+    files: list[dict[str, Any]] = []
+    spent_by_task: list[dict[str, float]] = []
+    # a window is decoded sooner than a worker process has started
+    local = 0 if selection.bbox is not None and workers is None else workers
+    if in_process_only(archive_url):
+        local = 0
+        if scheduler is not None:
+            raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
+    with cluster.connect(scheduler, local, len(tasks), device) as pool:
+        for task, result in pool.run(restore_image, tasks):
+            if isinstance(result, BaseException):
+                name = f"{task.entry.flight}/{task.entry.id}"
+                text = f"{name}: {type(result).__name__}: {result}"
+                if isinstance(result, (ArchiveError, OutputError)):
+                    text = str(result)
+                elif isinstance(result, cluster.WorkerDied):
+                    text = f"{name}: {result}"
+                failed.append({"image": name, "error": " ".join(text.split())})
+            else:
+                file, spent = result
+                files.append(file)
+                spent_by_task.append(spent)
+            progress(len(tasks))
+    files.sort(key=lambda f: f["path"])
+    return Report(files, failed, [], time.monotonic() - started, summed(spent_by_task))
+
+
+def restore_image(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
+    """Write one image (runs on a worker); returns its entry of the report, and seconds by stage.
+
+    Raises:
+        ArchiveError, OutputError: one line that names the image.
+    """
+    with timed() as spent, stage("write"):
+        return _write(task), spent
+
+
+def _write(task: Task) -> dict[str, Any]:
+    with stage("start"):
+        from archive_pipeline.codec.models import use_device
+
+        use_device(task.device, task.steps, task.seed)
+    archive = Archive.reopen(task.archive)
+    if task.steps:
+        archive.require_denoiser(task.entry)
+    view = View(ArchivedImage(archive, task.entry), task.window)
+    WRITERS[task.format](task.path, view)
+    georef = window_transform(Georef.from_json(task.entry.record["georef"]), task.window)
+    return {
+        "path": str(task.path),
+        "image": task.entry.id,
+        "flight": task.entry.flight,
+        "window": list(task.window),
+        "crs": georef.crs,
+        "transform": list(georef.transform) if georef.transform else None,
+    }

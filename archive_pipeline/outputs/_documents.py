@@ -1,0 +1,158 @@
+"""The documents inside an image file, EXIF, XMP and ICC, on their way into another file.
+
+Sources of any format keep their metadata blocks byte for byte; what is written as JPEG or PNG gets
+them as JPEG segments or PNG chunks.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+
+from archive_pipeline.flight.jpeg_segments import MAX_PAYLOAD, Segment, write_segments
+from archive_pipeline.flight.source_image import EXIF_PREFIX, XMP_PREFIX, SourceImage
+
+MAX_ICC = 16 << 20
+_ICC_PREFIX = b"ICC_PROFILE\0"
+# Keyword, uncompressed, no language, no translated keyword.
+_PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
+# Not among them: what belongs to animation or to the original's bit depth and palette.
+_PNG_KEPT = frozenset(b"cHRM gAMA iCCP sRGB cICP mDCV cLLI pHYs eXIf tIME tEXt zTXt iTXt".split())
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The documents inside an image file: EXIF's TIFF structure, the XMP packet, the profile."""
+
+    exif: bytes = b""
+    xmp: bytes = b""
+    icc: bytes = b""
+
+
+def embedded_documents(source: SourceImage) -> Embedded:
+    """Find EXIF, XMP and ICC among a source's metadata blocks, whichever format they are from."""
+    exif = xmp = icc = b""
+    pieces: list[bytes] = []
+    for name, payload in source.metadata:
+        if name == "APP1" and payload.startswith(EXIF_PREFIX):
+            exif = exif or payload
+        elif name == "APP1" and payload.startswith(XMP_PREFIX):
+            xmp = xmp or payload.removeprefix(XMP_PREFIX)
+        elif name == "APP2" and payload.startswith(_ICC_PREFIX):
+            pieces.append(payload.removeprefix(_ICC_PREFIX))
+        elif name in ("EXIF", "eXIf"):
+            exif = payload
+        elif name == "XMP":
+            xmp = payload
+        elif name == "ICC":
+            icc = payload
+        elif name == "iTXt" and payload.startswith(_PNG_XMP):
+            xmp = payload.removeprefix(_PNG_XMP)
+        elif name == "iCCP":
+            try:
+                icc = zlib.decompressobj().decompress(payload.partition(b"\0")[2][1:], MAX_ICC)
+            except zlib.error:
+                continue
+    if pieces:
+        # Each piece starts with its number and their count.
+        icc = b"".join(piece[2:] for piece in sorted(pieces))
+    return Embedded(exif.removeprefix(EXIF_PREFIX), xmp.rstrip(b"\0"), icc)
+
+
+def exif_tags(exif: bytes) -> dict[str, str]:
+    """Return EXIF as the ``EXIF_*`` tags that GDAL shows for a JPEG with the same block."""
+    if not 0 < len(exif) <= MAX_PAYLOAD - len(EXIF_PREFIX):
+        return {}
+    carrier = io.BytesIO()
+    Image.new("L", (8, 8)).save(carrier, "JPEG")
+    data = write_segments(carrier.getvalue(), [("APP1", EXIF_PREFIX + exif)])
+    with quiet(), MemoryFile(data, ext=".jpg") as file, file.open() as dataset:
+        return {k: v for k, v in dataset.tags().items() if k.startswith("EXIF_")}
+
+
+def pack_segments(source: SourceImage) -> list[Segment]:
+    """Pack the embedded documents of a source that is no JPEG into JPEG segments."""
+    embedded = embedded_documents(source)
+    segments: list[Segment] = []
+    if embedded.exif:
+        segments.append(("APP1", EXIF_PREFIX + embedded.exif))
+    if embedded.xmp:
+        segments.append(("APP1", XMP_PREFIX + embedded.xmp))
+    # A segment holds no more, and only ICC may be spread; the archive keeps the whole block.
+    segments = [segment for segment in segments if len(segment[1]) <= MAX_PAYLOAD]
+    size = MAX_PAYLOAD - len(_ICC_PREFIX) - 2
+    pieces = [embedded.icc[start : start + size] for start in range(0, len(embedded.icc), size)]
+    for number, piece in enumerate(pieces if len(pieces) < 256 else [], 1):
+        segments.append(("APP2", _ICC_PREFIX + bytes([number, len(pieces)]) + piece))
+    return segments
+
+
+def set_dimensions(exif_app1: bytes, width: int, height: int) -> bytes:
+    """Overwrite the pixel dimensions in an EXIF segment where it has them; nothing moves."""
+    data = bytearray(exif_app1)
+    base = len(EXIF_PREFIX)
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[base : base + 2]))
+    if order is None:
+        return exif_app1
+    sizes = {0x0100: width, 0x0101: height, 0xA002: width, 0xA003: height}
+    try:
+        directories = [struct.unpack_from(order + "I", data, base + 4)[0]]
+        # The main directory points to EXIF's own; no other is visited, so cycles cannot be.
+        for directory in directories:
+            count = struct.unpack_from(order + "H", data, base + directory)[0]
+            for index in range(count):
+                entry = base + directory + 2 + 12 * index
+                tag, kind, items = struct.unpack_from(order + "HHI", data, entry)
+                if tag == 0x8769 and len(directories) == 1:
+                    directories.append(struct.unpack_from(order + "I", data, entry + 8)[0])
+                elif tag in sizes and kind in (3, 4) and items == 1:
+                    struct.pack_into(order + " HI"[kind - 2], data, entry + 8, sizes[tag])
+    except struct.error:
+        return exif_app1
+    return bytes(data)
+
+
+def png_chunks(source: SourceImage) -> list[tuple[bytes, bytes]]:
+    """Return the metadata chunks of a PNG: the original ones if the source is a PNG."""
+    if source.driver == "PNG":
+        named = [(name.encode("ascii"), payload) for name, payload in source.metadata]
+        return [chunk for chunk in named if chunk[0] in _PNG_KEPT]
+    embedded = embedded_documents(source)
+    chunks = []
+    if embedded.icc:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(embedded.icc)))
+    if embedded.exif:
+        chunks.append((b"eXIf", embedded.exif))
+    if embedded.xmp:
+        chunks.append((b"iTXt", _PNG_XMP + embedded.xmp))
+    return chunks
+
+
+def insert_chunks(plain: Path, final: Path, chunks: list[tuple[bytes, bytes]]) -> None:
+    """Copy a PNG and put chunks behind its header chunk."""
+    with open(plain, "rb") as reader, open(final, "wb") as writer:
+        # Signature and IHDR have a fixed length.
+        writer.write(reader.read(33))
+        for kind, payload in chunks:
+            writer.write(struct.pack(">I", len(payload)) + kind + payload)
+            writer.write(struct.pack(">I", zlib.crc32(kind + payload)))
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Images without a position are ordinary here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield

@@ -1,0 +1,65 @@
+"""GDAL's `.aux.xml`: georeference and tags that an image file has no place for."""
+
+from __future__ import annotations
+
+from xml.sax.saxutils import escape, quoteattr
+
+import pyproj
+from rasterio.crs import CRS
+
+from archive_pipeline.geo.georef import Georef
+
+MADE_NAMESPACES = frozenset(
+    ("COLOR_PROFILE", "IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS")
+)
+"""Namespaces of tags that GDAL makes from a file's other parts."""
+
+
+def auxiliary_xml(
+    georef: Georef,
+    tags: dict[str, dict[str, str]] | None = None,
+    band_tags: tuple[dict[str, dict[str, str]], ...] = (),
+) -> str:
+    """Return a georeference and the tags of custom namespaces as GDAL's auxiliary XML, or ""."""
+    lines = []
+    wkt = CRS.from_user_input(georef.crs).to_wkt() if georef.crs else ""
+    # GDAL would otherwise take latitude first for the CRSs that are defined so.
+    axes = f'dataAxisToSRSAxisMapping="{"2,1" if _latitude_first(wkt) else "1,2"}"'
+    if georef.transform is not None:
+        a, b, c, d, e, f = georef.transform
+        if wkt:
+            lines.append(f"  <SRS {axes}>{escape(wkt)}</SRS>")
+        order = ", ".join(repr(float(v)) for v in (c, a, b, f, d, e))
+        lines.append(f"  <GeoTransform>{order}</GeoTransform>")
+    elif georef.gcps:
+        lines.append(f"  <GCPList Projection={quoteattr(wkt)} {axes}>")
+        for row, col, x, y, z, name, info in georef.gcps:
+            lines.append(
+                f"    <GCP Id={quoteattr(name)} Info={quoteattr(info)} "
+                f'Pixel="{col!r}" Line="{row!r}" X="{x!r}" Y="{y!r}" Z="{z!r}"/>'
+            )
+        lines.append("  </GCPList>")
+    if georef.rpcs:
+        lines += _pam_metadata({"RPC": georef.rpcs})
+    lines += _pam_metadata(tags or {})
+    for band, items in enumerate(band_tags, 1):
+        inner = _pam_metadata(items)
+        if inner:
+            lines += [f'  <PAMRasterBand band="{band}">', *inner, "  </PAMRasterBand>"]
+    return "\n".join(["<PAMDataset>", *lines, "</PAMDataset>", ""]) if lines else ""
+
+
+def _pam_metadata(tags: dict[str, dict[str, str]]) -> list[str]:
+    lines = []
+    for namespace, items in tags.items():
+        if namespace == "" or namespace.startswith("xml:") or namespace in MADE_NAMESPACES:
+            continue
+        lines.append(f"  <Metadata domain={quoteattr(namespace)}>")
+        for key, value in items.items():
+            lines.append(f"    <MDI key={quoteattr(key)}>{escape(value)}</MDI>")
+        lines.append("  </Metadata>")
+    return lines
+
+
+def _latitude_first(wkt: str) -> bool:
+    return bool(wkt) and pyproj.CRS.from_wkt(wkt).axis_info[0].direction == "north"

@@ -1,0 +1,430 @@
+"""Writing restored pixels as Cloud Optimized GeoTIFF, JPEG or PNG.
+
+Every writer works in a hidden folder beside its output and moves the finished file into place, so
+a killed restore leaves no half file under a final name.  GeoTIFF and PNG are streamed block by
+block and may be far larger than memory; a JPEG is composed in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import rasterio.shutil
+from PIL import Image
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.io import DatasetWriter
+from rasterio.windows import Window as RasterioWindow
+
+from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
+from archive_pipeline.flight.raster import Pixels, Raster
+from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
+from archive_pipeline.geo.georef import Georef, Window, window_transform
+from archive_pipeline.outputs._documents import (
+    embedded_documents,
+    exif_tags,
+    insert_chunks,
+    pack_segments,
+    png_chunks,
+    quiet,
+    set_dimensions,
+)
+from archive_pipeline.outputs._sidecar import MADE_NAMESPACES, auxiliary_xml
+from archive_pipeline.outputs.paths import OutputError, publish, workdir
+
+TILE = 512
+READ_PIXELS = 1 << 23
+"""No single `Raster.read` asks for more pixels than this, unless one block alone is larger."""
+
+JPEG_SIDE = 65535
+
+_STAGE = {
+    "driver": "GTiff",
+    "tiled": True,
+    "blockxsize": TILE,
+    "blockysize": TILE,
+    "compress": "ZSTD",
+    "zstd_level": 1,
+    "sparse_ok": True,
+    "bigtiff": "IF_SAFER",
+    "num_threads": "ALL_CPUS",
+}
+# DEFLATE rather than ZSTD: photogrammetry tools with their own TIFF readers know it.
+_COG = {
+    "driver": "COG",
+    "blocksize": TILE,
+    "compress": "DEFLATE",
+    "bigtiff": "IF_SAFER",
+    "num_threads": "ALL_CPUS",
+}
+
+
+def write_gtiff(path: Path, raster: Raster) -> None:
+    """Write a lossless Cloud Optimized GeoTIFF.
+
+    Georeference (transform, GCPs or RPCs, moved to the window), band descriptions, units, scales
+    and offsets, colour interpretation, palette, nodata value, ICC profile, XMP and tags are the
+    source's, EXIF comes as ``EXIF_*`` tags; tags of custom namespaces, if any, lie in GDAL's
+    ``.aux.xml`` beside the file.  Statistics are left out, since decoding or cutting makes them
+    wrong.  The mask comes back as it was: as an alpha band, as an internal mask, or as the
+    nodata value.
+
+    Pixels are written as read, with two exceptions for photographic sources that have a nodata
+    value, where lossy decoding blurs what is nodata: invalid pixels become the nodata value in
+    every band, and a valid pixel that decoded to nodata in every band moves by one level in its
+    last band.
+
+    Args:
+        path: the output file; its folder is created.
+        raster: the pixels.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    source = raster.source
+    embedded = embedded_documents(source)
+    profile = _profile(raster)
+    if embedded.icc:
+        profile["source_icc_profile"] = base64.b64encode(embedded.icc).decode()
+    # GDAL's COG driver leaves namespaces of the user's own behind.
+    pam = auxiliary_xml(Georef(), source.tags, source.band_tags)
+    with cog_writer(path, profile, source.colormap is not None, pam) as stage:
+        exif = {k: v for k, v in exif_tags(embedded.exif).items() if k not in stage.tags()}
+        _write_tags(stage, {"": exif, "xml:XMP": {"": embedded.xmp.decode("utf-8", "replace")}})
+        _stage(stage, raster)
+
+
+def write_png(path: Path, raster: Raster) -> None:
+    """Write a PNG of 8 or 16 bits: grey, RGB or palette, with the mask as alpha.
+
+    ICC, EXIF and XMP go into PNG's own chunks; georeference and tags into GDAL's ``.aux.xml``
+    beside the file.
+
+    Args:
+        path: the output file; its folder is created.
+        raster: the pixels.
+
+    Raises:
+        OutputError: the image is not uint8 or uint16 with 1 or 3 colour bands, has a palette
+            together with a mask, or the file cannot be written.
+    """
+    source = raster.source
+    if source.dtype not in ("uint8", "uint16"):
+        raise OutputError(f"{source.id}: PNG cannot store {source.dtype} pixels; use gtiff")
+    own_alpha = "alpha" in source.colorinterp[source.bands - 1 : source.bands]
+    if source.bands - own_alpha not in (1, 3):
+        raise OutputError(f"{source.id}: PNG stores 1 or 3 bands, not {source.bands}; use gtiff")
+    palette = source.colormap is not None
+    if palette and (source.mask in ("alpha", "mask") or source.dtype != "uint8"):
+        raise OutputError(f"{source.id}: PNG cannot store this palette and its mask; use gtiff")
+    alpha = source.mask != "none" and not palette and not own_alpha
+    with workdir(path) as work:
+        staged, plain = work / "stage.tif", work / "plain.png"
+        with _open_new(staged, {**_STAGE, **_profile(raster, alpha=alpha)}) as stage:
+            _stage(stage, raster, alpha=alpha)
+        rasterio.shutil.copy(staged, plain, driver="PNG")
+        final = work / "final.png"
+        insert_chunks(plain, final, png_chunks(source))
+        pam = Path(f"{plain}.aux.xml")
+        if pam.exists():
+            pam.rename(f"{final}.aux.xml")
+        publish(final, path)
+
+
+def write_jpeg(path: Path, raster: Raster, quality: int = 95) -> None:
+    """Write a baseline JPEG (4:4:4) that carries the original file's metadata.
+
+    For a whole image the original segments come back byte for byte, with the EXIF thumbnail made
+    again from the restored pixels; what `write_segments` cannot keep true goes.  A window keeps
+    them too, since camera, position and time stay true, but EXIF's pixel dimensions are set to
+    the window's.  Lens and principal point of a window still refer to the whole frame: give
+    photogrammetry whole frames.
+
+    The georeference, which JPEG cannot hold, goes into GDAL's ``.aux.xml`` beside the file, and
+    an affine one also into a world file (``.jgw``).
+
+    Args:
+        path: the output file; its folder is created.
+        raster: the pixels; the whole window is held in memory.
+        quality: libjpeg's quality, 1 to 100.
+
+    Raises:
+        OutputError: the image is not uint8 with 1 or 3 bands, has a palette, pixels that are not
+            fully opaque or more than 65535 pixels on a side, or the file cannot be written.
+    """
+    source, (col, row, width, height) = raster.source, raster.window
+    if source.dtype != "uint8" or source.bands not in (1, 3) or source.colormap is not None:
+        kind = "palette" if source.colormap is not None else f"{source.bands}-band {source.dtype}"
+        raise OutputError(
+            f"{source.id}: JPEG stores 8-bit grey or RGB pixels, not {kind}; use gtiff"
+        )
+    if max(width, height) > JPEG_SIDE:
+        raise OutputError(f"{source.id}: {width}x{height} pixels exceed JPEG's limit; use gtiff")
+    pixels = np.empty((height, width, source.bands), np.uint8)
+    for window in read_windows(raster):
+        c, r, w, h = window
+        mask = raster.read_mask(window)
+        if mask is not None and mask.min() < 255:
+            raise OutputError(
+                f"{source.id}: JPEG cannot store transparent pixels; use gtiff or png"
+            )
+        pixels[r - row : r - row + h, c - col : c - col + w] = raster.read(window)
+    whole = (col, row, width, height) == (0, 0, source.width, source.height)
+    with workdir(path) as work:
+        final = work / "final.jpg"
+        try:
+            final.write_bytes(_encode_jpeg(source, pixels, quality, whole))
+        except ValueError as error:
+            raise OutputError(f"{source.id}: {error}") from error
+        georef = window_transform(source.georef, raster.window)
+        pam = auxiliary_xml(georef)
+        if pam:
+            (work / "final.jpg.aux.xml").write_text(pam, encoding="utf-8")
+        if georef.transform is not None:
+            a, b, c_, d, e, f = georef.transform
+            centre = (a, d, b, e, c_ + (a + b) / 2, f + (d + e) / 2)
+            (work / "final.jgw").write_text("".join(f"{value!r}\n" for value in centre))
+        publish(final, path)
+
+
+@contextmanager
+def cog_writer(
+    path: Path,
+    profile: dict[str, Any],
+    palette: bool = False,
+    pam: str = "",
+) -> Iterator[DatasetWriter]:
+    """Give a staging dataset to fill; on leaving, make it a Cloud Optimized GeoTIFF at ``path``.
+
+    Nothing appears at ``path`` when the body raises.
+
+    Args:
+        path: the output file; its folder is created.
+        profile: rasterio's creation profile: size, count, dtype, georeference, photometric, ...
+        palette: pixel values are classes: overviews pick pixels rather than average them.
+        pam: text of GDAL's ``.aux.xml`` beside the output; none where empty.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with workdir(path) as work:
+        staged, final = work / "stage.tif", work / "final.tif"
+        with _open_new(staged, {**_STAGE, **profile}) as stage:
+            yield stage
+        size = max(profile["width"], profile["height"])
+        factors = [2**n for n in range(1, 32) if size > TILE * 2 ** (n - 1)]
+        if factors:
+            resampling = Resampling.nearest if palette else Resampling.average
+            with rasterio.open(staged, "r+") as stage:
+                stage.build_overviews(factors, resampling)
+        kind = np.dtype(profile["dtype"]).kind
+        predictor = "NO" if palette or kind not in "uif" else "YES"
+        rasterio.shutil.copy(staged, final, predictor=predictor, **_COG)
+        if pam:
+            Path(f"{final}.aux.xml").write_text(pam, encoding="utf-8")
+        publish(final, path)
+
+
+def read_windows(raster: Raster) -> Iterator[Window]:
+    """Cut a raster's window into reads that follow its tile grid, row by row.
+
+    Args:
+        raster: the raster.
+
+    Yields:
+        ``(col, row, width, height)`` in image pixels, each a run of whole tiles (cut at the
+        window's edge) of at most `READ_PIXELS`, or one tile.
+    """
+    col, row, width, height = raster.window
+    block_width, block_height = raster.block
+    run = max(1, READ_PIXELS // (block_width * block_height)) * block_width
+    for top, bottom in _cuts(row, row + height, block_height, block_height):
+        for left, right in _cuts(col, col + width, block_width, run):
+            yield left, top, right - left, bottom - top
+
+
+def avoid_nodata(pixels: Pixels, valid: npt.NDArray[np.bool_], nodata: float) -> None:
+    """Move valid pixels that equal nodata in every band by one level in the last, in place.
+
+    Args:
+        pixels: integers (height, width, bands).
+        valid: bool (height, width).
+        nodata: a value that the pixels' type can hold.
+    """
+    level = pixels.dtype.type(nodata)
+    collides = valid & (pixels == level).all(axis=2)
+    step = -1 if level == np.iinfo(pixels.dtype).max else 1
+    pixels[..., -1][collides] = int(level) + step
+
+
+def storable_nodata(nodata: float | None, dtype: str) -> float | int | None:
+    """Return ``nodata`` if pixels of ``dtype`` can have that value, else ``None``.
+
+    GDAL takes a nodata value outside the range of the type to match nothing; rasterio refuses it.
+
+    Args:
+        nodata: the value, may be NaN.
+        dtype: numpy name of the pixel type.
+    """
+    if nodata is None or np.dtype(dtype).kind not in "iu":
+        return nodata
+    info = np.iinfo(dtype)
+    if not math.isfinite(nodata) or nodata != int(nodata) or not info.min <= nodata <= info.max:
+        return None
+    return int(nodata)
+
+
+def _cuts(start: int, stop: int, grid: int, step: int) -> Iterator[tuple[int, int]]:
+    """Cut ``[start, stop)`` at ``step`` after the last multiple of ``grid``, again and again."""
+    while start < stop:
+        end = min(stop, start // grid * grid + step)
+        yield start, end
+        start = end
+
+
+def _profile(raster: Raster, alpha: bool | None = None) -> dict[str, Any]:
+    """Return the creation profile of a raster's window; ``alpha`` overrules the source's mask."""
+    source, (_, _, width, height) = raster.source, raster.window
+    with_alpha = source.mask == "alpha" if alpha is None else alpha
+    georef = window_transform(source.georef, raster.window)
+    profile: dict[str, Any] = {
+        "width": width,
+        "height": height,
+        "count": source.bands + with_alpha,
+        "dtype": source.dtype,
+        "photometric": _photometric(source),
+    }
+    # An alpha band made from nodata replaces it: GDAL ignores alpha where there is nodata.
+    nodata = storable_nodata(source.nodata, source.dtype)
+    if nodata is not None and not alpha:
+        profile["nodata"] = nodata
+    if georef.crs is not None:
+        profile["crs"] = CRS.from_user_input(georef.crs)
+    if georef.transform is not None:
+        profile["transform"] = rasterio.Affine(*georef.transform)
+    elif georef.gcps:
+        profile["gcps"] = [GroundControlPoint(*gcp) for gcp in georef.gcps]
+    return profile
+
+
+def _photometric(source: SourceImage) -> str:
+    if source.colormap is not None:
+        return "PALETTE"
+    if source.colorinterp[:3] == ("red", "green", "blue"):
+        return "RGB"
+    if source.colorinterp[:4] == ("cyan", "magenta", "yellow", "black"):
+        return "CMYK"
+    original = str(source.layout.get("photometric")).upper()
+    return "MINISWHITE" if original in ("MINISWHITE", "WHITE") else "MINISBLACK"
+
+
+def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False) -> None:
+    """Fill a staging dataset made from `_profile` with a raster's tags, pixels and mask."""
+    source = raster.source
+    names = list(source.colorinterp) or [interp.name for interp in stage.colorinterp]
+    if alpha and "alpha" not in names:
+        names = [*names[: source.bands], "alpha"]
+    alpha_index = names.index("alpha") if alpha or source.mask == "alpha" else None
+    _describe(stage, raster, names, alpha_index)
+    colours = [n for n in range(stage.count) if n != alpha_index]
+    col, row, _, _ = raster.window
+    nodata = stage.nodata if source.lossy else None
+    for window in read_windows(raster):
+        pixels, mask = raster.read(window), raster.read_mask(window)
+        c, r, w, h = window
+        target = RasterioWindow(c - col, r - row, w, h)
+        if nodata is not None:
+            pixels = pixels.copy()
+            valid = np.ones((h, w), bool) if mask is None else mask != 0
+            pixels[~valid] = nodata
+            avoid_nodata(pixels, valid, nodata)
+        stage.write(np.moveaxis(pixels, 2, 0), [n + 1 for n in colours], window=target)
+        if mask is None:
+            mask = np.full((h, w), 255, np.uint8)
+        if alpha_index is not None:
+            opaque = 257 if source.dtype == "uint16" else 1
+            band = mask.astype(source.dtype) * np.dtype(source.dtype).type(opaque)
+            stage.write(band, alpha_index + 1, window=target)
+        elif source.mask == "mask" and "alpha" not in names:
+            stage.write_mask(mask, window=target)
+
+
+def _describe(
+    stage: DatasetWriter, raster: Raster, names: list[str], alpha_index: int | None
+) -> None:
+    """Write everything about a raster but pixels; must come before them, TIFF needs it so."""
+    source = raster.source
+    known = ColorInterp.__members__
+    stage.colorinterp = [known.get(n, ColorInterp.undefined) for n in names[: stage.count]]
+    if source.colormap is not None:
+        stage.write_colormap(1, dict(enumerate(source.colormap)))
+    tags = dict(source.tags)
+    if source.georef.transform is None:
+        # GDAL shifts GCPs at every writing that are said to be points.
+        tags[""] = {k: v for k, v in tags.get("", {}).items() if k != "AREA_OR_POINT"}
+    _write_tags(stage, tags)
+    rpcs = window_transform(source.georef, raster.window).rpcs
+    if rpcs:
+        stage.update_tags(ns="RPC", **rpcs)
+    units, scales, offsets = [""] * stage.count, [1.0] * stage.count, [0.0] * stage.count
+    for band, n in enumerate(n for n in range(stage.count) if n != alpha_index):
+        if band < len(source.descriptions) and source.descriptions[band]:
+            stage.set_band_description(n + 1, source.descriptions[band])
+        if band < len(source.units):
+            units[n] = source.units[band] or ""
+        if band < len(source.scales):
+            scales[n] = source.scales[band]
+        if band < len(source.offsets):
+            offsets[n] = source.offsets[band]
+        if band < len(source.band_tags):
+            _write_tags(stage, source.band_tags[band], n + 1)
+    if any(units):
+        stage.units = units
+    if any(scale != 1.0 for scale in scales):
+        stage.scales = scales
+    if any(offsets):
+        stage.offsets = offsets
+
+
+def _write_tags(stage: DatasetWriter, tags: dict[str, dict[str, str]], band: int = 0) -> None:
+    for namespace, items in tags.items():
+        if namespace in MADE_NAMESPACES:
+            continue
+        if namespace.startswith("xml:"):
+            # rasterio joins key and value by "="; GDAL wants the bare document.
+            splits = [document.partition("=") for document in items.values() if document]
+            items = {head: tail for head, _, tail in splits}
+        kept = {k: v for k, v in items.items() if not k.startswith("STATISTICS_")}
+        if kept:
+            stage.update_tags(band, ns=namespace or None, **kept)
+
+
+def _encode_jpeg(
+    source: SourceImage, pixels: npt.NDArray[np.uint8], quality: int, whole: bool
+) -> bytes:
+    image = Image.fromarray(pixels[..., 0] if source.bands == 1 else pixels)
+    segments = list(source.metadata) if source.driver == "JPEG" else pack_segments(source)
+    rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    for index, (name, payload) in enumerate(segments):
+        if name == "APP1" and payload.startswith(EXIF_PREFIX):
+            if not whole:
+                payload = set_dimensions(payload, image.width, image.height)
+            segments[index] = (name, fill_thumbnail(payload, rgb))
+    coded = io.BytesIO()
+    image.save(coded, "JPEG", quality=quality, subsampling=0)
+    return write_segments(coded.getvalue(), segments)
+
+
+def _open_new(path: Path, profile: dict[str, Any]) -> DatasetWriter:
+    with quiet():
+        return rasterio.open(path, "w", **profile)

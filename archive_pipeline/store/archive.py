@@ -1,0 +1,447 @@
+"""The archive on disk or in a bucket: layout, commits and queries, on plain Zarr v3.
+
+Layout (one image a group; everything else is derived or shared)::
+
+    zarr.json                              root group, attribute archive_pipeline.format
+    models/<sha256>/...                    config.json, model.safetensors, perhaps denoiser/
+    policies/<sha256>.safetensors          allocation policies; reading needs none of them
+    leases/<flight>                        in buckets: whose ingest writes a flight, meanwhile
+    items.parquet                          the index, see `archive_pipeline.store.index`
+    flights/<flight>/<image>/zarr.json     record of a committed image, written last
+    flights/<flight>/<image>/pixels        uint8 (height, width, 3) by pcdc, or lossless any dtype
+    flights/<flight>/<image>/mask          uint8 (height, width), lossless, where the source has one
+    flights/<flight>/<image>/metadata      uint8 (bytes,), lossless: source record and originals
+    flights/<flight>/<image>/detections    uint8 (bytes,), lossless: objects found in the original,
+                                           where ingest was asked for them
+
+An image exists once its group carries the `archive_pipeline` attribute: one write, after all
+else. What a killed writer leaves behind is invisible and is removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from archive_pipeline.store._backends import (
+    Stored,
+    create_key,
+    delete_keys,
+    has_versions,
+    is_url,
+    list_keys,
+    open_store,
+)
+from archive_pipeline.store._locks import is_locked, locked
+from archive_pipeline.store.layout import (
+    ATTRIBUTE,
+    FORMAT,
+    ArchiveError,
+    ImageEntry,
+    check_record,
+    damaged_record,
+    group_json,
+    image_key,
+    image_name,
+    policy_key,
+    quote_name,
+    reason_of,
+    unquote_name,
+)
+
+# Compact metadata counts in an image's budget; whole shards at a time are what makes the
+# budget image-wide and the decoder's batches long.
+ZARR_SETTINGS = {"json_indent": None, "codec_pipeline.batch_size": 1 << 16}
+
+
+def in_process_only(url: str) -> bool:
+    """Whether an archive is visible to this process alone."""
+    return "memory:" in url
+
+
+def absolute(url: str) -> str:
+    """The same archive for processes with another working directory."""
+    return url if is_url(url) else str(Path(url).absolute())
+
+
+def _store(url: str, read_only: bool) -> Store:
+    try:
+        return open_store(url, read_only)
+    except (ImportError, ValueError) as error:
+        raise ArchiveError(f"{url}: {error}") from error
+
+
+class Archive:
+    """An open archive. Make one with `Archive.open` or `Archive.create`."""
+
+    def __init__(self, url: str, store: Store) -> None:
+        self.url = url
+        self.store = store
+        zarr.config.set(ZARR_SETTINGS)
+
+    @classmethod
+    def open(cls, url: str | Path, *, writable: bool = False) -> Archive:
+        """Open an existing archive.
+
+        Raises:
+            ArchiveError: there is none at `url`, or of a format this version does not know.
+        """
+        archive = cls(str(url), _store(str(url), not writable))
+        raw = archive.read_key("zarr.json")
+        if raw is None:
+            raise ArchiveError(f"{url}: no archive there")
+        try:
+            found = json.loads(raw)["attributes"][ATTRIBUTE]["format"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArchiveError(f"{url}: a Zarr group, but not an archive") from error
+        if found != FORMAT:
+            raise ArchiveError(f"{url}: archive format {found!r} (this version reads {FORMAT})")
+        return archive
+
+    @classmethod
+    def create(cls, url: str | Path) -> Archive:
+        """Open an archive for writing, making it if there is none.
+
+        Raises:
+            ArchiveError: it cannot be made there, or something else is there.
+        """
+        archive = cls(str(url), _store(str(url), False))
+        if archive.read_key("zarr.json") is None:
+            # never twice: the file that is there is what processes lock
+            data = default_buffer_prototype().buffer.from_bytes(
+                group_json({ATTRIBUTE: {"format": FORMAT}})
+            )
+            try:
+                sync(archive.store.set_if_not_exists("zarr.json", data))
+            except Exception as error:  # what a store raises depends on its backend
+                raise ArchiveError(f"{url}: zarr.json: {reason_of(error)}") from error
+        return cls.open(url, writable=True)
+
+    @classmethod
+    def reopen(cls, url: str, *, writable: bool = False) -> Archive:
+        """Open an archive that `open` has found there before; nothing is read to do so."""
+        return cls(url, _store(url, not writable))
+
+    def create_flight(self, flight: str) -> None:
+        """Make a flight's group and the one around it, where they are missing.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        for key in ("flights/zarr.json", f"flights/{quote_name(flight)}/zarr.json"):
+            if self.read_key(key) is None:
+                self.write_key(key, group_json({}))
+
+    # ----------------------------------------------------------------- locks
+
+    @contextmanager
+    def exclusive(self, key: str) -> Iterator[None]:
+        """Keep other processes from writing an image; on local file systems, else no lock."""
+        digest = hashlib.sha256(key.encode()).digest()
+        byte = 1 + int.from_bytes(digest[:7], "big")
+        path = self._lock_file()
+        with nullcontext() if path is None else locked(path, byte):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let readers know that images are being written; on local file systems."""
+        path = self._lock_file()
+        with nullcontext() if path is None else locked(path, 0, shared=True):
+            yield
+
+    def is_written(self) -> bool:
+        """Whether some process is `writing`, as far as that can be known."""
+        path = self._lock_file()
+        return path is not None and is_locked(path, 0)
+
+    def _lock_file(self) -> Path | None:
+        return self.store.root / "zarr.json" if isinstance(self.store, LocalStore) else None
+
+    # ------------------------------------------------------------ plain keys
+
+    def read_key(self, key: str) -> bytes | None:
+        """Contents of a key, None where there is none.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        try:
+            buffer = sync(self.store.get(key, default_buffer_prototype()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
+        return None if buffer is None else buffer.to_bytes()
+
+    def write_key(self, key: str, data: bytes) -> None:
+        """Write a key whole.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        try:
+            sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
+
+    def create_key(self, key: str, data: bytes) -> bool | None:
+        """Write a key in a bucket if it is not there; False if it is, None if that cannot be had.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        try:
+            return sync(create_key(self.store, key, data))
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
+
+    def list_names(self, prefix: str) -> list[str]:
+        """Names directly below a prefix, sorted."""
+
+        async def collect() -> list[str]:
+            return [name async for name in self.store.list_dir(prefix)]
+
+        try:
+            return sorted(sync(collect()))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {prefix}: {reason_of(error)}") from error
+
+    def stored(self, prefix: str) -> dict[str, Stored]:
+        """All keys below a prefix.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        try:
+            return sync(list_keys(self.store, prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {prefix}: {reason_of(error)}") from error
+
+    def size_of(self, prefix: str) -> int:
+        """Bytes of all keys below a prefix."""
+        return sum(key.size for key in self.stored(prefix).values())
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Remove keys of one node, its record or metadata first: half removed is invisible.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        first = min((key for key in keys if key.endswith("/zarr.json")), key=len, default=None)
+        try:
+            for some in ([first] if first else [], [key for key in keys if key != first]):
+                if some:
+                    sync(delete_keys(self.store, some))
+        except Exception as error:  # what a store raises depends on its backend
+            raise ArchiveError(f"{self.url}: {reason_of(error)}") from error
+
+    # ---------------------------------------------------------------- models
+
+    def add_model(self, sha256: str, files: dict[str, bytes]) -> None:
+        """Store a model's files once; readers of this archive need nothing else."""
+        present = self.stored(f"models/{sha256}")
+        for name in sorted(files, reverse=True):  # config.json last: then the folder is complete
+            if f"models/{sha256}/{name}" not in present:
+                self.write_key(f"models/{sha256}/{name}", files[name])
+
+    def use_model(self, sha256: str) -> None:
+        """Make a stored model known to the codec.
+
+        Raises:
+            ArchiveError: it is missing, or its contents do not have this hash.
+        """
+        from archive_pipeline.codec.models import register
+        from archive_pipeline.pcdc.model import DENOISER_FILES, FILES, digest
+
+        files = {}
+        for name in FILES + DENOISER_FILES:
+            data = self.read_key(f"models/{sha256}/{name}")
+            if data is None and name in DENOISER_FILES:
+                continue
+            if data is None:
+                raise ArchiveError(f"{self.url}: models/{sha256}/{name} is missing")
+            files[name] = data
+        if digest(files) != sha256:
+            raise ArchiveError(f"{self.url}: models/{sha256} is damaged: its hash is another")
+        register(files)
+
+    def ensure_model(self, sha256: str) -> None:
+        """Make a stored model known to the codec, unless this process knows it already.
+
+        Raises:
+            ArchiveError: it is missing, or its contents do not have this hash.
+        """
+        from archive_pipeline.codec.models import is_known
+
+        if not is_known(sha256):
+            self.use_model(sha256)
+
+    def add_policy(self, data: bytes) -> str:
+        """Store an allocation policy's file once, for workers that encode; returns its SHA-256.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.read_key(policy_key(sha256)) is None:
+            self.write_key(policy_key(sha256), data)
+        return sha256
+
+    def ensure_policy(self, sha256: str, model: str) -> None:
+        """Make a stored policy for a known model known to the codec, unless it is already.
+
+        Raises:
+            ArchiveError: it is missing, damaged, or for another codec.
+        """
+        from archive_pipeline.codec.models import codec_for, is_known_policy, register_policy
+        from archive_pipeline.pcdc.policy import PolicyError
+
+        if is_known_policy(sha256):
+            return
+        data = self.read_policy(sha256)
+        try:
+            register_policy(data, codec_for(model).model.networks.config.latents)
+        except PolicyError as error:
+            raise ArchiveError(f"{self.url}: {policy_key(sha256)}: {error}") from error
+
+    def read_policy(self, sha256: str) -> bytes:
+        """Read a stored policy's file.
+
+        Raises:
+            ArchiveError: it is missing, or its contents do not have this hash.
+        """
+        data = self.read_key(policy_key(sha256))
+        if data is None:
+            raise ArchiveError(f"{self.url}: {policy_key(sha256)} is missing")
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ArchiveError(f"{self.url}: {policy_key(sha256)} is damaged: its hash is another")
+        return data
+
+    def require_denoiser(self, entry: ImageEntry) -> None:
+        """Make sure that an image can be decoded with denoising steps; lossless ones always can.
+
+        Raises:
+            ArchiveError: its model has no denoiser, or is missing or damaged.
+        """
+        if entry.record["codec"] != "pcdc":
+            return
+        from archive_pipeline.codec.models import has_denoiser
+
+        sha256 = entry.record["model"]
+        self.ensure_model(sha256)
+        if not has_denoiser(sha256):
+            raise ArchiveError(
+                f"{entry.flight}/{entry.id}: its model {sha256[:12]} has no denoiser; "
+                "--steps 0 restores it"
+            )
+
+    # --------------------------------------------------------------- queries
+
+    def flights(self) -> list[str]:
+        """Names of all flights."""
+        return [unquote_name(n) for n in self.list_names("flights") if n != "zarr.json"]
+
+    def keys(self, flight: str | None = None) -> Iterator[str]:
+        """Group paths of a flight's images, or of all: committed or not, whole or damaged."""
+        names = self.list_names("flights") if flight is None else [quote_name(flight)]
+        for name in names:
+            if name != "zarr.json":
+                for key in self.list_names(f"flights/{name}"):
+                    if key != "zarr.json":
+                        yield f"flights/{name}/{key}"
+
+    def record_versions(self, flight: str | None = None) -> dict[str, str] | None:
+        """Group paths of images that may be committed, with their records' versions.
+
+        A version changes whenever the record does. None on stores that have none, such as a
+        local disk.
+        """
+        prefix = "flights" if flight is None else f"flights/{quote_name(flight)}"
+        if not has_versions(self.store):
+            return None
+        versions = {}
+        for key, stored in self.stored(prefix).items():
+            image, _, name = key.rpartition("/")
+            if name == "zarr.json" and image.count("/") == 2:
+                if stored.version is None:
+                    return None
+                versions[image] = stored.version
+        return versions
+
+    def images(
+        self,
+        flight: str | None = None,
+        damaged: Callable[[str, ArchiveError], None] | None = None,
+    ) -> Iterator[ImageEntry]:
+        """Committed images of a flight, or of all, in the order of their names.
+
+        Args:
+            flight: only this one.
+            damaged: called with the name ("flight/id") and the error of each image whose record
+                is damaged, which is then passed over.
+
+        Raises:
+            ArchiveError: a record is damaged and `damaged` is None.
+        """
+        for key in self.keys(flight):
+            try:
+                entry = self.entry(key)
+            except ArchiveError as error:
+                if damaged is None:
+                    raise
+                damaged(image_name(key), error)
+                continue
+            if entry is not None:
+                yield entry
+
+    def entry(self, key: str) -> ImageEntry | None:
+        """The image whose group is at `key`, None where none is committed.
+
+        Raises:
+            ArchiveError: its record is damaged.
+        """
+        raw = self.read_key(f"{key}/zarr.json")
+        if raw is None:
+            return None
+        try:
+            record = json.loads(raw).get("attributes", {}).get(ATTRIBUTE)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise damaged_record(key, error) from error
+        return None if record is None else self.entry_of(key, record)
+
+    def entry_of(self, key: str, record: Any) -> ImageEntry:
+        """The image whose group at `key` holds this record.
+
+        Raises:
+            ArchiveError: the record is damaged.
+        """
+        try:
+            check_record(record)
+            entry = ImageEntry(unquote_name(key.split("/")[1]), record["id"], key, record)
+            if image_key(entry.flight, entry.id) != key:
+                raise ValueError(f"it is the record of {entry.id!r}")
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+        ) as error:
+            raise damaged_record(key, error) from error
+        return entry

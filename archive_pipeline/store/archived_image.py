@@ -1,0 +1,184 @@
+"""A committed image of an archive, open for reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from archive_pipeline.codec.zarr_codec import PCDCCodec
+from archive_pipeline.flight.source_image import SourceImage
+from archive_pipeline.geo.georef import Window
+from archive_pipeline.store._backends import CompleteStore, MissingShard
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.layout import (
+    MAX_METADATA,
+    ArchiveError,
+    ImageEntry,
+    reason_of,
+    unpack_metadata,
+)
+
+T = TypeVar("T")
+MAX_CHUNK = 256 << 20  # bytes
+MAX_SHARD = 1 << 30  # bytes of pixels
+MAX_REPORTED = 100  # damaged tiles looked for in one read
+
+
+class ArchivedImage:
+    """A committed image, open for reading; what a `flight.raster.Raster` is made from."""
+
+    def __init__(self, archive: Archive, entry: ImageEntry) -> None:
+        self.archive = archive
+        self.entry = entry
+        self._arrays: dict[str, zarr.Array] = {}
+        self._source: SourceImage | None = None
+
+    @property
+    def source(self) -> SourceImage:
+        """The source record with its byte-for-byte originals.
+
+        Raises:
+            ArchiveError: the metadata are damaged.
+        """
+        if self._source is None:
+            self._source = self._read_bytes("metadata", unpack_metadata)
+        return self._source
+
+    def detections(self, unpack: Callable[[bytes], T]) -> T | None:
+        """Objects found in the original at ingest, None where none were looked for.
+
+        Args:
+            unpack: reads what `ImageWriter.write_detections` was given.
+
+        Raises:
+            ArchiveError: they are damaged.
+        """
+        if not self.entry.record.get("detectors"):
+            return None
+        return self._read_bytes("detections", unpack)
+
+    def _read_bytes(self, name: str, unpack: Callable[[bytes], T]) -> T:
+        array = self.array(name)
+        try:
+            if array.ndim != 1 or array.shape[0] > MAX_METADATA:
+                raise ValueError(f"shape {array.shape}")
+            return unpack(np.asarray(array[:]).tobytes())
+        except MissingShard as error:
+            raise self._missing(error) from error
+        except Exception as error:  # any damage ends in one clear line
+            raise self._damaged(name, error) from error
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(width, height) of the tiles that reads decode whole."""
+        chunks = self.array("pixels").chunks
+        return chunks[1], chunks[0]
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Pixels (height, width, bands) of a window (col, row, width, height).
+
+        Raises:
+            ArchiveError: naming the image and the tiles that are damaged.
+        """
+        return self._read("pixels", window)
+
+    def read_mask(self, window: Window) -> NDArray[np.uint8] | None:
+        """Mask uint8 (height, width) of a window; None where the source has none."""
+        return self._read("mask", window) if self.entry.record["mask"] != "none" else None
+
+    def _read(self, name: str, window: Window) -> NDArray[Any]:
+        array = self.array(name)
+        col, row, width, height = window
+        if name == "pixels" and self.entry.record["codec"] == "pcdc":
+            self._know_model(array)
+        area = (slice(row, row + height), slice(col, col + width))
+        try:
+            return np.asarray(array[area])
+        except MissingShard as error:
+            raise self._missing(error) from error
+        except Exception as error:  # codecs and stores raise what they like
+            bad = self.damaged_tiles(name, window)
+            if not bad:
+                raise self._damaged(name, error) from error
+            places = ", ".join(f"row {r} column {c}" for r, c, _ in bad[:4])
+            more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+            raise ArchiveError(
+                f"{self.entry.flight}/{self.entry.id}: {name}: damaged tile at {places}{more}: "
+                f"{bad[0][2]}"
+            ) from error
+
+    def damaged_tiles(self, name: str, window: Window | None = None) -> list[tuple[int, int, str]]:
+        """Tiles (row, column, reason) of an array that cannot be decoded, the first hundred."""
+        array = self.array(name)
+        rows, cols = array.chunks[:2]
+        height, width = array.shape[:2]
+        left, top, w, h = window or (0, 0, width, height)
+        bad = []
+        for r in range(top // rows, -(-(top + h) // rows)):
+            for c in range(left // cols, -(-(left + w) // cols)):
+                low, high = (r * rows, c * cols), ((r + 1) * rows, (c + 1) * cols)
+                try:
+                    array[low[0] : high[0], low[1] : high[1]]
+                except Exception as error:
+                    bad.append((r, c, reason_of(error).removeprefix("tile 0 of 1: ")))
+                    if len(bad) == MAX_REPORTED:
+                        return bad
+        return bad
+
+    def array(self, name: str) -> zarr.Array:
+        """One of the image's arrays: "pixels", "mask", "metadata" or "detections".
+
+        Raises:
+            ArchiveError: it is missing or contradicts the record.
+        """
+        if name not in self._arrays:
+            key = f"{self.entry.key}/{name}"
+            try:
+                array = zarr.open_array(
+                    CompleteStore(self.archive.store), path=key, mode="r", zarr_format=3
+                )
+            except Exception as error:  # missing or malformed metadata
+                raise self._damaged(name, error) from error
+            record = self.entry.record
+            expected: dict[str, tuple[tuple[int, ...], str]] = {
+                "pixels": ((record["height"], record["width"], record["bands"]), record["dtype"]),
+                "mask": ((record["height"], record["width"]), "uint8"),
+                "metadata": (array.shape, "uint8"),
+                "detections": (array.shape, "uint8"),
+            }
+            if (array.shape, array.dtype.name) != expected[name]:
+                raise self._damaged(
+                    name, ValueError(f"{array.dtype} {array.shape} contradicts the record")
+                )
+            sizes = (array.chunks, MAX_CHUNK), (array.shards or array.chunks, MAX_SHARD)
+            for shape, limit in sizes:
+                if not 0 < math.prod(shape) * array.dtype.itemsize <= limit:
+                    raise self._damaged(
+                        name, ValueError(f"tiles of {shape} are empty or larger than allowed")
+                    )
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def _know_model(self, array: zarr.Array) -> None:
+        sharding = array.metadata.codecs[0]  # type: ignore[union-attr]
+        inner = getattr(sharding, "codecs", array.metadata.codecs)  # type: ignore[union-attr]
+        for codec in inner:
+            if isinstance(codec, PCDCCodec):
+                try:
+                    self.archive.ensure_model(codec.model)
+                except ArchiveError as error:
+                    raise self._damaged("pixels", error) from error
+
+    def _missing(self, error: MissingShard) -> ArchiveError:
+        shard = str(error).removeprefix(f"{self.entry.key}/")
+        return ArchiveError(f"{self.entry.flight}/{self.entry.id}: {shard} is missing or empty")
+
+    def _damaged(self, name: str, error: BaseException) -> ArchiveError:
+        return ArchiveError(
+            f"{self.entry.flight}/{self.entry.id}: {name} is damaged: {reason_of(error)}"
+        )

@@ -1,0 +1,238 @@
+"""What is where in an archive, and how: keys, records, metadata, the grid of tiles and shards.
+
+`archive_pipeline.store.archive` draws the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+import zarr
+
+from archive_pipeline.flight.source_image import SourceImage
+from archive_pipeline.geo.georef import Georef, Window
+
+FORMAT = 1
+ATTRIBUTE = "archive_pipeline"
+TILE = 608  # divides 5472 x 3648; other sizes end in narrower tiles
+SHARD_TILES = 100  # an image of at most so many tiles is one shard
+LARGE_SHARD_SIDE = 8  # tiles a side of the shards of larger images
+MAX_SIDE = 1 << 24
+MAX_BANDS = 1 << 16
+MAX_METADATA = 64 << 20
+MAX_NAME = 240  # bytes of a node's name; file systems end at 255
+LOSSLESS_CHUNK_BYTES = 4 << 20
+
+
+class ArchiveError(Exception):
+    """An archive, or an image in it, that cannot be used; one line that names it."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):  # its text is the bare key
+        return f"{error} is missing"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """What the archive's metadata say of one committed image (cheap to list).
+
+    Attributes:
+        flight, id: its names.
+        key: its group's path in the store.
+        record: the `archive_pipeline` attribute: sha256, width, height, bands, dtype, codec
+            ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
+            detectors (SHA-256 of those whose detections are stored; absent without any),
+            source_version (ETag of a source at a URL).
+    """
+
+    flight: str
+    id: str
+    key: str
+    record: dict[str, Any]
+
+    @property
+    def detectable(self) -> bool:
+        """Whether its pixels are what detectors take: three bands of 8 bits."""
+        return self.record["dtype"] == "uint8" and self.record["bands"] == 3
+
+
+# ------------------------------------------------------------------- keys
+
+
+def image_key(flight: str, image_id: str) -> str:
+    """Store path of an image's group; ids may hold any characters."""
+    name = quote_name(image_id)
+    if len(name) > MAX_NAME:  # the record holds the id
+        name = f"{name[: MAX_NAME - 40]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return f"flights/{quote_name(flight)}/{name}"
+
+
+def check_flight(flight: str) -> None:
+    """Refuse a flight id that cannot be stored.
+
+    Raises:
+        ArchiveError: it is empty or too long.
+    """
+    if not 0 < len(quote_name(flight)) <= MAX_NAME:
+        raise ArchiveError(f"{flight!r} is too long or empty for a flight's name; use --flight")
+
+
+def policy_key(sha256: str) -> str:
+    return f"policies/{sha256}.safetensors"
+
+
+def quote_name(name: str) -> str:
+    quoted = quote(name, safe=" ()+,-=@_.~", errors="surrogateescape")
+    # no hidden, relative or reserved node names
+    return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted[:1] in (".", "_") else quoted
+
+
+def unquote_name(name: str) -> str:
+    return unquote(name, errors="surrogateescape")
+
+
+def image_name(key: str) -> str:
+    """An image's name ("flight/id") by its group's path, for messages."""
+    return unquote_name(key.removeprefix("flights/"))
+
+
+def damaged_record(key: str, error: BaseException) -> ArchiveError:
+    return ArchiveError(f"{image_name(key)}: damaged record: {reason_of(error)}")
+
+
+# ---------------------------------------------------- records and metadata
+
+
+def record_json(record: dict[str, Any], conventions: dict[str, Any]) -> bytes:
+    return group_json({ATTRIBUTE: record, **conventions})
+
+
+def group_json(attributes: dict[str, Any]) -> bytes:
+    group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+    return json.dumps(group, separators=(",", ":")).encode()
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Refuse a record whose fields are not what readers rely on (ValueError, KeyError, ...)."""
+    limits = {"width": MAX_SIDE, "height": MAX_SIDE, "bands": MAX_BANDS}
+    for name, limit in limits.items():
+        if type(record[name]) is not int or not 0 < record[name] <= limit:
+            raise ValueError(f"{name} {record[name]!r} is out of range")
+    for name in ("source_bytes", "archive_bytes"):
+        if type(record[name]) is not int or record[name] < 0:
+            raise ValueError(f"{name} {record[name]!r} is not a size")
+    if record["codec"] not in ("pcdc", "lossless"):
+        raise ValueError(f"codec {record['codec']!r} is unknown")
+    if record["mask"] not in ("none", "alpha", "mask", "nodata"):
+        raise ValueError(f"mask {record['mask']!r} is unknown")
+    if not all(isinstance(record[name], str) and record[name] for name in ("id", "sha256")):
+        raise ValueError("id and sha256 are not names")
+    if not isinstance(record.get("source_version"), str | None):
+        raise ValueError("source_version is not a text")
+    if not isinstance(record["captured"], str | None):
+        raise ValueError("captured is not a time")
+    detectors = record.get("detectors", [])
+    if not isinstance(detectors, list) or not all(isinstance(d, str) for d in detectors):
+        raise ValueError("detectors are not names")
+    np.dtype(record["dtype"])
+    georef = Georef.from_json(record["georef"])
+    if not isinstance(georef.crs, str | None):
+        raise ValueError("its CRS is not a text")
+    numbers = [*(georef.transform or ()), *(x for point in georef.footprint or () for x in point)]
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise ValueError("its georeference is not finite")
+    if georef.transform is not None and len(georef.transform) != 6:
+        raise ValueError("its transform has not six numbers")
+    if georef.footprint is not None and len(georef.footprint) < 4:
+        raise ValueError("its footprint is not a ring")
+
+
+def pack_metadata(source: SourceImage) -> bytes:
+    """Serialise a source record and its byte-for-byte originals: a JSON index, then the blobs."""
+    record = json.dumps(source.to_json(), separators=(",", ":")).encode()
+    blobs = [("record", record), *source.metadata]
+    index = json.dumps([[n, len(b)] for n, b in blobs], separators=(",", ":")).encode()
+    return struct.pack("<I", len(index)) + index + b"".join(b for _, b in blobs)
+
+
+def unpack_metadata(data: bytes) -> SourceImage:
+    """Reverse `pack_metadata`.
+
+    Raises:
+        ValueError, KeyError, TypeError: the data are damaged.
+    """
+    if len(data) < 4:
+        raise ValueError("metadata end early")
+    (length,) = struct.unpack_from("<I", data)
+    index = json.loads(data[4 : 4 + length])
+    position = 4 + length
+    blobs: list[tuple[str, bytes]] = []
+    for name, size in index:
+        if type(size) is not int or not 0 <= size <= len(data) - position:
+            raise ValueError("metadata end early")
+        blobs.append((str(name), data[position : position + size]))
+        position += size
+    return SourceImage.from_json(json.loads(blobs[0][1]), tuple(blobs[1:]))
+
+
+# --------------------------------------------------------- tiles and shards
+
+
+def grid(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunks and shards of an image array (height, width[, bands])."""
+    rest = shape[2:]
+    side, pixel = TILE, itemsize * math.prod(rest)
+    while side > 64 and side * side * pixel > LOSSLESS_CHUNK_BYTES:
+        side //= 2
+    rows, columns = -(-shape[0] // side), -(-shape[1] // side)
+    # so many bands that the smallest tile is large: a shard is still held in memory
+    most = min(SHARD_TILES, max(1, SHARD_TILES * LOSSLESS_CHUNK_BYTES // (side * side * pixel)))
+    if rows * columns > most:
+        limit = min(LARGE_SHARD_SIDE, math.isqrt(most))
+        rows, columns = _shard_side(rows, limit), _shard_side(columns, limit)
+    return (side, side, *rest), (rows * side, columns * side, *rest)
+
+
+def _shard_side(tiles: int, limit: int) -> int:
+    """Tiles a side of a large image's shards: the last shard is not a sliver.
+
+    Shards share the budget by their pixels, and a few pixels' share is not enough for a stream.
+    """
+    if tiles <= limit:
+        return tiles
+    sides = range(max(1, limit // 2), limit + 1)
+    return max(sides, key=lambda side: ((tiles - 1) % side, side))
+
+
+def is_one_shard(width: int, height: int) -> bool:
+    """Whether an 8-bit RGB image is one shard, written in one piece."""
+    return -(-width // TILE) * -(-height // TILE) <= SHARD_TILES
+
+
+def shard_windows(array: zarr.Array) -> Iterator[Window]:
+    """Windows (col, row, width, height) that cover an image array a whole shard at a time."""
+    height, width = array.shape[:2]
+    rows, cols = (array.shards or array.chunks)[:2]
+    for row in range(0, height, rows):
+        for col in range(0, width, cols):
+            yield col, row, min(cols, width - col), min(rows, height - row)
+
+
+def shard_count(array: zarr.Array) -> int:
+    """Number of an array's shards."""
+    outer = array.shards or array.chunks
+    return math.prod(-(-n // s) for n, s in zip(array.shape, outer, strict=True))

@@ -1,0 +1,112 @@
+"""Tiles of several rasters, decoded once however many windows need them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+
+from archive_pipeline.flight.raster import Mask, Pixels, Raster
+from archive_pipeline.geo.georef import Window
+
+CACHE_BYTES = 256 << 20
+
+
+class TileCache:
+    """Decoded tiles of all images, the least recently used ones dropped first.
+
+    One thread reads at a time: no tile is decoded twice, and the decoder uses all cores by itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int, int], tuple[Pixels, Mask | None]] = OrderedDict()
+        self._bytes = 0
+
+    def read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
+        """Read a window inside ``raster.window``; tiles not in store come by one read."""
+        with self._lock:
+            return self._read(raster, window)
+
+    def _read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
+        col, row, width, height = window
+        across, down = raster.block
+        needed = {
+            (tx, ty)
+            for ty in range(row // down, (row + height - 1) // down + 1)
+            for tx in range(col // across, (col + width - 1) // across + 1)
+        }
+        # Not the image's id: another flight may have the same.
+        name = id(raster)
+        held = {key: self._kept[name, *key] for key in needed if (name, *key) in self._kept}
+        missing = needed - held.keys()
+        if missing:
+            held.update(self._fetch(raster, missing))
+        source = raster.source
+        pixels = np.empty((height, width, source.bands), source.dtype)
+        mask: Mask | None = None
+        for (tx, ty), (tile, tile_mask) in held.items():
+            left, top, _, _ = _clip(raster, tx, ty, tx, ty)
+            h, w = tile.shape[:2]
+            c0, c1 = max(left, col), min(left + w, col + width)
+            r0, r1 = max(top, row), min(top + h, row + height)
+            there = np.s_[r0 - row : r1 - row, c0 - col : c1 - col]
+            here = np.s_[r0 - top : r1 - top, c0 - left : c1 - left]
+            pixels[there] = tile[here]
+            if tile_mask is not None:
+                mask = np.full((height, width), 255, np.uint8) if mask is None else mask
+                mask[there] = tile_mask[here]
+            self._keep((name, tx, ty), tile, tile_mask)
+        return pixels, mask
+
+    def _fetch(
+        self, raster: Raster, keys: set[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], tuple[Pixels, Mask | None]]]:
+        for left, top, right, bottom in _rectangles(keys):
+            area = _clip(raster, left, top, right, bottom)
+            pixels, mask = raster.read(area), raster.read_mask(area)
+            for ty in range(top, bottom + 1):
+                for tx in range(left, right + 1):
+                    c, r, width, height = _clip(raster, tx, ty, tx, ty)
+                    c, r = c - area[0], r - area[1]
+                    here = np.s_[r : r + height, c : c + width]
+                    cut = None if mask is None else mask[here].copy()
+                    yield (tx, ty), (pixels[here].copy(), cut)
+
+    def _keep(self, key: tuple[int, int, int], tile: Pixels, mask: Mask | None) -> None:
+        if key not in self._kept:
+            self._kept[key] = tile, mask
+            self._bytes += tile.nbytes + (0 if mask is None else mask.nbytes)
+        self._kept.move_to_end(key)
+        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+            _, (old, old_mask) = self._kept.popitem(last=False)
+            self._bytes -= old.nbytes + (0 if old_mask is None else old_mask.nbytes)
+
+
+def _rectangles(keys: set[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+    """Cut a set of (column, row) into few rectangles (left, top, right, bottom), ends included."""
+    found: list[tuple[int, int, int, int]] = []
+    growing: dict[tuple[int, int], int] = {}
+    last = 0
+    for row in sorted({row for _, row in keys}):
+        columns = sorted(column for column, r in keys if r == row)
+        breaks = [n for n in range(1, len(columns)) if columns[n] != columns[n - 1] + 1]
+        runs: dict[tuple[int, int], int] = {}
+        for start, stop in zip([0, *breaks], [*breaks, len(columns)], strict=True):
+            run = columns[start], columns[stop - 1]
+            # A run right below the same run makes its rectangle taller.
+            runs[run] = growing.pop(run) if run in growing and row == last + 1 else row
+        found += [(left, top, right, last) for (left, right), top in growing.items()]
+        growing, last = runs, row
+    return found + [(left, top, right, last) for (left, right), top in growing.items()]
+
+
+def _clip(raster: Raster, left: int, top: int, right: int, bottom: int) -> Window:
+    """Return the part of a raster's window that a range of tiles, ends included, covers."""
+    across, down = raster.block
+    col, row, width, height = raster.window
+    c0, c1 = max(col, left * across), min(col + width, (right + 1) * across)
+    r0, r1 = max(row, top * down), min(row + height, (bottom + 1) * down)
+    return c0, r0, c1 - c0, r1 - r0
