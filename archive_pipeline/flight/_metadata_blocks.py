@@ -55,7 +55,7 @@ def tiff_blocks(path: Path) -> list[Block]:
     blocks: list[Block] = []
     with open(path, "rb") as file:
         try:
-            entries = _tiff_entries(file)
+            entries = tiff_entries(file)
             for tag, offset, size in entries:
                 if tag in TIFF_BLOCKS and size <= MAX_BLOCK:
                     file.seek(offset)
@@ -101,7 +101,7 @@ def png_blocks(path: Path) -> list[Block]:
     return blocks
 
 
-def _tiff_entries(file: BinaryIO) -> list[tuple[int, int, int]]:
+def tiff_entries(file: BinaryIO) -> list[tuple[int, int, int]]:
     """Return (tag, value offset, value bytes) of the first directory."""
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])

@@ -25,7 +25,7 @@ MAX_PAYLOAD = 65533
 THUMBNAIL_BOX = (160, 120)
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
-_NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
+NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _EXIF, _MPF, _ADOBE, _JFIF = b"Exif\0\0", b"MPF\0", b"Adobe", b"JFIF\0"
@@ -77,7 +77,7 @@ def walk(data: bytes) -> JpegLayout:
         code, position = _marker(data, position)
         if code == _EOI:
             return JpegLayout(segments, position)
-        if code in _NO_LENGTH:
+        if code in NO_LENGTH:
             continue
         payload = _payload(data, position)
         if payload is None:
@@ -119,7 +119,7 @@ def write_segments(jpeg: bytes, segments: list[Segment]) -> bytes:
     while True:
         start = position
         code, position = _marker(jpeg, position)
-        if code in _NO_LENGTH:
+        if code in NO_LENGTH:
             continue
         if code == _SOS:
             rest.append(jpeg[start:end])

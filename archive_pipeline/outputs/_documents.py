@@ -21,6 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from archive_pipeline.flight.jpeg_segments import MAX_PAYLOAD, Segment, write_segments
+from archive_pipeline.flight.restored_tag import PNG_CHUNK
 from archive_pipeline.flight.source_image import EXIF_PREFIX, XMP_PREFIX, SourceImage
 
 MAX_ICC = 16 << 20
@@ -124,7 +125,11 @@ def set_dimensions(exif_app1: bytes, width: int, height: int) -> bytes:
 
 
 def png_chunks(source: SourceImage) -> list[tuple[bytes, bytes]]:
-    """Return the metadata chunks of a PNG: the original ones if the source is a PNG."""
+    """Return the metadata chunks of a PNG, those of the source if that is one, and the mark."""
+    return [*(chunk for chunk in _source_chunks(source) if chunk != PNG_CHUNK), PNG_CHUNK]
+
+
+def _source_chunks(source: SourceImage) -> list[tuple[bytes, bytes]]:
     if source.driver == "PNG":
         named = [(name.encode("ascii"), payload) for name, payload in source.metadata]
         return [chunk for chunk in named if chunk[0] in _PNG_KEPT]

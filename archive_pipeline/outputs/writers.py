@@ -28,6 +28,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
 from archive_pipeline.flight.raster import Pixels, Raster
+from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM
 from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
 from archive_pipeline.geo.georef import Georef, Window, window_transform
 from archive_pipeline.outputs._documents import (
@@ -67,6 +68,8 @@ _COG = {
     "bigtiff": "IF_SAFER",
     "num_threads": "ALL_CPUS",
 }
+
+_MARKED = "COM", MARK
 
 
 def write_gtiff(path: Path, raster: Raster) -> None:
@@ -206,7 +209,8 @@ def cog_writer(
 ) -> Iterator[DatasetWriter]:
     """Give a staging dataset to fill; on leaving, make it a Cloud Optimized GeoTIFF at ``path``.
 
-    Nothing appears at ``path`` when the body raises.
+    Nothing appears at ``path`` when the body raises.  The file says that it was restored, see
+    `flight.restored_tag`.
 
     Args:
         path: the output file; its folder is created.
@@ -220,6 +224,7 @@ def cog_writer(
     with workdir(path) as work:
         staged, final = work / "stage.tif", work / "final.tif"
         with _open_new(staged, {**_STAGE, **profile}) as stage:
+            stage.update_tags(**{TIFF_ITEM: MARK.decode()})
             yield stage
         size = max(profile["width"], profile["height"])
         factors = [2**n for n in range(1, 32) if size > TILE * 2 ** (n - 1)]
@@ -422,6 +427,7 @@ def _encode_jpeg(
             segments[index] = (name, fill_thumbnail(payload, rgb))
     coded = io.BytesIO()
     image.save(coded, "JPEG", quality=quality, subsampling=0)
+    segments = [*(segment for segment in segments if segment != _MARKED), _MARKED]
     return write_segments(coded.getvalue(), segments)
 
 
