@@ -5,29 +5,25 @@ from __future__ import annotations
 import csv
 import importlib
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
+import benchmark
+import benchmark_frames
 import click
+import metrics
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from conftest import ROOT
-from golden import reference as ref
-from PIL import Image
-from toy_detector import Objects, paint_frame, save_toy_detector
-
-sys.path.append(str(ROOT / "workflows"))
-import benchmark
-import benchmark_frames
-import metrics
 from benchmark_crops import CropError, choose_crops
 from benchmark_summary import cell
+from click.testing import CliRunner, Result
+from golden import reference as ref
 from peers import FRAME_PEERS, PEERS, coded_size, search, within
+from PIL import Image
 from rate_distortion import Comparison, Curve, Ratio, bootstrap, compare, rate_ratio
+from toy_detector import Objects, paint_frame, save_toy_detector
 
 LINE = [(0.05 * 2**k, float(k)) for k in range(6)]  # one more of quality a doubling of the rate
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,12 +11,12 @@ from threading import get_ident
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from golden import reference as ref
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from transform_start import klt_start
 
 from archive_pipeline.codec.models import DEFAULT_MODEL, load_named, read_policy
 from archive_pipeline.pcdc import encoding, entropy
@@ -38,9 +37,6 @@ from archive_pipeline.pcdc.model import Model, build_files
 from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.policy import load_policy
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
-
-sys.path.insert(0, str(ROOT / "workflows"))
-from transform_start import klt_start
 
 CPU = torch.device("cpu")
 Tiles = list[NDArray[np.uint8]]

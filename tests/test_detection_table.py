@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import HEIGHT, ROOT, WIDTH
+from conftest import HEIGHT, WIDTH
 from toy_detector import Objects, paint_frame, save_toy_detector, write_labels
 
 if importlib.util.find_spec("ultralytics") is None:  # not imported: it would write settings
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
-sys.path.insert(0, str(ROOT / "workflows"))
 main = pytest.importorskip("detection_table", reason="needs the extra `benchmark`").main
 
 OBJECTS: Objects = [("car", 40, 40, 60, 30), ("car", 300, 200, 30, 60), ("person", 600, 99, 24, 24)]

@@ -18,13 +18,11 @@ if importlib.util.find_spec("ultralytics") is None:  # not imported: it would wr
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
 
 import torch
-
-from archive_pipeline.detection.detectors import find_detectors, import_ultralytics, load_detector
-
-sys.path.insert(0, str(ROOT / "workflows"))
 from detection_slices import label_of, prepare
 from finetune_detector import load_start, minutes_spent
 from openvino_weights import architecture, load_export, read_weights
+
+from archive_pipeline.detection.detectors import find_detectors, import_ultralytics, load_detector
 
 INT8 = DATA.parent / "weights" / "yolo11n_int8_openvino_model"
 needs_int8 = pytest.mark.skipif(not INT8.is_dir(), reason=f"needs {INT8}")
@@ -147,7 +145,7 @@ def test_a_run_trains_resumes_and_exports(tmp_path: Path) -> None:
         fixed = ("--run", run, "--size", 96, "--input-size", 96, "--batch", 4, "--device", "cpu")
         places = {"HOME": str(home), "TMPDIR": str(scratch), "HTTPS_PROXY": "http://127.0.0.1:9"}
         done = subprocess.run(
-            [sys.executable, ROOT / "workflows" / "finetune_detector.py", data]
+            [sys.executable, ROOT / "workflows" / "detection" / "finetune_detector.py", data]
             + [str(a) for a in (*fixed, *args)],
             env={**os.environ, **places},
             cwd=tmp_path,

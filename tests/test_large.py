@@ -149,7 +149,7 @@ def test_a_raster_beyond_memory(kind: str, tmp_path: Path) -> None:
     """Peak memory, and a killed ingest, at 12,000 pixels a side; the workflow takes any."""
     import json
 
-    script = ROOT / "workflows" / "huge_raster.py"
+    script = ROOT / "workflows" / "scale" / "huge_raster.py"
     args = ["--side", "12000", "--kind", kind, "--textured", "1024", "--kill", "--no-mosaic"]
     subprocess.run([sys.executable, script, tmp_path / "out", *args], check=True)
     report = json.loads((tmp_path / "out" / "huge_raster.json").read_text())

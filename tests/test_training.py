@@ -14,11 +14,19 @@ import click
 import numpy as np
 import pytest
 import torch
+import training_samples
+from checkpoints import read_checkpoint, write_checkpoint
 from click.testing import CliRunner
 from conftest import ROOT
+from detector_features import load_features
 from golden import reference as ref
 from PIL import Image
+from release_model import blended
+from symbol_tables import fitted_tables
 from torch import nn
+from training_samples import Crops, random_steps
+from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
+from transform_start import config_of, klt_start, load_released, take_over
 
 from archive_pipeline.codec.models import DEFAULT_MODEL, shipped
 from archive_pipeline.detection.detectors import import_ultralytics
@@ -37,16 +45,7 @@ from archive_pipeline.pcdc.model import (
 )
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
-sys.path.insert(0, str(ROOT / "workflows"))
-import training_samples
-from checkpoints import read_checkpoint, write_checkpoint
-from detector_features import load_features
-from release_model import blended
-from symbol_tables import fitted_tables
-from training_samples import Crops, random_steps
-from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
-from transform_start import config_of, klt_start, load_released, take_over
-
+TRAINING = ROOT / "workflows" / "training"
 train_transform = pytest.importorskip("train_transform", reason="needs the `train` extra")
 train_denoiser = pytest.importorskip("train_denoiser", reason="needs the `train` extra")
 training = pytest.importorskip("training", reason="needs the `train` extra")
@@ -59,7 +58,7 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-nod
 
 def execute(name: str, *args: object, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *by, str(ROOT / "workflows" / name), *(str(a) for a in args)],
+        [sys.executable, *by, str(TRAINING / name), *(str(a) for a in args)],
         capture_output=True,
         text=True,
         env=ref.subprocess_environment(TORCH_HOME=str(Path(torch.hub.get_dir()).parent)),
@@ -95,7 +94,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     script = tmp_path / "step.py"
     script.write_text(
         "import sys, torch\n"
-        f"sys.path.insert(0, {str(ROOT / 'workflows')!r})\n"
+        f"sys.path.insert(0, {str(TRAINING)!r})\n"
         "import processes\n"
         "processes.join(on_cuda=False)\n"
         "rank = processes.rank()\n"
@@ -128,7 +127,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
 
 TAKE_STEPS = """
 import sys, torch
-sys.path.insert(0, {workflows!r})
+sys.path.insert(0, {training!r})
 import processes, training
 
 def main():
@@ -159,8 +158,7 @@ def test_processes_share_the_optimiser_and_a_checkpoint_has_all_of_it(tmp_path: 
     def take(numbers: range, before: str, after: str, by: tuple[str, ...]) -> dict[str, Any]:
         script = tmp_path / "steps.py"
         names = {"before": before and str(tmp_path / before), "after": str(tmp_path / after)}
-        workflows = str(ROOT / "workflows")
-        script.write_text(TAKE_STEPS.format(workflows=workflows, numbers=numbers, **names))
+        script.write_text(TAKE_STEPS.format(training=str(TRAINING), numbers=numbers, **names))
         subprocess.run([sys.executable, *by, str(script)], check=True, timeout=300)
         return torch.load(tmp_path / after, weights_only=True)
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "workflows")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "workflows" / "training")]
 
 from golden import reference as ref  # noqa: E402
 from training_samples import random_offsets  # noqa: E402

@@ -1,6 +1,6 @@
 """Draw the logs of training runs.
 
-    python workflows/plot_training.py runs/transform runs/denoiser
+    python workflows/training/plot_training.py runs/transform runs/denoiser
 
 \b
 Writes RUN/training.png and RUN/training.svg for each run, over minutes:

@@ -1,6 +1,6 @@
 """Bit allocation by the policy beside least squared error (greedy) and equal steps (uniform).
 
-    python workflows/benchmark_allocation.py OUT --set flight=FLIGHT_DIR --crops 8
+    python workflows/benchmarks/benchmark_allocation.py OUT --set flight=FLIGHT_DIR --crops 8
 
 Crops at places that the seed fixes are coded as an image of several tiles at the same budgets by
 every rule; what is judged was decoded from the bytes that are counted.
@@ -20,6 +20,7 @@ A run that was stopped goes on where it stopped.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -31,7 +32,6 @@ import metrics
 import numpy as np
 from benchmark import parse_sets, read_rows, write_rows
 from benchmark_crops import Crop, choose_crops
-from coding import Coder, Pixels, join, level_terms, split
 from metrics import METRICS
 from numpy.typing import NDArray
 from PIL import Image
@@ -46,6 +46,9 @@ from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles
 from archive_pipeline.pcdc.policy import Policy, residual_statistics
 from archive_pipeline.pcdc.utility import Judge, UtilityWeights
 from archive_pipeline.store.layout import TILE
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from coding import Coder, Pixels, join, level_terms, split
 
 RATES = (0.06, 0.1, 0.15, 0.25, 0.4, 0.7)  # bits a pixel
 RANGE = (0.06, 0.7)
@@ -231,7 +234,7 @@ def main(
     lines = report(points, bench.rules, seed, list(bench.missing.values()))
     command = f"--crops {count} --size {size} --steps {steps} --adapt {adapt} --seed {seed}"
     command += " --oracle" * oracle + "".join(f" --rate {rate:g}" for rate in rates)
-    command = f"python workflows/benchmark_allocation.py {command}"
+    command = f"python workflows/benchmarks/benchmark_allocation.py {command}"
     head = f"Model {bench.codec.model.sha256[:12]}, `{command}`."
     text = "\n".join(["# Bit allocation", "", head, *lines]) + "\n"
     (out / "summary.md").write_text(text)

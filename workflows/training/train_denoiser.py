@@ -1,7 +1,8 @@
 """Stage 2: train the diffusion decoder of a released transform codec, which stays as it is.
 
-    python workflows/pack_crops.py crops.npy FLIGHTS...
-    python workflows/train_denoiser.py crops.npy --model pcdc-drone-small --run runs/denoiser
+    python workflows/training/pack_crops.py crops.npy FLIGHTS...
+    python workflows/training/train_denoiser.py crops.npy --model pcdc-drone-small \
+        --run runs/denoiser
 
 The loss is LPIPS (SqueezeNet) + 1 - SSIM (at three scales) + k * squared error of 8-bit pixels of
 the predicted image: structure keeps LPIPS from textures that only it likes. Half of the samples

@@ -1,7 +1,7 @@
 """Stage 1: train the transform codec (transforms, hyperprior, scales) for all rates at once.
 
-    python workflows/pack_crops.py crops.npy FLIGHTS...
-    python workflows/train_transform.py crops.npy --run runs/transform --minutes 120
+    python workflows/training/pack_crops.py crops.npy FLIGHTS...
+    python workflows/training/train_transform.py crops.npy --run runs/transform --minutes 120
 
 Every crop draws an image step g and, half the time, random per-block levels, so one model serves
 all rates. The loss is bits + lambda(step) * error with lambda = 8.66 / step^2, the slope of

@@ -1,7 +1,7 @@
 """Does an ingest take time in a straight line with its frames, and how much beside the codec?
 
-    python workflows/scale_frames.py OUT 64 --workers 2
-    python workflows/scale_frames.py OUT 16 --workers 1
+    python workflows/scale/scale_frames.py OUT 64 --workers 2
+    python workflows/scale/scale_frames.py OUT 16 --workers 1
 
 Invents frames in OUT (8 different ones under as many names as are asked for), archives them anew
 by so many worker processes and reads from the archive when each frame was committed. Prints
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from make_flight import make_flight
 

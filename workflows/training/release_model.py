@@ -1,7 +1,8 @@
 """Turn training checkpoints into a released model.
 
-    python workflows/release_model.py runs/transform/checkpoint.pt models/NAME --crops crops.npy
-    python workflows/release_model.py runs/denoiser/checkpoint.pt models/NAME
+    python workflows/training/release_model.py runs/transform/checkpoint.pt models/NAME \
+        --crops crops.npy
+    python workflows/training/release_model.py runs/denoiser/checkpoint.pt models/NAME
 
 Either stage's checkpoint is told by its contents. The averaged weights are taken, what the
 entropy decoder depends on is snapped to its integer grid, and `config.json` and

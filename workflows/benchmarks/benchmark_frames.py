@@ -1,6 +1,7 @@
 """Compare the archive with JPEG 2000 and AVIF: quality at equal bytes, and time.
 
-    python workflows/benchmark_frames.py OUT FLIGHT_DIR [--ratio 24 --ratio 48 ...] [--model NAME]
+    python workflows/benchmarks/benchmark_frames.py OUT FLIGHT_DIR [--ratio 24 --ratio 48 ...]
+        [--model NAME]
 
 Every frame goes through `archive ingest` and comes back from the archive's bytes; each peer then
 gets as many bytes as the archive took for that frame, metadata and index included. Writes
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +23,6 @@ import click
 import numpy as np
 from metrics import psnr
 from numpy.typing import NDArray
-from peers import FRAME_PEERS, search
 
 from archive_pipeline.codec.models import DEFAULT_MODEL, use_device
 from archive_pipeline.flight.read import read_pixels
@@ -30,6 +31,9 @@ from archive_pipeline.jobs.ingest_image import Budget, Options
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import TILE
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from peers import FRAME_PEERS, search
 
 FIELDS = ["image", "ratio", "codec", "bytes", "budget", "psnr", "seam", "encode_s", "decode_s"]
 Pixels = NDArray[np.uint8]

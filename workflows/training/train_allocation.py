@@ -1,7 +1,8 @@
 """Stage 3: train the allocation policy, with transform and entropy model frozen.
 
-    python workflows/pack_crops.py crops.npy FLIGHTS...
-    python workflows/train_allocation.py crops.npy --model MODEL_FOLDER --run runs/allocation
+    python workflows/training/pack_crops.py crops.npy FLIGHTS...
+    python workflows/training/train_allocation.py crops.npy --model MODEL_FOLDER \
+        --run runs/allocation
 
 Three parts, each resumed where it stopped:
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +29,6 @@ import click
 import numpy as np
 import torch
 from checkpoints import read_release
-from coding import level_terms
 from numpy.typing import NDArray
 from torch import Tensor
 from training_samples import Crops
@@ -54,6 +55,9 @@ from archive_pipeline.pcdc.ppo import (
     roll_out,
 )
 from archive_pipeline.pcdc.utility import Judge, UtilityWeights
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from coding import level_terms
 
 BASE = BASE_LEVEL - 1
 SIZE = 512  # pixels a side: the paper's 16 x 16 blocks

@@ -1,6 +1,6 @@
 """Draw the log of an allocation policy's training.
 
-    python workflows/plot_allocation.py runs/allocation
+    python workflows/training/plot_allocation.py runs/allocation
 
 \b
 Writes RUN/training.png and RUN/training.svg, over PPO updates; the decoder's part is shaded:

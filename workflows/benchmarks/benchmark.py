@@ -1,6 +1,7 @@
 """Rate and distortion of the codec beside JPEG, JPEG 2000, WebP, AVIF, JPEG XL and HEVC intra.
 
-    python workflows/benchmark.py OUT --set flight=FLIGHT_DIR --set kodak=KODAK_DIR --crops 24
+    python workflows/benchmarks/benchmark.py OUT --set flight=FLIGHT_DIR --set kodak=KODAK_DIR \
+        --crops 24
 
 Every codec gets the same uint8 pixels: crops at places that the seed fixes, from the images at
 native size and from the images at half size (area-averaged), or whole images where they are not
@@ -28,6 +29,7 @@ import csv
 import json
 import multiprocessing
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -45,13 +47,15 @@ import metrics
 import numpy as np
 import torch
 from benchmark_crops import Crop, CropError, choose_crops
-from coding import Coder, split
 from metrics import METRICS
 from numpy.typing import NDArray
-from peers import PEERS, Peer, search
 
 from archive_pipeline.codec.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.allocation import ALLOCATIONS
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from coding import Coder, split
+from peers import PEERS, Peer, search
 
 OURS = summary.OURS
 OUR_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.42, 0.6, 0.85, 1.2)  # bits a pixel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 from benchmark_crops import Crop
 from metrics import METRICS
-from peers import PEERS
 from rate_distortion import Comparison, Curve, compare, rate_ratio
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from peers import PEERS
 
 OURS = "pcdc"
 RANGE = (0.1, 0.6)  # bits a pixel of ours over which rates are compared
@@ -181,7 +184,7 @@ def markdown(run: Run, points: list[Row], failures: list[Row], results: list[Res
         "# Rate and distortion",
         "",
         f"{datetime.date.today().isoformat()}, model {run.model} (SHA-256 {run.sha256[:12]}), "
-        f"`python workflows/benchmark.py {run.options}`.",
+        f"`python workflows/benchmarks/benchmark.py {run.options}`.",
         "",
         "Bytes of each codec over ours at equal quality: above 1, ours is the smaller. Geometric "
         "mean over crops of the ratio averaged over the qualities that ours reaches at "

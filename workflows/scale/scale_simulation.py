@@ -1,6 +1,6 @@
 """What Dask costs a campaign: many tasks that do nothing, handed out as those of images are.
 
-    python workflows/scale_simulation.py 1000 10000 100000
+    python workflows/scale/scale_simulation.py 1000 10000 100000
 
 For each number of tasks it prints the seconds in all and for each task, the processor time that
 the scheduler's and client's process takes for one, and that process's memory afterwards.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import torch
-from openvino_weights import load_network
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from openvino_weights import load_network
 
 STAGES = (2, 4, 6)  # layers of YOLO11 and YOLO12 that end the backbone's stages at 1/4, 1/8, 1/16
 

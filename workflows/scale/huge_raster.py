@@ -1,6 +1,6 @@
 """Memory and time of an orthomosaic beyond memory: ingest, restore, mosaic, and a killed ingest.
 
-    python workflows/huge_raster.py OUT --side 20000 --kind photo
+    python workflows/scale/huge_raster.py OUT --side 20000 --kind photo
 
 Makes a tiled GeoTIFF of SIDE x SIDE pixels block by block and runs the `archive` command on it.
 Kinds:

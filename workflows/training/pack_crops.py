@@ -1,6 +1,6 @@
 """Decode training images once into a memory-mapped file that `train_transform.py` samples from.
 
-    python workflows/pack_crops.py OUT.npy IMAGES_DIR [IMAGES_DIR ...]
+    python workflows/training/pack_crops.py OUT.npy IMAGES_DIR [IMAGES_DIR ...]
 
 Writes OUT.npy (uint8, all pixels end to end) and OUT.json (a list of [name, offset, height,
 width], offset in bytes). JPEG decoding otherwise dominates training time.

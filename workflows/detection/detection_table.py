@@ -1,8 +1,8 @@
 """Detectors on archived images at several ratios, beside HEVC intra and JPEG at the same bytes.
 
-    python workflows/detection_table.py OUT_DIR FLIGHT_DIR --model yolo11s.pt [--labels DIR]
-        [--source-ratio 10 --source-ratio 21.2 --source-ratio 40] [--peer hevc --peer jpeg]
-        [--steps 0 --steps 1] [--objects yolo11s.pt] [--image NAME ...]
+    python workflows/detection/detection_table.py OUT_DIR FLIGHT_DIR --model yolo11s.pt
+        [--labels DIR] [--source-ratio 10 --source-ratio 21.2 --source-ratio 40]
+        [--peer hevc --peer jpeg] [--steps 0 --steps 1] [--objects yolo11s.pt] [--image NAME ...]
 
 Every frame goes through `archive ingest` and comes back from the archive's bytes, decoded with
 each number of denoising steps (pcdc-1 is pcdc with one); each peer then gets as many bytes as the
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,8 +29,6 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
-from peers import FRAME_PEERS as PEERS
-from peers import within
 
 from archive_pipeline.codec.models import DEFAULT_MODEL, use_device
 from archive_pipeline.detection.boxes import Detections
@@ -53,6 +52,10 @@ from archive_pipeline.jobs.verify import Options, Task, choose_groups, compare
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from peers import FRAME_PEERS as PEERS
+from peers import within
 
 Pixels = NDArray[np.uint8]
 FIELDS = [

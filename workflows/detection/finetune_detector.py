@@ -1,6 +1,7 @@
 """Fine-tune a YOLO11 or YOLO12 detector on labelled drone images, for `archive verify-detection`.
 
-    python workflows/finetune_detector.py DATA --start yolo11n.pt --run runs/detector --minutes 60
+    python workflows/detection/finetune_detector.py DATA --start yolo11n.pt \
+        --run runs/detector --minutes 60
     archive verify-detection --model runs/detector/detector_openvino_model
 
 DATA is a folder with a data.yaml as YOLO tools write it; only what its `train` names is read. The
@@ -37,12 +38,14 @@ import numpy as np
 import torch
 import yaml
 from detection_slices import prepare
-from openvino_weights import load_network
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from archive_pipeline.detection.detectors import DetectorError, import_ultralytics
 from archive_pipeline.detection.labels import Groups, group_classes, parse_groups
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from openvino_weights import load_network
 
 STATISTICS = 64  # slices that batch normalisation takes its statistics from
 METRICS = {
