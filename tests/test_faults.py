@@ -82,10 +82,10 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive of `frames`, made in this process: nothing happens to it."""
     from archive_pipeline.jobs.ingest import ingest
-    from archive_pipeline.jobs.ingest_image import Budget, Options
+    from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
 
     url = tmp_path_factory.mktemp("undisturbed") / "a.zarr"
-    report = ingest(str(url), [(frames.name, frames)], Options(Budget(ratio=16)), workers=0)
+    report = ingest(str(url), [(frames.name, frames)], IngestOptions(Budget(ratio=16)), workers=0)
     assert {outcome.codec for outcome in report.outcomes} == {"pcdc"}
     return url
 

@@ -42,7 +42,7 @@ from archive_pipeline.geo.camera import locate, read_pose
 from archive_pipeline.jobs.check import check
 from archive_pipeline.jobs.info import describe
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import Budget, Options
+from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
 from archive_pipeline.jobs.restore import Selection, restore
 from archive_pipeline.outputs._documents import exif_tags, set_dimensions
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES
@@ -388,7 +388,7 @@ def tiny_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     *others, _ = make_flight(folder, 1, 96, 64, 3)[::-1]
     for path in others:
         path.unlink()
-    options = Options(Budget(ratio=2))
+    options = IngestOptions(Budget(ratio=2))
     ingest(str(folder.parent / "a.zarr"), [("beach", folder)], options, workers=0)
     (entry,) = Archive.open(folder.parent / "a.zarr").images()
     assert entry.record["codec"] == "pcdc"

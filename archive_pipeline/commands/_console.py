@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from archive_pipeline.jobs.ingest import Report as IngestReport
-    from archive_pipeline.jobs.verify import Report as VerifyReport
+    from archive_pipeline.jobs.ingest import IngestReport
+    from archive_pipeline.jobs.verify import Verification
 
 SHOWN_WARNINGS = 20  # kinds of them
 
@@ -149,7 +149,7 @@ def print_info(result: dict[str, Any], quiet: bool) -> None:
     )
 
 
-def print_verification(report: VerifyReport, quiet: bool) -> None:
+def print_verification(report: Verification, quiet: bool) -> None:
     from archive_pipeline.detection.metrics import METRICS
 
     def number(value: float | None, sign: str = "") -> str:

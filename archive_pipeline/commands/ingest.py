@@ -109,9 +109,9 @@ def ingest(
         raise click.UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
 
     from archive_pipeline.jobs.ingest import ingest as run
-    from archive_pipeline.jobs.ingest_image import Budget, Options
+    from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
 
-    options = Options(
+    options = IngestOptions(
         Budget(ratio, bpp, source_ratio) if budgets else Budget(ratio=100),
         model,
         device,

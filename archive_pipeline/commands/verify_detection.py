@@ -116,13 +116,13 @@ def verify_detection(
     """
     from archive_pipeline.detection.detectors import DEFAULT_DETECTOR
     from archive_pipeline.detection.labels import parse_groups
-    from archive_pipeline.jobs.verify import Options, verify
+    from archive_pipeline.jobs.verify import VerifyOptions, verify
 
     try:
         groups = parse_groups(classes)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    options = Options(
+    options = VerifyOptions(
         models or (DEFAULT_DETECTOR,),
         groups,
         originals,

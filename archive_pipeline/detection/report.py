@@ -24,7 +24,7 @@ from archive_pipeline.detection.verdict import GroupResult
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.jobs.originals import at_hand, read_original
-from archive_pipeline.jobs.verify import ImageResult, Report
+from archive_pipeline.jobs.verify import ImageResult, Verification
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ArchiveError
@@ -95,7 +95,7 @@ def prepare_report(directory: Path) -> None:
 
 
 def write_report(
-    report: Report, directory: Path, progress: Callable[[int], None] = lambda total: None
+    report: Verification, directory: Path, progress: Callable[[int], None] = lambda total: None
 ) -> Path:
     """Write report.html, result.json, summary.csv and images.csv.
 
@@ -150,7 +150,7 @@ def _number(value: float | None, sign: bool = False) -> str:
     return f"{value:+.3f}".replace("-", "\u2212") if sign else f"{value:.3f}"
 
 
-def _write_summary(report: Report, file: TextIO) -> None:
+def _write_summary(report: Verification, file: TextIO) -> None:
     fields = ("model", "class", "metric", "original", "restored", "delta", "low", "high", "passed")
     writer = csv.writer(file)
     writer.writerow(fields)
@@ -164,7 +164,7 @@ def _write_summary(report: Report, file: TextIO) -> None:
                 writer.writerow([model.model, group, name, *numbers, low, high, passed])
 
 
-def _write_images(report: Report, file: TextIO) -> None:
+def _write_images(report: Verification, file: TextIO) -> None:
     least = report.options.confidence
     writer = csv.writer(file)
     writer.writerow(IMAGE_FIELDS)
@@ -189,7 +189,7 @@ def _versions(result: GroupResult) -> tuple[Any, Any]:
 # ---------------------------------------------------------------------- pictures
 
 
-def _draw(report: Report, progress: Callable[[int], None]) -> list[dict[str, Any]]:
+def _draw(report: Verification, progress: Callable[[int], None]) -> list[dict[str, Any]]:
     """Pictures of the images that changed most, then of typical ones, for the template."""
     chosen = _choose(report)
     archive = Archive.open(report.archive)
@@ -218,7 +218,7 @@ def _draw(report: Report, progress: Callable[[int], None]) -> list[dict[str, Any
     return pictures
 
 
-def _choose(report: Report) -> list[tuple[ImageResult, str, float]]:
+def _choose(report: Verification) -> list[tuple[ImageResult, str, float]]:
     """Images to show, whether as "worst" or "typical", and their change."""
     amounts = []
     for image in report.images:
@@ -236,7 +236,9 @@ def _choose(report: Report) -> list[tuple[ImageResult, str, float]]:
     return worst + typical
 
 
-def _shapes(report: Report, image: ImageResult) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
+def _shapes(
+    report: Verification, image: ImageResult
+) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
     """Boxes to draw over the original and over the restored image."""
     before: list[Shape] = []
     after: list[Shape] = []

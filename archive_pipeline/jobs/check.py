@@ -17,7 +17,7 @@ MAX_PROBLEMS = 100  # named for each array
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What was checked, and one line for each thing that is broken."""
 
     images: int = 0
@@ -41,7 +41,7 @@ def check(
     progress: Callable[[int], None] = lambda total: None,
     *,
     repair: bool = False,
-) -> Report:
+) -> CheckReport:
     """Check every checksum, decode every tile, compare the index with the contents.
 
     Images that are written meanwhile are taken as they were or as they are then.
@@ -54,7 +54,7 @@ def check(
         ArchiveError: there is no archive to check, or the index cannot be written.
     """
     archive = Archive.open(archive_url, writable=repair)
-    report = Report()
+    report = CheckReport()
     for sha256 in archive.list_names("models"):
         report.models += 1
         _try(report, partial(archive.use_model, sha256))
@@ -104,7 +104,7 @@ def _record(archive: Archive, key: str) -> dict[str, Any] | None:
     return None if entry is None else entry.record
 
 
-def _try(report: Report, action: Callable[[], Any]) -> Any:
+def _try(report: CheckReport, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except ArchiveError as error:

@@ -22,10 +22,10 @@ from archive_pipeline.flight.locations import Location, local_file, location
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs.ingest_image import (
-    Options,
+    IngestOptions,
+    IngestTask,
     Outcome,
     StoreFailed,
-    Task,
     failed,
     ingest_image,
     known_outcome,
@@ -58,7 +58,7 @@ class Warned:
 
 
 @dataclass
-class Report:
+class IngestReport:
     """Result of an ingest over all its flights.
 
     Attributes:
@@ -119,13 +119,13 @@ class Report:
 def ingest(
     archive_url: str,
     flights: list[tuple[str, Location]],
-    options: Options,
+    options: IngestOptions,
     *,
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[Outcome, int], None] = lambda outcome, total: None,
     part: Callable[[str, int, int, int], None] = lambda name, done, parts, total: None,
-) -> Report:
+) -> IngestReport:
     """Archive every image of the flights; failures are outcomes, other work goes on.
 
     Args:
@@ -157,7 +157,7 @@ def ingest(
     detectors = _find_detectors(options)
     archive = Archive.create(archive_url)
     tasks = [
-        Task(archive_url, flight, id, path, options, detectors=detectors)
+        IngestTask(archive_url, flight, id, path, options, detectors=detectors)
         for flight, images in listed
         for id, path in images
     ]
@@ -196,10 +196,12 @@ def ingest(
             neighbours = _compare_neighbours(archive, pool, outcomes)
     models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
-    return Report(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
+    return IngestReport(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
 
 
-def _pending(archive: Archive, tasks: list[Task], note: Callable[[Outcome], None]) -> list[Task]:
+def _pending(
+    archive: Archive, tasks: list[IngestTask], note: Callable[[Outcome], None]
+) -> list[IngestTask]:
     """Tasks of images that are not archived yet; the others' outcomes are noted."""
     entries = {
         entry.key: entry
@@ -218,7 +220,9 @@ def _pending(archive: Archive, tasks: list[Task], note: Callable[[Outcome], None
     return pending
 
 
-def _prepared(archive: Archive, pending: list[Task], options: Options) -> list[Task]:
+def _prepared(
+    archive: Archive, pending: list[IngestTask], options: IngestOptions
+) -> list[IngestTask]:
     """The tasks with what they need in the archive: model, policy, flights' groups."""
     if not pending:
         return []
@@ -246,7 +250,7 @@ def _index_kept(archive: Archive, changed: bool) -> Iterator[None]:
         write_index(archive)
 
 
-def _add_model(archive: Archive, options: Options) -> tuple[str, str]:
+def _add_model(archive: Archive, options: IngestOptions) -> tuple[str, str]:
     """Store the model and its policy in the archive.
 
     Returns the model's SHA-256, and the policy's where allocation is by it.
@@ -270,7 +274,7 @@ def _add_model(archive: Archive, options: Options) -> tuple[str, str]:
     return model.sha256, archive.add_policy(policy)
 
 
-def _find_detectors(options: Options) -> tuple[DetectorFile, ...]:
+def _find_detectors(options: IngestOptions) -> tuple[DetectorFile, ...]:
     """Detectors that are asked for; loaded once here, so that a bad one stops the ingest."""
     if not options.detect:
         return ()
@@ -291,12 +295,14 @@ def _compare_neighbours(
     """
     paths = {image_key(o.flight, o.id): location(o.path) for o in outcomes if o.status != "failed"}
     new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
-    lines: dict[tuple[str, int, int], list[_Frame]] = {}
+    lines: dict[tuple[str, int, int], list[_TaggedFrame]] = {}
     for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
         for entry in read_images(archive, flight, lambda name, error: None):
             record = entry.record
             if entry.key in paths and record["georef"]["method"] == "camera":
-                frame = _Frame(entry.key, paths[entry.key], record["captured"], record["georef"])
+                frame = _TaggedFrame(
+                    entry.key, paths[entry.key], record["captured"], record["georef"]
+                )
                 line = (flight, record["width"], record["height"])
                 lines.setdefault(line, []).append(frame)
     runs = []
@@ -314,7 +320,7 @@ def _compare_neighbours(
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _TaggedFrame:
     """A frame to compare with its neighbours."""
 
     key: str
@@ -329,7 +335,7 @@ class _Run:
 
     width: int
     height: int
-    frames: list[_Frame]
+    frames: list[_TaggedFrame]
 
 
 def compare_frames(run: _Run) -> list[tuple[str, str]]:
@@ -355,7 +361,7 @@ def _thumbnail(place: Location) -> NDArray[np.uint8] | None:
     return grey if grey.dtype == np.uint8 else None
 
 
-def ingest_on_worker(task: Task) -> Outcome:
+def ingest_on_worker(task: IngestTask) -> Outcome:
     """`ingest_image` on a worker of Dask's, which tells the client how far large images are."""
     from distributed import get_worker
 

@@ -79,7 +79,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Options:
+class IngestOptions:
     """Settings of an ingest, as the command line has them."""
 
     budget: Budget = field(default_factory=lambda: Budget(ratio=100))
@@ -93,14 +93,14 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Task:
+class IngestTask:
     """One image to archive."""
 
     archive: str
     flight: str
     id: str
     path: Location
-    options: Options
+    options: IngestOptions
     model: str = ""  # SHA-256 of a model that is in the archive
     policy: str = ""  # SHA-256 of a policy that is in the archive, where allocation is by it
     detectors: tuple[DetectorFile, ...] = ()
@@ -121,16 +121,16 @@ class Outcome:
     raw_bytes: int = 0
     archive_bytes: int = 0
     pixels: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `Report.stages`
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `IngestReport.stages`
 
 
-def failed(task: Task, error: str) -> Outcome:
+def failed(task: IngestTask, error: str) -> Outcome:
     """The outcome of an image that is not archived, for a reason told in one line."""
     line = " ".join(error.split()).removeprefix(f"{task.path}: ")
     return Outcome(task.flight, task.id, str(task.path), "failed", line)
 
 
-def known_outcome(entries: dict[str, ImageEntry], task: Task) -> Outcome | None:
+def known_outcome(entries: dict[str, ImageEntry], task: IngestTask) -> Outcome | None:
     """The outcome of an image that need not be encoded; None where it must be."""
     entry = entries.get(image_key(task.flight, task.id))
     if entry is None or task.options.overwrite:
@@ -168,7 +168,7 @@ def _is_same(entry: ImageEntry, place: Location) -> bool:
     return sources.sha256(place) == entry.record["sha256"]
 
 
-def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outcome:
+def ingest_image(task: IngestTask, tell: Tell = lambda id, done, parts: None) -> Outcome:
     """Archive one image (runs on a worker); errors of the image become its outcome.
 
     Args:
@@ -182,7 +182,7 @@ def ingest_image(task: Task, tell: Tell = lambda id, done, parts: None) -> Outco
     return replace(outcome, seconds=seconds)
 
 
-def _ingest_image(task: Task, tell: Tell) -> Outcome:
+def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
     """`ingest_image`, by stages."""
     options = task.options
     with stage("start"):
@@ -236,7 +236,7 @@ def _ingest_image(task: Task, tell: Tell) -> Outcome:
 
 
 @contextmanager
-def _fetched(task: Task) -> Iterator[tuple[Path, str | None]]:
+def _fetched(task: IngestTask) -> Iterator[tuple[Path, str | None]]:
     """The task's file on this machine, and the version of the object at a URL.
 
     Raises:
@@ -253,7 +253,7 @@ def _fetched(task: Task) -> Iterator[tuple[Path, str | None]]:
 
 
 def _write(
-    archive: Archive, task: Task, source: SourceImage, version: str | None, tell: Tell
+    archive: Archive, task: IngestTask, source: SourceImage, version: str | None, tell: Tell
 ) -> ImageEntry:
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)

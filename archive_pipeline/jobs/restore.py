@@ -69,7 +69,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Task:
+class RestoreTask:
     """One image to write."""
 
     archive: str
@@ -83,7 +83,7 @@ class Task:
 
 
 @dataclass
-class Report:
+class RestoreReport:
     """Files written, and images that could not be (id, reason).
 
     Attributes:
@@ -173,7 +173,7 @@ def restore(
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda total: None,
-) -> Report:
+) -> RestoreReport:
     """Write what a selection means below `output`, an image that fails being reported.
 
     Args:
@@ -210,7 +210,7 @@ def restore(
             "crs": made.crs,
             "transform": list(made.transform),
         }
-        return Report([file], failed, list(made.skipped), time.monotonic() - started)
+        return RestoreReport([file], failed, list(made.skipped), time.monotonic() - started)
 
     repeated = len({e.flight for e, _ in chosen}) > 1
     tasks = []
@@ -218,7 +218,7 @@ def restore(
         full = window == (0, 0, entry.record["width"], entry.record["height"])
         name = f"{entry.flight}/{entry.id}" if repeated else entry.id
         path = output_path(output, name, window, full, SUFFIXES[format])
-        tasks.append(Task(archive_url, entry, window, path, format, device, steps, seed))
+        tasks.append(RestoreTask(archive_url, entry, window, path, format, device, steps, seed))
     files: list[dict[str, Any]] = []
     spent_by_task: list[dict[str, float]] = []
     # a window is decoded sooner than a worker process has started
@@ -243,10 +243,10 @@ def restore(
                 spent_by_task.append(spent)
             progress(len(tasks))
     files.sort(key=lambda f: f["path"])
-    return Report(files, failed, [], time.monotonic() - started, summed(spent_by_task))
+    return RestoreReport(files, failed, [], time.monotonic() - started, summed(spent_by_task))
 
 
-def restore_image(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
+def restore_image(task: RestoreTask) -> tuple[dict[str, Any], dict[str, float]]:
     """Write one image (runs on a worker); returns its entry of the report, and seconds by stage.
 
     Raises:
@@ -256,7 +256,7 @@ def restore_image(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
         return _write(task), spent
 
 
-def _write(task: Task) -> dict[str, Any]:
+def _write(task: RestoreTask) -> dict[str, Any]:
     with stage("start"):
         from archive_pipeline.codec.models import use_device
 

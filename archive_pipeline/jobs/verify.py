@@ -77,7 +77,7 @@ EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Options:
+class VerifyOptions:
     """Settings of a verification, as the command line has them.
 
     Attributes:
@@ -109,7 +109,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Task:
+class VerifyTask:
     """One image to compare."""
 
     archive: str
@@ -118,7 +118,7 @@ class Task:
     label: Path | None
     label_names: dict[int, str] | None
     detectors: tuple[tuple[DetectorFile, Groups], ...]
-    options: Options
+    options: VerifyOptions
 
     @property
     def name(self) -> str:
@@ -157,7 +157,7 @@ class ImageResult:
 
 
 @dataclass
-class Report:
+class Verification:
     """Outcome of a verification.
 
     Attributes:
@@ -170,7 +170,7 @@ class Report:
     """
 
     archive: str
-    options: Options
+    options: VerifyOptions
     models: list[ModelReport]
     images: list[ImageResult]
     failed: list[dict[str, str]]
@@ -236,12 +236,12 @@ class Report:
 
 def verify(
     archive_url: str,
-    options: Options,
+    options: VerifyOptions,
     *,
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda total: None,
-) -> Report:
+) -> Verification:
     """Run detectors over originals and restored images and judge the differences.
 
     Args:
@@ -304,7 +304,7 @@ def verify(
             used.add(label)
         originals = None if found is None else candidates(found, entry)
         names = None if labels is None else labels.names
-        tasks.append(Task(archive_url, entry, originals, label, names, groups, options))
+        tasks.append(VerifyTask(archive_url, entry, originals, label, names, groups, options))
     if labels is not None:
         warnings += _unused(labels, used)
 
@@ -330,7 +330,7 @@ def verify(
     reference = "originals" if labels is None else "labels"
     models = [_summarise(file, own, images, reference, options) for file, own in groups]
     seconds = time.monotonic() - started
-    return Report(archive_url, options, models, images, failed, skipped, warnings, seconds)
+    return Verification(archive_url, options, models, images, failed, skipped, warnings, seconds)
 
 
 def choose_groups(
@@ -370,7 +370,7 @@ def _unused(labels: Labels, used: set[Path]) -> list[str]:
     return [f"{labels.folder}: {len(rest)} label files without an image: {some}{more}"]
 
 
-def verify_image(task: Task) -> ImageResult:
+def verify_image(task: VerifyTask) -> ImageResult:
     """Compare one image (runs on a worker).
 
     Raises:
@@ -445,7 +445,7 @@ def _unfit(
 
 
 def compare(
-    task: Task, detector: Detector, groups: Groups, before: Detections, after: Detections
+    task: VerifyTask, detector: Detector, groups: Groups, before: Detections, after: Detections
 ) -> dict[str, GroupResult]:
     """Match both versions' objects of each group with the reference."""
     options = task.options
@@ -476,7 +476,11 @@ def of_group(found: Detections, classes: Iterable[int]) -> Detections:
 
 
 def _summarise(
-    file: DetectorFile, groups: Groups, images: list[ImageResult], reference: str, options: Options
+    file: DetectorFile,
+    groups: Groups,
+    images: list[ImageResult],
+    reference: str,
+    options: VerifyOptions,
 ) -> ModelReport:
     """Numbers and verdict of one detector over all images."""
     own = [image for image in images if file.sha256 in image.groups]

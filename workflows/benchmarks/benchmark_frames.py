@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from archive_pipeline.codec.models import DEFAULT_MODEL, use_device
 from archive_pipeline.flight.read import read_pixels
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import Budget, Options
+from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import TILE
@@ -87,7 +87,7 @@ def run_archive(
     url = str(work / f"ratio-{ratio:g}.zarr")
     rows = []
     started = time.perf_counter()
-    report = ingest(url, [("flight", flight)], Options(Budget(ratio=ratio), model), workers=0)
+    report = ingest(url, [("flight", flight)], IngestOptions(Budget(ratio=ratio), model), workers=0)
     seconds = (time.perf_counter() - started) / max(len(report.outcomes), 1)
     archive = Archive.open(url)
     for entry in archive.images():

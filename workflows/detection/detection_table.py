@@ -45,10 +45,9 @@ from archive_pipeline.detection.labels import Groups, Labels, find_labels, parse
 from archive_pipeline.detection.metrics import METRICS
 from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import Budget
-from archive_pipeline.jobs.ingest_image import Options as IngestOptions
+from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
 from archive_pipeline.jobs.originals import find_original, read_original
-from archive_pipeline.jobs.verify import Options, Task, choose_groups, compare
+from archive_pipeline.jobs.verify import VerifyOptions, VerifyTask, choose_groups, compare
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
@@ -78,13 +77,13 @@ class Setting:
 
     detectors: tuple[tuple[DetectorFile, Groups], ...]
     labels: Labels | None
-    options: Options
+    options: VerifyOptions
     decoders: tuple[int, ...]  # numbers of steps
 
-    def task(self, archive: Archive, entry: ImageEntry) -> Task:
+    def task(self, archive: Archive, entry: ImageEntry) -> VerifyTask:
         label = None if self.labels is None else self.labels.find(entry.flight, entry.id)
         names = None if self.labels is None else self.labels.names
-        return Task(archive.url, entry, None, label, names, self.detectors, self.options)
+        return VerifyTask(archive.url, entry, None, label, names, self.detectors, self.options)
 
 
 def decoded_as(name: str, steps: int) -> str:
@@ -270,7 +269,7 @@ def main(
         except ImportError as error:
             raise click.ClickException(f"{PEERS[name].label} cannot run: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
-    options = Options(models, parse_groups(classes), device=device)
+    options = VerifyOptions(models, parse_groups(classes), device=device)
     found = None if labels is None else find_labels(labels)
     loaded = [load_detector(file, device) for file in find_detectors(models)]
     detectors, warnings = choose_groups(loaded, options.groups, found)

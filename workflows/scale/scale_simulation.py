@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs.ingest_image import Options, Task
+from archive_pipeline.jobs.ingest_image import IngestOptions, IngestTask
 
 
-def nothing(task: Task) -> str:
+def nothing(task: IngestTask) -> str:
     """An image's task without the image."""
     return task.id
 
@@ -47,9 +47,9 @@ def main() -> None:
             )
 
 
-def _task(number: int) -> Task:
+def _task(number: int) -> IngestTask:
     name = f"DJI_{number:06}.JPG"
-    return Task("/archive.zarr", "flight", name, Path("/flight") / name, Options())
+    return IngestTask("/archive.zarr", "flight", name, Path("/flight") / name, IngestOptions())
 
 
 if __name__ == "__main__":
