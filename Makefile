@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow test-soak lint clean
 
 setup: .venv/ready
 
@@ -32,7 +32,11 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not soak"
+
+# Two hours each on disk and on an S3 server; ARCHIVE_SOAK_MINUTES makes it shorter.
+test-soak: setup
+	$(BIN)/python -m pytest -m soak -s
 
 lint: setup
 	$(BIN)/ruff check .
