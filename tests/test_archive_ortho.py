@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from conftest import ORTHO, Run
 
 from archive_pipeline.commands.cli import main
-from archive_pipeline.geo.georef import window_transform
+from archive_pipeline.geo.mapping import window_transform
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_index

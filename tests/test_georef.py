@@ -18,15 +18,9 @@ from rasterio.rpc import RPC
 
 from archive_pipeline.flight.find import find_images
 from archive_pipeline.flight.read import read_source
-from archive_pipeline.geo.camera import (
-    CameraPose,
-    camera_georef,
-    field_of_view_pitch,
-    locate,
-    read_pose,
-)
-from archive_pipeline.geo.georef import (
-    Georef,
+from archive_pipeline.geo.camera import camera_georef, field_of_view_pitch, locate, read_pose
+from archive_pipeline.geo.georef import Georef
+from archive_pipeline.geo.mapping import (
     bbox_to_window,
     check_bbox,
     homography,
@@ -34,6 +28,7 @@ from archive_pipeline.geo.georef import (
     with_footprint,
 )
 from archive_pipeline.geo.neighbours import neighbour_warnings
+from archive_pipeline.geo.pose import CameraPose
 
 ROOT = Path(__file__).resolve().parents[1]
 BRIGHTON = ROOT.parent / "shared" / "data" / "eval" / "brighton_beach"

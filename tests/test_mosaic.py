@@ -14,7 +14,8 @@ import pytest
 import rasterio
 
 from archive_pipeline.flight.source_image import SourceImage
-from archive_pipeline.geo.georef import Georef, Window, with_footprint
+from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.geo.mapping import with_footprint
 from archive_pipeline.jobs import mosaic as mosaic_module
 from archive_pipeline.jobs.mosaic import write_mosaic
 from archive_pipeline.outputs.paths import OutputError

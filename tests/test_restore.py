@@ -16,7 +16,8 @@ from conftest import FRAMES, HEIGHT, WIDTH, Run
 from PIL import Image
 from rasterio.windows import Window
 
-from archive_pipeline.geo.georef import Georef, window_transform
+from archive_pipeline.geo.georef import Georef
+from archive_pipeline.geo.mapping import window_transform
 from archive_pipeline.pcdc.stages import STAGES
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage

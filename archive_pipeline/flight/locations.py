@@ -9,10 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from archive_pipeline.store._backends import OPTIONS
-
 Location = Path | str
 """A path of this machine, or an fsspec URL as text."""
+
+
+# By fsspec's protocol. Listings that are cached in one process would hide what others write;
+# without concurrency s3fs does not ask for an object's size before it reads the object.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    protocol: {"use_listings_cache": False, "max_concurrency": 1} for protocol in ("s3", "s3a")
+}
+
+
+def remote_options(url: str) -> dict[str, Any]:
+    """What fsspec is told for this kind of URL, of flights and of archives."""
+    return _OPTIONS.get(url.partition("://")[0], {})
 
 
 def location(text: str) -> Location:
@@ -91,8 +101,7 @@ def local_file(place: Location) -> Iterator[Path]:
 def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
-    options = OPTIONS.get(url.partition("://")[0], {})
-    fs, path = fsspec.url_to_fs(url, **options)
+    fs, path = fsspec.url_to_fs(url, **remote_options(url))
     return fs, path
 
 

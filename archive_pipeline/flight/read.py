@@ -28,7 +28,8 @@ from archive_pipeline.flight.source_image import (
     SourceImage,
 )
 from archive_pipeline.geo.camera import locate, read_pose
-from archive_pipeline.geo.georef import Window, raster_georef
+from archive_pipeline.geo.georef import Window
+from archive_pipeline.geo.mapping import raster_georef
 
 # Tag namespaces that GDAL derives from the file and that are kept in a better place.
 DERIVED_NAMESPACES = frozenset(("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC"))

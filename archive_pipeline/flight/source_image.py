@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from archive_pipeline.flight.locations import Location, location
-from archive_pipeline.geo.camera import CameraPose
 from archive_pipeline.geo.georef import Georef
+from archive_pipeline.geo.pose import CameraPose
 
 EXIF_PREFIX = b"Exif\0\0"
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from archive_pipeline.flight.source_image import SourceImage
-from archive_pipeline.geo.georef import Georef, Window, bbox_to_window, check_bbox, window_transform
+from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.geo.mapping import bbox_to_window, check_bbox, window_transform
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs.mosaic import write_mosaic
 from archive_pipeline.outputs import writers as outputs

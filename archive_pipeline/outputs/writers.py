@@ -30,7 +30,8 @@ from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
 from archive_pipeline.flight.raster import Pixels, Raster
 from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM
 from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
-from archive_pipeline.geo.georef import Georef, Window, window_transform
+from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.geo.mapping import window_transform
 from archive_pipeline.outputs._documents import (
     embedded_documents,
     exif_tags,

@@ -7,7 +7,6 @@ import glob
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -15,11 +14,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-# By fsspec's protocol. Listings that are cached in one process would hide what others write;
-# without concurrency s3fs does not ask for an object's size before it reads the object.
-OPTIONS: dict[str, dict[str, Any]] = {
-    protocol: {"use_listings_cache": False, "max_concurrency": 1} for protocol in ("s3", "s3a")
-}
+from archive_pipeline.flight.locations import remote_options
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ def open_store(url: str, read_only: bool) -> Store:
         url = url2pathname(urlsplit(url).path)  # zarr's own local store writes atomically
     if not is_url(url):
         return LocalStore(url, read_only=read_only)
-    options = OPTIONS.get(url.partition("://")[0])
+    options = remote_options(url)
     return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
 
 
