@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.pcdc.adaptation import encode_adapted
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.codec import Codec
@@ -222,6 +221,8 @@ def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[byt
     codec, (rule, policy, adapt) = codec_for(sha256), _allocation
     if rule == "policy":
         if adapt:
+            from archive_pipeline.pcdc.training.adaptation import encode_adapted
+
             return encode_adapted(codec, tiles, budget, _policies[policy], adapt)
         return encode_tiles(codec, tiles, budget, _policies[policy].block_worth)
     if rule == "greedy":

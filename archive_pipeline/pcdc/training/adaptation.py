@@ -13,7 +13,7 @@ from archive_pipeline.pcdc.allocation import BASE_LEVEL, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding
 from archive_pipeline.pcdc.policy import Policy, block_state
-from archive_pipeline.pcdc.ppo import Optimiser, PPOConfig, block_returns, roll_out
+from archive_pipeline.pcdc.training.ppo import Optimiser, PPOConfig, block_returns, roll_out
 
 SAMPLE_TILES = 6  # of the image, spread evenly, that are decoded for every update
 
@@ -53,7 +53,7 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
         image_step, price: at which the unadapted policy met the image's budget; in the unit of
             `Policy.logits`.
     """
-    from archive_pipeline.pcdc.utility import Judge
+    from archive_pipeline.pcdc.training.judge import Judge
 
     adapted = copy.deepcopy(policy).train().requires_grad_(True)
     config = policy.config
