@@ -21,6 +21,7 @@ from archive_pipeline.detection.boxes import Boxes, Detections
 from archive_pipeline.detection.detectors import EXTRA, Read, whole
 from archive_pipeline.detection.metrics import METRICS, match
 from archive_pipeline.detection.verdict import GroupResult
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.jobs.originals import at_hand, read_original
@@ -48,7 +49,7 @@ IMAGE_FIELDS = (
 )  # fmt: skip
 
 
-class ReportError(Exception):
+class ReportError(ArchivePipelineError):
     """A report that cannot be written; one line that names the place."""
 
 

@@ -43,6 +43,7 @@ from archive_pipeline.detection.labels import (
 )
 from archive_pipeline.detection.metrics import match
 from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
@@ -61,7 +62,7 @@ from archive_pipeline.store.layout import ArchiveError, ImageEntry
 FRAME = 20_000_000  # pixels that a usual drone camera takes
 
 
-class VerifyError(Exception):
+class VerifyError(ArchivePipelineError):
     """An image that cannot be compared; one line that names it and why."""
 
 
