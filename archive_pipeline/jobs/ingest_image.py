@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline import __version__
-from archive_pipeline.codec.zarr_codec import trimmed_tiles
+from archive_pipeline.codec.settings import Raise, Settings
+from archive_pipeline.codec.zarr_codec import trimmed_tiles, with_settings
 from archive_pipeline.detection.boxes import Boxes
 from archive_pipeline.detection.object_blocks import RaisedBlocks
 from archive_pipeline.flight import locations as sources
@@ -186,13 +187,18 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
     """`ingest_image`, by stages."""
     options = task.options
     with stage("start"):
-        from archive_pipeline.codec.models import allocation, use_device
+        from archive_pipeline.codec.models import find_device
 
-        use_device(options.device)
+        settings = Settings(
+            find_device(options.device),
+            allocation=options.allocation,
+            policy=task.policy,
+            adapt=options.adapt,
+        )
     archive = Archive.reopen(task.archive, writable=True)
     archive.ensure_model(task.model)
     if task.policy:
-        archive.ensure_policy(task.policy, task.model)
+        archive.ensure_policy(task.policy, task.model, settings.device)
     key = image_key(task.flight, task.id)
     expected: tuple[type[Exception], ...] = (ArchiveError, OSError)
     if task.detectors:
@@ -208,8 +214,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
             with _fetched(task) as (path, version):
                 with stage("read"):
                     source = read_source(path, task.id, options.ground_elevation)
-                with allocation(options.allocation, task.policy, options.adapt):
-                    entry = _write(archive, task, source, version, tell)
+                entry = _write(archive, task, source, version, settings, tell)
     except SourceError as error:
         return failed(task, error.reason)
     except expected as error:
@@ -253,7 +258,12 @@ def _fetched(task: IngestTask) -> Iterator[tuple[Path, str | None]]:
 
 
 def _write(
-    archive: Archive, task: IngestTask, source: SourceImage, version: str | None, tell: Tell
+    archive: Archive,
+    task: IngestTask,
+    source: SourceImage,
+    version: str | None,
+    settings: Settings,
+    tell: Tell,
 ) -> ImageEntry:
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
@@ -319,8 +329,8 @@ def _write(
     for done, window in enumerate(missing, parts - len(missing) + 1):
         part = reader.read(window)[0]
         try:
-            with _finer(part, window, objects):
-                pixels[_area(window)] = part
+            finer = replace(settings, raised=_raised(part, window, objects))
+            with_settings(pixels, finer)[_area(window)] = part
         except BudgetTooSmall as error:
             raise SourceError(source.path, f"does not fit its budget: it {error}") from error
         if parts > 1:
@@ -328,17 +338,12 @@ def _write(
     return writer.commit(record, conventions)
 
 
-@contextmanager
-def _finer(part: np.ndarray, window: Window, objects: Boxes) -> Iterator[None]:
-    """Code blocks with objects in them finer, where pixels of a window are written meanwhile."""
-    with ExitStack() as stack:
-        if len(objects):
-            from archive_pipeline.codec.models import raising
-
-            col, row, _, _ = window
-            blocks = RaisedBlocks(part, objects - [col, row, col, row], TILE)
-            stack.enter_context(raising(blocks.of))
-        yield
+def _raised(part: np.ndarray, window: Window, objects: Boxes) -> Raise | None:
+    """What makes blocks with objects in them finer, where pixels of a window are written."""
+    if not len(objects):
+        return None
+    col, row, _, _ = window
+    return RaisedBlocks(part, objects - [col, row, col, row], TILE).of
 
 
 class _Reader:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from archive_pipeline.codec.settings import Settings
 from archive_pipeline.detection.boxes import Boxes, Detections, suppress
 from archive_pipeline.detection.detectors import (
     DEFAULT_DETECTOR,
@@ -107,6 +108,16 @@ class VerifyOptions:
     device: str = "auto"
     steps: int = 0
     seed: int = 0
+
+    def settings(self) -> Settings:
+        """How this process decodes the images.
+
+        Raises:
+            ValueError: CUDA is asked for and there is none.
+        """
+        from archive_pipeline.codec.models import find_device
+
+        return Settings(find_device(self.device), self.steps, self.seed)
 
 
 @dataclass(frozen=True)
@@ -256,8 +267,6 @@ def verify(
     """
     import dask
 
-    from archive_pipeline.codec.models import use_device
-
     started = time.monotonic()
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url = absolute(archive_url)
@@ -270,8 +279,7 @@ def verify(
         workers = 0
         if scheduler is not None:
             raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
-    # the report's pictures are decoded here
-    use_device(options.device, options.steps, options.seed)
+    options.settings()  # a device that is not there is told at once
     archive = Archive.open(archive_url)
     labels = None if options.labels is None else find_labels(options.labels, options.names)
     found = None if options.originals is None else by_name(options.originals)
@@ -377,17 +385,15 @@ def verify_image(task: VerifyTask) -> ImageResult:
     Raises:
         VerifyError, ArchiveError, SourceError, LabelError, DetectorError: one line.
     """
-    from archive_pipeline.codec.models import use_device
-
     options = task.options
-    use_device(options.device, options.steps, options.seed)
+    settings = options.settings()
     for file, _ in task.detectors:
         load_detector(file, options.device)
     started = time.monotonic()
     archive = Archive.reopen(task.archive)
     if options.steps:
         archive.require_denoiser(task.entry)
-    image = ArchivedImage(archive, task.entry)
+    image = ArchivedImage(archive, task.entry, settings)
     width, height = task.entry.record["width"], task.entry.record["height"]
     original, problem, other = find_original(image, task.originals)
     stored = image.detections(unpack_detections) if original is None else None

@@ -30,7 +30,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.codec.models import DEFAULT_MODEL, use_device
+from archive_pipeline.codec.models import DEFAULT_MODEL
 from archive_pipeline.detection.boxes import Detections
 from archive_pipeline.detection.detectors import (
     Detector,
@@ -114,8 +114,9 @@ def run_image(
     versions: dict[str, Read] = {}
     for name, archive in archives.items():
         for steps in setting.decoders:
-            read = partial(restored, images[name], setting.options.device, steps)
-            versions[decoded_as(name, steps)] = whole(read, width, height)
+            decoded = replace(setting.options, steps=steps).settings()
+            restored = ArchivedImage(archive, images[name].entry, decoded)
+            versions[decoded_as(name, steps)] = whole(restored.read, width, height)
             codecs[decoded_as(name, steps)].bytes.append(archive.size_of(key))
     for name in (codec for codec in codecs if codec in PEERS):
         peer = PEERS[name]
@@ -132,13 +133,6 @@ def run_image(
             for group, result in compare(task, detector, groups, found[0], after).items():
                 own = codecs[name].results.setdefault((file.sha256, group), {})
                 own[f"{entry.flight}/{entry.id}"] = result
-
-
-def restored(
-    image: ArchivedImage, device: str, steps: int, window: tuple[int, int, int, int]
-) -> Pixels:
-    use_device(device, steps)
-    return image.read(window)
 
 
 def crop(pixels: Pixels, window: tuple[int, int, int, int]) -> Pixels:
