@@ -33,7 +33,6 @@ from archive_pipeline.detection.boxes import (
     slice_rows,
     strips,
 )
-from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
 
 DEFAULT_DETECTOR = "yolo11s.pt"
@@ -49,7 +48,7 @@ CACHE = "archive-pipeline"
 Read = Callable[[Window], NDArray[np.uint8]]
 
 
-class DetectorError(ArchivePipelineError):
+class DetectorError(Exception):
     """A detector that cannot be had or fails; one line that names it."""
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from archive_pipeline.detection.boxes import Boxes
-from archive_pipeline.errors import ArchivePipelineError
 
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")
 PARENTS = 2  # folders above the labels where the names may be: labels/test/ beside data.yaml
@@ -32,7 +31,7 @@ GROUPS: Groups = {
 }  # fmt: skip
 
 
-class LabelError(ArchivePipelineError):
+class LabelError(Exception):
     """Labels that cannot be used; one line that names the file."""
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.locations import Location, list_remote
 
 # What GDAL's wheel opens and drones, cameras and photogrammetry write.  Raw files are left out:
@@ -34,7 +33,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-class FlightError(ArchivePipelineError):
+class FlightError(Exception):
     """A flight directory that cannot be used; the message is one line."""
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import rasterio
 from rasterio.errors import RasterioError
 
-from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
 
 NAME_BYTES = 160
@@ -29,7 +28,7 @@ _SAME_FORMAT = {
 }
 
 
-class OutputError(ArchivePipelineError):
+class OutputError(Exception):
     """An image that cannot be written as asked; the message is one line and names the image."""
 
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
 from archive_pipeline.pcdc.entropy import MAX_LANES_LOG2, CorruptStream
 
@@ -38,7 +37,7 @@ EMPTY_BYTES = _FIXED.size
 HEADER_BYTES = _FIXED.size + _CODED.size
 
 
-class UnknownModel(ArchivePipelineError, LookupError):
+class UnknownModel(LookupError):
     """A stream or an archive needs a model that is not at hand."""
 
 
