@@ -41,7 +41,7 @@ from archive_pipeline.pcdc.policy import (
     residual_statistics,
     state_groups,
 )
-from archive_pipeline.pcdc.ppo import (
+from archive_pipeline.pcdc.training.ppo import (
     Optimiser,
     PPOConfig,
     dual_ascent,
@@ -385,7 +385,7 @@ def test_dual_ascent_settles_where_the_rate_is_met() -> None:
 
 
 def test_adapting_keeps_the_budget(lpips_weights: None) -> None:
-    from archive_pipeline.pcdc.adaptation import encode_adapted
+    from archive_pipeline.pcdc.training.adaptation import encode_adapted
 
     codec = ref.tiny_codec()
     tiles = [ref.texture(128, 128, k) for k in range(3)]
@@ -400,7 +400,7 @@ def test_adapting_keeps_the_budget(lpips_weights: None) -> None:
 def test_adapting_ends_no_worse_than_it_began_or_than_blocks_alike(
     lpips_weights: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from archive_pipeline.pcdc import adaptation
+    from archive_pipeline.pcdc.training import adaptation
 
     codec = ref.tiny_codec()
     # to the first all blocks are equally important
@@ -428,8 +428,8 @@ def test_utility_is_the_mean_of_its_map(lpips_weights: None) -> None:
         structural_similarity_index_measure,
     )
 
-    from archive_pipeline.pcdc.adaptation import to_signal
-    from archive_pipeline.pcdc.utility import Judge
+    from archive_pipeline.pcdc.training.adaptation import to_signal
+    from archive_pipeline.pcdc.training.judge import Judge
 
     original = ref.texture(128, 96, 1)
     worse = np.clip(original.astype(int) + ref.noise(128, 96) // 6 - 20, 0, 255).astype(np.uint8)
@@ -448,19 +448,19 @@ def test_utility_is_the_mean_of_its_map(lpips_weights: None) -> None:
 def test_missing_lpips_weights_are_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from archive_pipeline.pcdc import utility
+    from archive_pipeline.pcdc.training import judge
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("offline"))
     )
-    utility._lpips.cache_clear()
+    judge._lpips.cache_clear()
     try:
-        with pytest.raises(utility.UtilityError, match="SqueezeNet"):
-            utility.require_lpips()
+        with pytest.raises(judge.UtilityError, match="SqueezeNet"):
+            judge.require_lpips()
     finally:
-        utility._lpips.cache_clear()
+        judge._lpips.cache_clear()
 
 
 def test_the_shipped_model_has_a_policy() -> None:

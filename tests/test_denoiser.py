@@ -28,27 +28,11 @@ from archive_pipeline.pcdc.model import (
 )
 
 IMAGE = "DJI_0001.JPG"
-WIDTHS = {"latents": 24, "features": 4, "width_8": 32, "width_16": 64, "layers": 1}
-
-
-@cache
-def files() -> dict[str, bytes]:
-    """The test model with an untrained denoiser that does change its input."""
-    torch.manual_seed(0)
-    denoiser = Denoiser(**WIDTHS)
-    torch.nn.init.normal_(denoiser.unet.conv_out.weight, std=0.003)
-    tensors = {k: v.half().contiguous() for k, v in denoiser.state_dict().items()}
-    config = json.dumps({"_class_name": "Denoiser", **WIDTHS}).encode()
-    return {
-        **ref.tiny_files(),
-        DENOISER_CONFIG: config,
-        DENOISER_WEIGHTS: save_tensors(tensors),
-    }
 
 
 @cache
 def codec() -> Codec:
-    return Codec(Model(files()))
+    return Codec(Model(ref.denoising_files()))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +94,7 @@ def test_one_step_is_one_prediction_from_noise_on_x_bar() -> None:
 
 
 def test_an_untrained_denoiser_is_the_deterministic_decoder() -> None:
-    denoiser = Denoiser(**WIDTHS).eval()
+    denoiser = Denoiser(**ref.DENOISER_WIDTHS).eval()
     y_hat, x_bar = torch.randn(1, 24, 2, 2), torch.rand(1, 3, 32, 32)
     out = sample(denoiser, y_hat, torch.zeros(1, 1, 2, 2).long(), x_bar, 1, 0)
     torch.testing.assert_close(out, x_bar)
@@ -127,14 +111,14 @@ def test_a_model_without_denoiser_says_so(streams: list[bytes]) -> None:
 
 
 def changed(**settings: object) -> dict[str, bytes]:
-    config = {"_class_name": "Denoiser", **WIDTHS, **settings}
-    return {**files(), DENOISER_CONFIG: json.dumps(config).encode()}
+    config = {"_class_name": "Denoiser", **ref.DENOISER_WIDTHS, **settings}
+    return {**ref.denoising_files(), DENOISER_CONFIG: json.dumps(config).encode()}
 
 
 def with_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> dict[str, bytes]:
-    tensors = load_tensors(files()[DENOISER_WEIGHTS])
+    tensors = load_tensors(ref.denoising_files()[DENOISER_WEIGHTS])
     change(tensors)
-    return {**files(), DENOISER_WEIGHTS: save_tensors(tensors)}
+    return {**ref.denoising_files(), DENOISER_WEIGHTS: save_tensors(tensors)}
 
 
 BIAS = "unet.conv_out.bias"
@@ -151,11 +135,11 @@ BIAS = "unet.conv_out.bias"
         (changed(width_8=48), "width_8=48 is no multiple of 32"),
         (changed(latents=25), "latents=25, but the codec has 24"),
         (changed(surprise=1), "surprise"),
-        ({**files(), DENOISER_CONFIG: b"[1, 2]"}, "cannot be read"),
-        ({**files(), DENOISER_CONFIG: b"{"}, "denoiser"),
-        ({**files(), DENOISER_CONFIG: b"\xff"}, "denoiser"),
-        ({**files(), DENOISER_WEIGHTS: b""}, "cannot be read"),
-        ({**files(), DENOISER_WEIGHTS: b"\xff" * 64}, "cannot be read"),
+        ({**ref.denoising_files(), DENOISER_CONFIG: b"[1, 2]"}, "cannot be read"),
+        ({**ref.denoising_files(), DENOISER_CONFIG: b"{"}, "denoiser"),
+        ({**ref.denoising_files(), DENOISER_CONFIG: b"\xff"}, "denoiser"),
+        ({**ref.denoising_files(), DENOISER_WEIGHTS: b""}, "cannot be read"),
+        ({**ref.denoising_files(), DENOISER_WEIGHTS: b"\xff" * 64}, "cannot be read"),
         (with_tensors(lambda t: t.pop(BIAS)), "cannot be read"),
         (with_tensors(lambda t: t.update(more=torch.zeros(1))), "cannot be read"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS].double()})), "neither"),
@@ -174,16 +158,16 @@ def test_broken_denoisers_end_in_one_error(broken: dict[str, bytes], message: st
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    for name, content in files().items():
+    for name, content in ref.denoising_files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 
 
 def test_the_denoiser_is_part_of_the_models_identity(model_folder: Path, tmp_path: Path) -> None:
-    assert read_folder(model_folder) == files()
-    assert Model.from_folder(model_folder).sha256 == Model(files()).sha256
-    assert Model(files()).sha256 != Model(ref.tiny_files()).sha256
+    assert read_folder(model_folder) == ref.denoising_files()
+    assert Model.from_folder(model_folder).sha256 == Model(ref.denoising_files()).sha256
+    assert Model(ref.denoising_files()).sha256 != Model(ref.tiny_files()).sha256
     copy = Path(shutil.copytree(model_folder, tmp_path / "copy"))
     (copy / DENOISER_WEIGHTS).unlink()
     with pytest.raises(ModelError, match="diffusion_pytorch_model"):
@@ -203,7 +187,7 @@ def test_archives_carry_the_denoiser(
         for p in (url / "models").rglob("*")
         if p.is_file()
     }
-    assert stored == set(files())
+    assert stored == set(ref.denoising_files())
 
     def restored(name: str, *args: object) -> dict[str, bytes]:
         out = tmp_path / name

@@ -312,13 +312,12 @@ def test_damaged_registered_model() -> None:
 
 
 def test_devices() -> None:
-    before = models._device
-    models.use_device("auto")
-    models.use_device("cpu")
-    if not torch.cuda.is_available():
+    assert models.find_device("cpu") == "cpu"
+    found = models.find_device("auto")
+    assert found == ("cuda" if torch.cuda.is_available() else "cpu")
+    if found == "cpu":
         with pytest.raises(ValueError, match="no CUDA"):
-            models.use_device("cuda")
-    assert models._device == "cpu" == before
+            models.find_device("cuda")
 
 
 # --------------------------------------------------------------- integer convolution

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.pcdc.adaptation import encode_adapted
+from archive_pipeline.codec.settings import Settings
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import encode_tiles, least_error
-from archive_pipeline.pcdc.model import CONFIG, Model, ModelError, digest, read_folder
+from archive_pipeline.pcdc.model import (
+    CONFIG,
+    DENOISER_CONFIG,
+    Model,
+    ModelError,
+    digest,
+    read_folder,
+)
 from archive_pipeline.pcdc.policy import (
     MAX_FILE_BYTES,
     POLICY,
@@ -33,70 +39,22 @@ SEARCH_PATH = "ARCHIVE_MODEL_PATH"
 _lock = threading.RLock()
 _files: dict[str, dict[str, bytes]] = {}
 _codecs: dict[tuple[str, str], Codec] = {}
-_device = "cpu"
-_decoder = (0, 0)  # denoising steps, seed
 _policies: dict[str, Policy] = {}
-_allocation = ("uniform", "", 0)  # rule, policy's SHA-256, updates an image
-# levels by which a write's blocks are above the others, from its tiles
-Raise = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.uint8]]]
-_raise: Raise | None = None
 
 
-def use_device(device: str, steps: int = 0, seed: int = 0) -> None:
-    """Run codecs like this from now on.
-
-    Args:
-        device: torch device: "cpu", "cuda", or "auto" for what is there.
-        steps: denoising steps of the decoder; 0 is deterministic.
-        seed: of the denoiser's noise.
+def find_device(device: str) -> str:
+    """The torch device that "cpu", "cuda" or "auto" means here.
 
     Raises:
         ValueError: CUDA is asked for and there is none.
     """
     import torch
 
-    global _device, _decoder
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device is available")
-    _device, _decoder = device, (steps, seed)
-
-
-@contextmanager
-def allocation(rule: str, policy: str = "", adapt: int = 0) -> Iterator[None]:
-    """Spread the bits of what this process encodes meanwhile by one of `ALLOCATIONS`.
-
-    "objects" is "uniform" with blocks that `raising` names.
-
-    Outside, arrays that are written through zarr alone are allocated uniformly.
-
-    Args:
-        policy: SHA-256 of a registered policy, where the rule is "policy".
-        adapt: updates that the policy is given on every image.
-    """
-    global _allocation
-    before, _allocation = _allocation, (rule, policy, adapt)
-    try:
-        yield
-    finally:
-        _allocation = before
-
-
-@contextmanager
-def raising(blocks: Raise) -> Iterator[None]:
-    """Code some blocks of what is encoded meanwhile finer than the others, which are alike."""
-    global _raise
-    before, _raise = _raise, blocks
-    try:
-        yield
-    finally:
-        _raise = before
-
-
-def decoder() -> tuple[int, int]:
-    """Denoising steps and seed that pixels are decoded with."""
-    return _decoder
+    return device
 
 
 def shipped() -> Path:
@@ -193,40 +151,40 @@ def is_known_policy(sha256: str) -> bool:
         return sha256 in _policies
 
 
-def codec_for(sha256: str) -> Codec:
-    """Return the process-wide codec of a model.
+def codec_for(sha256: str, device: str = "cpu") -> Codec:
+    """Return the codec of a model on a torch device; one for all that use it in this process.
 
     Raises:
         UnknownModel: the model is neither registered nor in a search folder.
         ModelError: its files are damaged.
     """
     with _lock:
-        key = (sha256, _device)
+        key = (sha256, device)
         if key not in _codecs:
-            if not is_known(sha256):
-                raise UnknownModel(
-                    f"model {sha256[:12]} is not at hand: open the archive with "
-                    f"archive_pipeline.store.archive, or set {SEARCH_PATH} to its models folder"
-                )
-            _codecs[key] = Codec(Model(_files[sha256], _device))
+            _require(sha256)
+            _codecs[key] = Codec(Model(_files[sha256], device))
         return _codecs[key]
 
 
-def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[bytes]:
-    """Encode an image's tiles as `encode_tiles` does, its bits spread as `allocation` and
-    `raising` say.
+def encode(
+    sha256: str, tiles: list[NDArray[np.uint8]], budget: int, settings: Settings
+) -> list[bytes]:
+    """Encode an image's tiles as `encode_tiles` does, its bits spread as the settings say.
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more.
     """
-    codec, (rule, policy, adapt) = codec_for(sha256), _allocation
-    if rule == "policy":
-        if adapt:
-            return encode_adapted(codec, tiles, budget, _policies[policy], adapt)
-        return encode_tiles(codec, tiles, budget, _policies[policy].block_worth)
-    if rule == "greedy":
+    codec = codec_for(sha256, settings.device)
+    if settings.allocation == "policy":
+        policy = _policies[settings.policy]
+        if settings.adapt:
+            from archive_pipeline.pcdc.training.adaptation import encode_adapted
+
+            return encode_adapted(codec, tiles, budget, policy, settings.adapt)
+        return encode_tiles(codec, tiles, budget, policy.block_worth)
+    if settings.allocation == "greedy":
         return encode_tiles(codec, tiles, budget, least_error)
-    raised = None if _raise is None else _raise(tiles)
+    raised = None if settings.raised is None else settings.raised(tiles)
     while raised is not None and any(blocks.any() for blocks in raised):
         try:
             return encode_tiles(codec, tiles, budget, raised=raised)
@@ -236,8 +194,22 @@ def encode(sha256: str, tiles: list[NDArray[np.uint8]], budget: int) -> list[byt
 
 
 def has_denoiser(sha256: str) -> bool:
-    """Whether a model can decode with steps; raises what `codec_for` does."""
-    return codec_for(sha256).model.has_denoiser
+    """Whether a model can decode with steps.
+
+    Raises:
+        UnknownModel: the model is neither registered nor in a search folder.
+    """
+    with _lock:
+        _require(sha256)
+        return DENOISER_CONFIG in _files[sha256]
+
+
+def _require(sha256: str) -> None:
+    if not is_known(sha256):
+        raise UnknownModel(
+            f"model {sha256[:12]} is not at hand: open the archive with "
+            f"archive_pipeline.store.archive, or set {SEARCH_PATH} to its models folder"
+        )
 
 
 def is_known(sha256: str) -> bool:

@@ -17,16 +17,20 @@ import asyncio
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
-from zarr.abc.codec import ArrayBytesCodec
+from zarr.abc.codec import ArrayBytesCodec, Codec
+from zarr.codecs import ShardingCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON, parse_named_configuration
+from zarr.core.metadata.v3 import ArrayV3Metadata
 
+from archive_pipeline.codec.settings import DEFAULT, Settings
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, MAX_SIDE
 from archive_pipeline.pcdc.stages import stage
 
@@ -40,6 +44,9 @@ class PCDCCodec(ArrayBytesCodec):
     Lower and right margins that equal the fill value are cut before coding and come back
     exactly, so the chunks that sharding fills up at an image's edge cost nothing.
 
+    Attributes:
+        settings: how it runs, no part of its configuration; see `with_settings`.
+
     Raises:
         ValueError: the configuration is malformed, or the array is not uint8 (h, w, 3) with
             chunks of at most 4096 pixels a side; on decoding, a corrupt stream.
@@ -49,6 +56,7 @@ class PCDCCodec(ArrayBytesCodec):
 
     model: str
     bits_per_pixel: float
+    settings: Settings = field(default=DEFAULT, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not re.fullmatch(r"[0-9a-f]{64}", self.model):
@@ -100,7 +108,8 @@ class PCDCCodec(ArrayBytesCodec):
         with stage("start"):
             from archive_pipeline.codec.models import codec_for, encode  # torch: only for pixels
 
-            codec_for(self.model)  # loaded here, so that its time does not count as encoding
+            # loaded here, so that its time does not count as encoding
+            codec_for(self.model, self.settings.device)
         at = [i for i, (chunk, _) in enumerate(batch) if chunk is not None]
         tiles = []
         for i in at:
@@ -113,7 +122,7 @@ class PCDCCodec(ArrayBytesCodec):
             not t.size for t in tiles
         )
         with stage("encode"):
-            streams = encode(self.model, tiles, budget)
+            streams = encode(self.model, tiles, budget, self.settings)
         out: list[Buffer | None] = [None] * len(batch)
         for i, stream in zip(at, streams, strict=True):
             out[i] = batch[i][1].prototype.buffer.from_bytes(stream)
@@ -121,8 +130,9 @@ class PCDCCodec(ArrayBytesCodec):
 
     def _decode(self, batch: list[tuple[Buffer | None, ArraySpec]]) -> list[NDBuffer | None]:
         with stage("start"):
-            from archive_pipeline.codec.models import codec_for, decoder  # torch: only for pixels
+            from archive_pipeline.codec.models import codec_for  # torch: only for pixels
 
+        settings = self.settings
         out: list[NDBuffer | None] = [None] * len(batch)
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, (data, spec) in enumerate(batch):
@@ -131,15 +141,39 @@ class PCDCCodec(ArrayBytesCodec):
         for (height, width), at in shapes.items():
             streams = [data.to_bytes() for i in at if (data := batch[i][0]) is not None]
             with stage("start"):
-                codec = codec_for(self.model)
+                codec = codec_for(self.model, settings.device)
             with stage("decode"):
-                tiles = codec.decode(streams, height, width, *decoder())
+                tiles = codec.decode(streams, height, width, settings.steps, settings.seed)
             for i, tile in zip(at, tiles, strict=True):
                 spec = batch[i][1]
                 chunk = np.full(spec.shape, spec.fill_value or 0, np.uint8)
                 chunk[: tile.shape[0], : tile.shape[1]] = tile
                 out[i] = spec.prototype.nd_buffer.from_numpy_array(chunk)
         return out
+
+
+def with_settings(array: zarr.Array, settings: Settings) -> zarr.Array:
+    """The same array, whose pixels are decoded and encoded with these settings.
+
+    Nothing is stored, and what others make of the array in this process does not change. An array
+    that is pickled comes back with default settings.
+    """
+    metadata = array.metadata
+    assert isinstance(metadata, ArrayV3Metadata)
+    codecs = tuple(_with_settings(codec, settings) for codec in metadata.codecs)
+    changed = replace(metadata, codecs=codecs)
+    opened = array._async_array
+    config = getattr(opened, "config", None) or opened._config  # its name before zarr 3.1.6
+    return zarr.Array(zarr.AsyncArray(changed, array.store_path, config))
+
+
+def _with_settings(codec: Codec, settings: Settings) -> Codec:
+    if isinstance(codec, PCDCCodec):
+        return replace(codec, settings=settings)
+    if isinstance(codec, ShardingCodec):
+        inner = tuple(_with_settings(one, settings) for one in codec.codecs)
+        return replace(codec, codecs=inner)
+    return codec
 
 
 def _check_chunk(chunk: tuple[int, ...], dtype: object) -> None:

@@ -33,6 +33,7 @@ from archive_pipeline.detection.boxes import (
     slice_rows,
     strips,
 )
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
 
 DEFAULT_DETECTOR = "yolo11s.pt"
@@ -48,7 +49,7 @@ CACHE = "archive-pipeline"
 Read = Callable[[Window], NDArray[np.uint8]]
 
 
-class DetectorError(Exception):
+class DetectorError(ArchivePipelineError):
     """A detector that cannot be had or fails; one line that names it."""
 
 

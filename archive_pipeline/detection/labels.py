@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from archive_pipeline.detection.boxes import Boxes
+from archive_pipeline.errors import ArchivePipelineError
 
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")
 PARENTS = 2  # folders above the labels where the names may be: labels/test/ beside data.yaml
@@ -31,7 +32,7 @@ GROUPS: Groups = {
 }  # fmt: skip
 
 
-class LabelError(Exception):
+class LabelError(ArchivePipelineError):
     """Labels that cannot be used; one line that names the file."""
 
 

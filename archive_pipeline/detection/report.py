@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from archive_pipeline.codec.settings import Settings
 from archive_pipeline.detection.boxes import Boxes, Detections
 from archive_pipeline.detection.detectors import EXTRA, Read, whole
 from archive_pipeline.detection.metrics import METRICS, match
 from archive_pipeline.detection.verdict import GroupResult
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.jobs.originals import original_pixels
+from archive_pipeline.jobs.originals import at_hand, read_original
 from archive_pipeline.jobs.verify import ImageResult, Verification
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -48,7 +50,7 @@ IMAGE_FIELDS = (
 )  # fmt: skip
 
 
-class ReportError(Exception):
+class ReportError(ArchivePipelineError):
     """A report that cannot be written; one line that names the place."""
 
 
@@ -192,13 +194,13 @@ def _versions(result: GroupResult) -> tuple[Any, Any]:
 def _draw(report: Verification, progress: Callable[[int], None]) -> list[dict[str, Any]]:
     """Pictures of the images that changed most, then of typical ones, for the template."""
     chosen = _choose(report)
-    archive = Archive.open(report.archive)
+    archive, settings = Archive.open(report.archive), report.options.settings()
     pictures = []
     for image, kind, amount in chosen:
         before, after = _shapes(report, image)
         error, pairs = None, []
         try:
-            pairs = _pairs(archive, image, [*before, *after])
+            pairs = _pairs(archive, image, [*before, *after], settings)
         except (ArchiveError, SourceError) as reason:  # gone since it was compared
             error = str(reason)
         drawn = [shape.state for shape in (*before, *after)]
@@ -285,15 +287,19 @@ def _corner(box: Boxes) -> tuple[float, float, float, float]:
     return left, top, right - left, bottom - top
 
 
-def _pairs(archive: Archive, result: ImageResult, shapes: list[Shape]) -> list[Pair]:
+def _pairs(
+    archive: Archive, result: ImageResult, shapes: list[Shape], settings: Settings
+) -> list[Pair]:
     """The whole image, reduced, then the parts that changed most."""
-    image = ArchivedImage(archive, result.entry)
+    image = ArchivedImage(archive, result.entry, settings)
     width, height = result.entry.record["width"], result.entry.record["height"]
     restored = whole(image.read, width, height)
     windows = [(0, 0, width, height), *_spots(shapes, width, height)]
     source = result.original and replace(image.source, path=result.original)
-    with original_pixels(source or None) as read:
-        original = None if read is None else whole(read, width, height)
+    with at_hand(source or None) as file:
+        original: Read | None = None
+        if file is not None:
+            original = whole(partial(read_original, file), width, height)
         return [_pair(original, restored, window) for window in windows]
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.locations import Location, list_remote
 
 # What GDAL's wheel opens and drones, cameras and photogrammetry write.  Raw files are left out:
@@ -33,7 +34,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-class FlightError(Exception):
+class FlightError(ArchivePipelineError):
     """A flight directory that cannot be used; the message is one line."""
 
 

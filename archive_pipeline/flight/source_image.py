@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.locations import Location, location
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.pose import CameraPose
@@ -14,7 +15,7 @@ EXIF_PREFIX = b"Exif\0\0"
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-class SourceError(Exception):
+class SourceError(ArchivePipelineError):
     """A source image that cannot be read.
 
     Attributes:

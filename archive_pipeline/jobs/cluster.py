@@ -14,6 +14,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from archive_pipeline.errors import ArchivePipelineError
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -31,11 +33,11 @@ GPU = "GPU"  # the workers' resource that tasks on a GPU ask for, as dask-cuda's
 logger = logging.getLogger(__name__)
 
 
-class ClusterError(Exception):
+class ClusterError(ArchivePipelineError):
     """A scheduler that cannot be reached or was lost; one line that names it."""
 
 
-class WorkerDied(Exception):
+class WorkerDied(ArchivePipelineError):
     """A task whose workers die of it; one line."""
 
 

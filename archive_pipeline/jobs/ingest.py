@@ -268,7 +268,7 @@ def _add_model(archive: Archive, options: IngestOptions) -> tuple[str, str]:
     if policy is None:
         raise ModelError(f"{name}: this model has no allocation policy")
     if options.adapt:
-        from archive_pipeline.pcdc.utility import require_lpips
+        from archive_pipeline.pcdc.training.judge import require_lpips
 
         require_lpips()  # said once here, and not by every image
     return model.sha256, archive.add_policy(policy)

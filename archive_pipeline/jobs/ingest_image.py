@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archive_pipeline import __version__
-from archive_pipeline.codec.zarr_codec import trimmed_tiles
+from archive_pipeline.codec.settings import Raise, Settings
+from archive_pipeline.codec.zarr_codec import trimmed_tiles, with_settings
 from archive_pipeline.detection.boxes import Boxes
 from archive_pipeline.detection.object_blocks import RaisedBlocks
 from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import Location, local_file
-from archive_pipeline.flight.pixels import SourcePixels
-from archive_pipeline.flight.read import read_source
+from archive_pipeline.flight.read import read_pixels, read_source
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
@@ -32,6 +33,7 @@ from archive_pipeline.store.layout import (
     ArchiveError,
     ImageEntry,
     image_key,
+    is_one_shard,
     shard_count,
 )
 
@@ -185,13 +187,18 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
     """`ingest_image`, by stages."""
     options = task.options
     with stage("start"):
-        from archive_pipeline.codec.models import allocation, use_device
+        from archive_pipeline.codec.models import find_device
 
-        use_device(options.device)
+        settings = Settings(
+            find_device(options.device),
+            allocation=options.allocation,
+            policy=task.policy,
+            adapt=options.adapt,
+        )
     archive = Archive.reopen(task.archive, writable=True)
     archive.ensure_model(task.model)
     if task.policy:
-        archive.ensure_policy(task.policy, task.model)
+        archive.ensure_policy(task.policy, task.model, settings.device)
     key = image_key(task.flight, task.id)
     expected: tuple[type[Exception], ...] = (ArchiveError, OSError)
     if task.detectors:
@@ -207,11 +214,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
             with _fetched(task) as (path, version):
                 with stage("read"):
                     source = read_source(path, task.id, options.ground_elevation)
-                with (
-                    SourcePixels(source) as pixels,
-                    allocation(options.allocation, task.policy, options.adapt),
-                ):
-                    entry = _write(archive, task, pixels, version, tell)
+                entry = _write(archive, task, source, version, settings, tell)
     except SourceError as error:
         return failed(task, error.reason)
     except expected as error:
@@ -255,9 +258,13 @@ def _fetched(task: IngestTask) -> Iterator[tuple[Path, str | None]]:
 
 
 def _write(
-    archive: Archive, task: IngestTask, reader: SourcePixels, version: str | None, tell: Tell
+    archive: Archive,
+    task: IngestTask,
+    source: SourceImage,
+    version: str | None,
+    settings: Settings,
+    tell: Tell,
 ) -> ImageEntry:
-    source = reader.source
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
     )
@@ -277,6 +284,7 @@ def _write(
     }
     if version is not None:
         record["source_version"] = version
+    reader = _Reader(source)
     options = task.options
     bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
     plan = [__version__, record, repr(bits), task.detectors]
@@ -286,16 +294,14 @@ def _write(
         # before the pixels: what the mask takes is then known, and they share the rest
         mask = writer.create_mask()
         for window in writer.missing(mask):
-            part = reader.read(window)[1]
-            assert part is not None
-            mask[_area(window)] = part
+            mask[_area(window)] = reader.read_mask(window)
     objects = np.zeros((0, 4))
     if task.detectors and source.dtype == "uint8" and source.bands == 3:
         from archive_pipeline.detection.detectors import detect_all, pack_detections
 
         size = (source.width, source.height, TILE)
         with stage("detect"):
-            found = detect_all(task.detectors, options.device, lambda w: reader.read(w)[0], *size)
+            found = detect_all(task.detectors, options.device, reader.read_rgb, *size)
         writer.write_detections(pack_detections(found))
         if options.allocation == "objects":
             sure = [objects.boxes[objects.scores >= SURE] for _, objects in found]
@@ -308,7 +314,7 @@ def _write(
         lossy = record | {"codec": "pcdc", "model": task.model}
         # metadata are most of a very small image's bytes: loss would gain little
         least = budget // 2 if budget <= SMALL_BUDGET else 0
-        coded = _coded_pixels(reader)
+        coded = reader.coded_pixels()
         try:
             pixels = writer.create_pixels(task.model, budget, coded, lossy, conventions, least)
             record = lossy
@@ -323,8 +329,8 @@ def _write(
     for done, window in enumerate(missing, parts - len(missing) + 1):
         part = reader.read(window)[0]
         try:
-            with _finer(part, window, objects):
-                pixels[_area(window)] = part
+            finer = replace(settings, raised=_raised(part, window, objects))
+            with_settings(pixels, finer)[_area(window)] = part
         except BudgetTooSmall as error:
             raise SourceError(source.path, f"does not fit its budget: it {error}") from error
         if parts > 1:
@@ -332,35 +338,53 @@ def _write(
     return writer.commit(record, conventions)
 
 
-@contextmanager
-def _finer(part: np.ndarray, window: Window, objects: Boxes) -> Iterator[None]:
-    """Code blocks with objects in them finer, where pixels of a window are written meanwhile."""
-    with ExitStack() as stack:
-        if len(objects):
-            from archive_pipeline.codec.models import raising
-
-            col, row, _, _ = window
-            blocks = RaisedBlocks(part, objects - [col, row, col, row], TILE)
-            stack.enter_context(raising(blocks.of))
-        yield
+def _raised(part: np.ndarray, window: Window, objects: Boxes) -> Raise | None:
+    """What makes blocks with objects in them finer, where pixels of a window are written."""
+    if not len(objects):
+        return None
+    col, row, _, _ = window
+    return RaisedBlocks(part, objects - [col, row, col, row], TILE).of
 
 
-def _coded_pixels(reader: SourcePixels) -> tuple[int, int]:
-    """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles.
+class _Reader:
+    """Reads windows of a source; an image of one window is read once."""
 
-    Of an image that would have to be decoded for it, all pixels, and as many empty tiles as may lie
-    around it: its budget is then not used to the full.
-    """
-    width, height = reader.source.width, reader.source.height
-    if not reader.held:
-        return width * height, 4 * -(-width // TILE) * -(-height // TILE)
-    coded = empty = 0
-    for row in range(0, height, TILE):
-        band = reader.read((0, row, width, min(TILE, height - row)))[0]
-        for _, _, part in trimmed_tiles(band, TILE):
+    def __init__(self, source: SourceImage) -> None:
+        self.source = source
+        self._whole: tuple[np.ndarray, np.ndarray | None] | None = None
+
+    @stage("read")
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        if window != (0, 0, self.source.width, self.source.height):
+            return read_pixels(self.source, window)
+        if self._whole is None:
+            self._whole = read_pixels(self.source)
+        return self._whole
+
+    def read_rgb(self, window: Window) -> NDArray[np.uint8]:
+        """Pixels of an 8-bit RGB image."""
+        return self.read(window)[0]
+
+    def read_mask(self, window: Window) -> NDArray[np.uint8]:
+        """The mask of an image that has one."""
+        mask = self.read(window)[1]
+        assert mask is not None
+        return mask
+
+    def coded_pixels(self) -> tuple[int, int]:
+        """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles.
+
+        Of an image too large to be held, all pixels, and as many empty tiles as may lie around
+        it: its budget is then not used to the full.
+        """
+        width, height = self.source.width, self.source.height
+        if not is_one_shard(width, height):
+            return width * height, 4 * -(-width // TILE) * -(-height // TILE)
+        pixels, coded, empty = self.read((0, 0, width, height))[0], 0, 0
+        for _, _, part in trimmed_tiles(pixels, TILE):
             coded += part.shape[0] * part.shape[1]
             empty += not part.size
-    return coded, empty
+        return coded, empty
 
 
 def _without_preview(name: str, payload: bytes) -> tuple[str, bytes]:

@@ -7,11 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from archive_pipeline.detection.detectors import Read
+import numpy as np
+from numpy.typing import NDArray
+
 from archive_pipeline.flight.find import find_images
 from archive_pipeline.flight.locations import Location, local_file, sha256
-from archive_pipeline.flight.pixels import SourcePixels
+from archive_pipeline.flight.read import read_pixels
 from archive_pipeline.flight.source_image import SourceError, SourceImage
+from archive_pipeline.geo.georef import Window
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
 
@@ -73,11 +76,8 @@ def find_original(
 
 
 @contextmanager
-def original_pixels(source: SourceImage | None) -> Iterator[Read | None]:
-    """What reads windows of an original, uint8 (height, width, 3) pixels; None where there is none.
-
-    Its file is on this machine meanwhile (one at a URL is copied) and is decoded once. Reading
-    raises SourceError where the file is gone or damaged.
+def at_hand(source: SourceImage | None) -> Iterator[SourceImage | None]:
+    """An original with its file on this machine: one at a URL is copied while the body runs.
 
     Raises:
         SourceError: it cannot be copied.
@@ -90,5 +90,15 @@ def original_pixels(source: SourceImage | None) -> Iterator[Read | None]:
             path = stack.enter_context(local_file(source.path))
         except OSError as error:
             raise SourceError(source.path, error.strerror or str(error)) from error
-        pixels = stack.enter_context(SourcePixels(replace(source, path=path)))
-        yield lambda window: pixels.read(window)[0]
+        yield replace(source, path=path)
+
+
+def read_original(source: SourceImage, window: Window) -> NDArray[np.uint8]:
+    """Pixels uint8 (height, width, 3) of a window of an original.
+
+    Raises:
+        SourceError: the file is gone or damaged.
+    """
+    with at_hand(source) as file:
+        assert file is not None
+        return read_pixels(file, window)[0]

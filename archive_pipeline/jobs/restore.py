@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from archive_pipeline.codec.settings import Settings
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.geo.mapping import bbox_to_window, check_bbox, window_transform
@@ -189,19 +190,19 @@ def restore(
         OutputError: a mosaic cannot be written.
         ClusterError: there is no such scheduler, or it was lost.
     """
-    from archive_pipeline.codec.models import use_device
-
     started = time.monotonic()
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url, output = absolute(archive_url), output.absolute()
     archive = Archive.open(archive_url)
     chosen, failed = select(archive, selection)
     if mosaic:
-        use_device(device, steps, seed)
+        from archive_pipeline.codec.models import find_device
+
+        settings = Settings(find_device(device), steps, seed)
         if steps:
             for entry, _ in chosen:
                 archive.require_denoiser(entry)
-        views = (View(ArchivedImage(archive, entry), window) for entry, window in chosen)
+        views = (View(ArchivedImage(archive, entry, settings), window) for entry, window in chosen)
         path = output / MOSAIC_NAME
         made = write_mosaic(path, views, selection.bbox, selection.bbox_crs, progress=progress)
         file = {
@@ -259,13 +260,13 @@ def restore_image(task: RestoreTask) -> tuple[dict[str, Any], dict[str, float]]:
 
 def _write(task: RestoreTask) -> dict[str, Any]:
     with stage("start"):
-        from archive_pipeline.codec.models import use_device
+        from archive_pipeline.codec.models import find_device
 
-        use_device(task.device, task.steps, task.seed)
+        settings = Settings(find_device(task.device), task.steps, task.seed)
     archive = Archive.reopen(task.archive)
     if task.steps:
         archive.require_denoiser(task.entry)
-    view = View(ArchivedImage(archive, task.entry), task.window)
+    view = View(ArchivedImage(archive, task.entry, settings), task.window)
     WRITERS[task.format](task.path, view)
     georef = window_transform(Georef.from_json(task.entry.record["georef"]), task.window)
     return {

@@ -11,18 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from archive_pipeline.codec.settings import Settings
 from archive_pipeline.detection.boxes import Boxes, Detections, suppress
 from archive_pipeline.detection.detectors import (
     DEFAULT_DETECTOR,
     Detector,
     DetectorError,
     DetectorFile,
+    Read,
     StoredDetections,
     detect,
     find_detectors,
@@ -41,14 +44,16 @@ from archive_pipeline.detection.labels import (
 )
 from archive_pipeline.detection.metrics import match
 from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs.originals import (
+    at_hand,
     by_name,
     candidates,
     find_original,
-    original_pixels,
+    read_original,
 )
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -58,7 +63,7 @@ from archive_pipeline.store.layout import ArchiveError, ImageEntry
 FRAME = 20_000_000  # pixels that a usual drone camera takes
 
 
-class VerifyError(Exception):
+class VerifyError(ArchivePipelineError):
     """An image that cannot be compared; one line that names it and why."""
 
 
@@ -103,6 +108,16 @@ class VerifyOptions:
     device: str = "auto"
     steps: int = 0
     seed: int = 0
+
+    def settings(self) -> Settings:
+        """How this process decodes the images.
+
+        Raises:
+            ValueError: CUDA is asked for and there is none.
+        """
+        from archive_pipeline.codec.models import find_device
+
+        return Settings(find_device(self.device), self.steps, self.seed)
 
 
 @dataclass(frozen=True)
@@ -252,8 +267,6 @@ def verify(
     """
     import dask
 
-    from archive_pipeline.codec.models import use_device
-
     started = time.monotonic()
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url = absolute(archive_url)
@@ -266,8 +279,7 @@ def verify(
         workers = 0
         if scheduler is not None:
             raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
-    # the report's pictures are decoded here
-    use_device(options.device, options.steps, options.seed)
+    options.settings()  # a device that is not there is told at once
     archive = Archive.open(archive_url)
     labels = None if options.labels is None else find_labels(options.labels, options.names)
     found = None if options.originals is None else by_name(options.originals)
@@ -373,17 +385,15 @@ def verify_image(task: VerifyTask) -> ImageResult:
     Raises:
         VerifyError, ArchiveError, SourceError, LabelError, DetectorError: one line.
     """
-    from archive_pipeline.codec.models import use_device
-
     options = task.options
-    use_device(options.device, options.steps, options.seed)
+    settings = options.settings()
     for file, _ in task.detectors:
         load_detector(file, options.device)
     started = time.monotonic()
     archive = Archive.reopen(task.archive)
     if options.steps:
         archive.require_denoiser(task.entry)
-    image = ArchivedImage(archive, task.entry)
+    image = ArchivedImage(archive, task.entry, settings)
     width, height = task.entry.record["width"], task.entry.record["height"]
     original, problem, other = find_original(image, task.originals)
     stored = image.detections(unpack_detections) if original is None else None
@@ -392,9 +402,9 @@ def verify_image(task: VerifyTask) -> ImageResult:
     block = image.block[1]
     groups: dict[str, dict[str, GroupResult]] = {}
     errors = []
-    with original_pixels(original) as read_original:
-        both = (image.read,) if read_original is None else (read_original, image.read)
-        readers = [whole(read, width, height) for read in both]
+    with at_hand(original) as file_at_hand:
+        readers: list[Read] = [] if file_at_hand is None else [partial(read_original, file_at_hand)]
+        readers = [whole(read, width, height) for read in (*readers, image.read)]
         for file, names in task.detectors:
             detector = load_detector(file, options.device)
             size = options.slice or detector.input_size

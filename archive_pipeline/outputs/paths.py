@@ -13,6 +13,7 @@ from pathlib import Path
 import rasterio
 from rasterio.errors import RasterioError
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
 
 NAME_BYTES = 160
@@ -28,7 +29,7 @@ _SAME_FORMAT = {
 }
 
 
-class OutputError(Exception):
+class OutputError(ArchivePipelineError):
     """An image that cannot be written as asked; the message is one line and names the image."""
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
 from archive_pipeline.pcdc.entropy import MAX_LANES_LOG2, CorruptStream
 
@@ -37,7 +38,7 @@ EMPTY_BYTES = _FIXED.size
 HEADER_BYTES = _FIXED.size + _CODED.size
 
 
-class UnknownModel(LookupError):
+class UnknownModel(ArchivePipelineError, LookupError):
     """A stream or an archive needs a model that is not at hand."""
 
 

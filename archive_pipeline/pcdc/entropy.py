@@ -17,6 +17,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.stages import stage
 
 PRECISION = 14
@@ -33,7 +34,7 @@ MAX_STEPS = 2 * STEPS_PER_LANE
 CHECK_EVERY = 1024  # steps between looks at whether a stream has run dry
 
 
-class CorruptStream(ValueError):
+class CorruptStream(ArchivePipelineError, ValueError):
     """A tile's bytes are not a valid PCDC stream."""
 
 

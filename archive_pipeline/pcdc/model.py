@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.constants import LEVEL_OFFSETS, SCALE_COUNT
 from archive_pipeline.pcdc.entropy import (
     Tables,
@@ -63,7 +64,7 @@ MAX_INTEGER_BIAS = 1 << 22  # float32 still rounds halves exactly
 LEVEL_STAY = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.999)
 
 
-class ModelError(ValueError):
+class ModelError(ArchivePipelineError, ValueError):
     """A model folder is damaged or of a kind this version does not know."""
 
 

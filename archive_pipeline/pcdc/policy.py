@@ -35,6 +35,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.allocation import LEVELS, BlockCosts
 from archive_pipeline.pcdc.constants import BLOCK, BLOCK_SIDE, MAX_EXPONENT
 from archive_pipeline.pcdc.importance import level_worth
@@ -51,7 +52,7 @@ SHARPNESS = 3.0
 FINE, COARSE = 5, 17  # sides in pixels of the boxes whose differences are the residual's two bands
 
 
-class PolicyError(ValueError):
+class PolicyError(ArchivePipelineError, ValueError):
     """A policy file is damaged or of a kind this version does not know."""
 
 

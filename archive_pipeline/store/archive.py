@@ -302,8 +302,11 @@ class Archive:
             self.write_key(policy_key(sha256), data)
         return sha256
 
-    def ensure_policy(self, sha256: str, model: str) -> None:
+    def ensure_policy(self, sha256: str, model: str, device: str = "cpu") -> None:
         """Make a stored policy for a known model known to the codec, unless it is already.
+
+        Args:
+            device: where the model will be used.
 
         Raises:
             ArchiveError: it is missing, damaged, or for another codec.
@@ -315,7 +318,7 @@ class Archive:
             return
         data = self.read_policy(sha256)
         try:
-            register_policy(data, codec_for(model).model.networks.config.latents)
+            register_policy(data, codec_for(model, device).model.networks.config.latents)
         except PolicyError as error:
             raise ArchiveError(f"{self.url}: {policy_key(sha256)}: {error}") from error
 

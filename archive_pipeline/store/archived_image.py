@@ -10,7 +10,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from archive_pipeline.codec.zarr_codec import PCDCCodec
+from archive_pipeline.codec.settings import DEFAULT, Settings
+from archive_pipeline.codec.zarr_codec import PCDCCodec, with_settings
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.store._backends import CompleteStore, MissingShard
@@ -30,11 +31,16 @@ MAX_REPORTED = 100  # damaged tiles looked for in one read
 
 
 class ArchivedImage:
-    """A committed image, open for reading; what a `flight.raster.Raster` is made from."""
+    """A committed image, open for reading; what a `flight.raster.Raster` is made from.
 
-    def __init__(self, archive: Archive, entry: ImageEntry) -> None:
+    Args:
+        settings: how its pixels are decoded.
+    """
+
+    def __init__(self, archive: Archive, entry: ImageEntry, settings: Settings = DEFAULT) -> None:
         self.archive = archive
         self.entry = entry
+        self.settings = settings
         self._arrays: dict[str, zarr.Array] = {}
         self._source: SourceImage | None = None
 
@@ -161,7 +167,7 @@ class ArchivedImage:
                     raise self._damaged(
                         name, ValueError(f"tiles of {shape} are empty or larger than allowed")
                     )
-            self._arrays[name] = array
+            self._arrays[name] = with_settings(array, self.settings)
         return self._arrays[name]
 
     def _know_model(self, array: zarr.Array) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import zarr
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 
@@ -32,7 +33,7 @@ MAX_NAME = 240  # bytes of a node's name; file systems end at 255
 LOSSLESS_CHUNK_BYTES = 4 << 20
 
 
-class ArchiveError(Exception):
+class ArchiveError(ArchivePipelineError):
     """An archive, or an image in it, that cannot be used; one line that names it."""
 
 
@@ -216,6 +217,11 @@ def _shard_side(tiles: int, limit: int) -> int:
         return tiles
     sides = range(max(1, limit // 2), limit + 1)
     return max(sides, key=lambda side: ((tiles - 1) % side, side))
+
+
+def is_one_shard(width: int, height: int) -> bool:
+    """Whether an 8-bit RGB image is one shard, written in one piece."""
+    return -(-width // TILE) * -(-height // TILE) <= SHARD_TILES
 
 
 def shard_windows(array: zarr.Array) -> Iterator[Window]:

@@ -27,7 +27,15 @@ from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.bitstream import MODEL_BYTES, Header
 from archive_pipeline.pcdc.codec import Codec, Symbols
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, LEVEL_OFFSETS, SCALE_COUNT
-from archive_pipeline.pcdc.model import CONFIG, FORMATS, WEIGHTS, Model, stored_as
+from archive_pipeline.pcdc.model import (
+    CONFIG,
+    DENOISER_CONFIG,
+    DENOISER_WEIGHTS,
+    FORMATS,
+    WEIGHTS,
+    Model,
+    stored_as,
+)
 from archive_pipeline.pcdc.policy import Policy, PolicyConfig
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
@@ -37,6 +45,7 @@ STREAMS = GOLDEN / "streams.json"
 RELEASED = GOLDEN / "released"
 PACKED = WEIGHTS + ".xz"
 PART = ".entropy.xz"
+DENOISER_WIDTHS = {"latents": 24, "features": 4, "width_8": 32, "width_16": 64, "layers": 1}
 PART_BITS = 12  # scale weights, biases and prior knots are multiples of 2^-12
 
 
@@ -46,6 +55,22 @@ def tiny_files() -> dict[str, bytes]:
     return {
         CONFIG: (TINY / CONFIG).read_bytes(),
         WEIGHTS: lzma.decompress((TINY / PACKED).read_bytes()),
+    }
+
+
+@cache
+def denoising_files() -> dict[str, bytes]:
+    """The test model with an untrained denoiser that does change its input."""
+    from archive_pipeline.pcdc.denoiser import Denoiser  # diffusers takes seconds
+
+    torch.manual_seed(0)
+    denoiser = Denoiser(**DENOISER_WIDTHS)
+    torch.nn.init.normal_(denoiser.unet.conv_out.weight, std=0.003)
+    tensors = {k: v.half().contiguous() for k, v in denoiser.state_dict().items()}
+    return {
+        **tiny_files(),
+        DENOISER_CONFIG: json.dumps({"_class_name": "Denoiser", **DENOISER_WIDTHS}).encode(),
+        DENOISER_WEIGHTS: save_tensors(tensors),
     }
 
 
@@ -99,7 +124,7 @@ def decoder_of_part(packed: bytes, sha256: str) -> Codec:
     widths = json.loads(config)
     kind = widths.pop("format")
     with torch.device("meta"):
-        shapes = TransformCodec(TransformConfig(**widths, **FORMATS[kind])).state_dict()
+        shapes = TransformCodec(TransformConfig(**DENOISER_WIDTHS, **FORMATS[kind])).state_dict()
     tensors = {n: torch.zeros(value.shape, dtype=stored_as(n, kind)) for n, value in shapes.items()}
     for name, value in load_tensors(data).items():
         scaled = (value.double() / 2**PART_BITS).float()

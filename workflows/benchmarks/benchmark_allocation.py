@@ -39,12 +39,12 @@ from rate_distortion import Curve, compare, rate_ratio
 from torch import Tensor
 
 from archive_pipeline.codec.models import DEFAULT_MODEL
-from archive_pipeline.pcdc.adaptation import encode_adapted, to_signal
 from archive_pipeline.pcdc.allocation import ALLOCATIONS, BlockCosts
 from archive_pipeline.pcdc.codec import Symbols
 from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles
 from archive_pipeline.pcdc.policy import Policy, residual_statistics
-from archive_pipeline.pcdc.utility import Judge, UtilityWeights
+from archive_pipeline.pcdc.training.adaptation import encode_adapted, to_signal
+from archive_pipeline.pcdc.training.judge import Judge, UtilityWeights
 from archive_pipeline.store.layout import TILE
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))

@@ -24,7 +24,8 @@ import numpy as np
 from metrics import psnr
 from numpy.typing import NDArray
 
-from archive_pipeline.codec.models import DEFAULT_MODEL, use_device
+from archive_pipeline.codec.models import DEFAULT_MODEL, find_device
+from archive_pipeline.codec.settings import Settings
 from archive_pipeline.flight.read import read_pixels
 from archive_pipeline.jobs.ingest import ingest
 from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
@@ -91,11 +92,10 @@ def run_archive(
     seconds = (time.perf_counter() - started) / max(len(report.outcomes), 1)
     archive = Archive.open(url)
     for entry in archive.images():
-        image = ArchivedImage(archive, entry)
-        source = image.source
+        source = ArchivedImage(archive, entry).source
         original, _ = read_pixels(source)
         for steps in counts:
-            use_device("auto", steps)
+            image = ArchivedImage(archive, entry, Settings(find_device("auto"), steps))
             started = time.perf_counter()
             restored = image.read((0, 0, source.width, source.height))
             decoded = time.perf_counter() - started

@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from training_samples import Crops
 
-from archive_pipeline.pcdc.adaptation import to_signal
 from archive_pipeline.pcdc.allocation import BASE_LEVEL, LEVELS, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding
@@ -45,7 +44,9 @@ from archive_pipeline.pcdc.policy import (
     pack_policy,
     state_groups,
 )
-from archive_pipeline.pcdc.ppo import (
+from archive_pipeline.pcdc.training.adaptation import to_signal
+from archive_pipeline.pcdc.training.judge import Judge, UtilityWeights
+from archive_pipeline.pcdc.training.ppo import (
     Optimiser,
     PPOConfig,
     Rollout,
@@ -54,7 +55,6 @@ from archive_pipeline.pcdc.ppo import (
     gather_levels,
     roll_out,
 )
-from archive_pipeline.pcdc.utility import Judge, UtilityWeights
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
 from coding import level_terms

@@ -32,8 +32,8 @@ from transform_start import with_more_latents
 from archive_pipeline.codec.models import load_named
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
 from archive_pipeline.pcdc.model import Model, ModelError, transform_digest
+from archive_pipeline.pcdc.training.judge import lpips
 from archive_pipeline.pcdc.transforms import TransformCodec
-from archive_pipeline.pcdc.utility import lpips
 
 SQUARED_ERROR_WEIGHT = 0.003  # beside LPIPS; HiFiC (Mentzer et al. 2020) has 0.0023
 HELD_OUT = 8  # crops

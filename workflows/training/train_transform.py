@@ -40,8 +40,8 @@ from transform_loss import (
 )
 from transform_start import config_of, klt_start, load_released
 
+from archive_pipeline.pcdc.training.judge import lpips
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
-from archive_pipeline.pcdc.utility import lpips
 
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
 HELD_OUT = 32  # crops

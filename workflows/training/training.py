@@ -26,7 +26,7 @@ from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archive_pipeline.pcdc.utility import UtilityError, require_lpips
+from archive_pipeline.pcdc.training.judge import UtilityError, require_lpips
 
 Placed = TypeVar("Placed", Tensor, nn.Module)
 

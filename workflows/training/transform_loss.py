@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from archive_pipeline.pcdc.constants import ERROR_WEIGHT, HYPER_LIMIT, SCALE_COUNT
 from archive_pipeline.pcdc.layers import round_half_up
+from archive_pipeline.pcdc.training.judge import UtilityWeights, lpips, similarity
 from archive_pipeline.pcdc.transforms import TransformCodec, scale_of, step_size
-from archive_pipeline.pcdc.utility import UtilityWeights, lpips, similarity
 
 if TYPE_CHECKING:
     from detector_features import DetectorFeatures

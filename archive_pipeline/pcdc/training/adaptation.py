@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from archive_pipeline.pcdc.allocation import BASE_LEVEL, BudgetTooSmall, TilePlan
+from archive_pipeline.pcdc.allocation import BASE_LEVEL, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding
 from archive_pipeline.pcdc.policy import Policy, block_state
-from archive_pipeline.pcdc.ppo import Optimiser, PPOConfig, block_returns, roll_out
+from archive_pipeline.pcdc.training.ppo import Optimiser, PPOConfig, block_returns, roll_out
 
 SAMPLE_TILES = 6  # of the image, spread evenly, that are decoded for every update
 
@@ -24,32 +24,22 @@ def to_signal(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def encode_adapted(
-    codec: Codec,
-    tiles: list[NDArray[np.uint8]],
-    budget: int,
-    policy: Policy,
-    updates: int,
-    strict: bool = True,
+    codec: Codec, tiles: list[NDArray[np.uint8]], budget: int, policy: Policy, updates: int
 ) -> list[bytes]:
     """Encode an image as `encode_tiles` does, after so many PPO updates of the policy on it.
-
-    Where the coarsest step does not fit there is nothing to allocate, and no update is made.
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more.
         UtilityError: LPIPS' weights cannot be had.
     """
     job = Encoding(codec, tiles, policy.block_worth)
-    try:
-        plans = job.allocator.plan(budget)
-    except BudgetTooSmall:
-        return job.sparing(budget, strict)
+    plans = job.allocator.plan(budget)
     price = job.allocator.price
     if price is not None:
         step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
         in_bits = price / policy.config.usual_slope(step)
         job.worth = adapt(job, policy, step, in_bits, updates).block_worth
-    return job.sparing(budget, strict)
+    return job.within(budget)
 
 
 def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates: int) -> Policy:
@@ -63,7 +53,7 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
         image_step, price: at which the unadapted policy met the image's budget; in the unit of
             `Policy.logits`.
     """
-    from archive_pipeline.pcdc.utility import Judge
+    from archive_pipeline.pcdc.training.judge import Judge
 
     adapted = copy.deepcopy(policy).train().requires_grad_(True)
     config = policy.config

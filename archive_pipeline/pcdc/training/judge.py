@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.constants import BLOCK_SIDE
 
 SSIM_SIGMA = 1.5
@@ -28,7 +29,7 @@ SSIM_RADIUS = 5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # of a range of one
 
 
-class UtilityError(RuntimeError):
+class UtilityError(ArchivePipelineError, RuntimeError):
     """What judges reconstructions cannot be had."""
 
 

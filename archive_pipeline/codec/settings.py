@@ -1,0 +1,39 @@
+"""How the codec runs: what no archive stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# levels by which a write's blocks are above the others, from its tiles
+Raise = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one array's pixels are decoded and encoded (see `zarr_codec.with_settings`).
+
+    Attributes:
+        device: torch device, see `models.find_device`.
+        steps: denoising steps of the decoder; 0 is deterministic.
+        seed: of the denoiser's noise.
+        allocation: how an image's bits are spread, one of `ALLOCATIONS`; "objects" is "uniform"
+            with blocks that `raised` names.
+        policy: SHA-256 of a registered policy, where the allocation is "policy".
+        adapt: updates that the policy is given on every image.
+        raised: makes some blocks finer than the others, which are alike.
+    """
+
+    device: str = "cpu"
+    steps: int = 0
+    seed: int = 0
+    allocation: str = "uniform"
+    policy: str = ""
+    adapt: int = 0
+    raised: Raise | None = None
+
+
+DEFAULT = Settings()

@@ -1,0 +1,5 @@
+"""The error to catch. Each room has its own kinds of it."""
+
+
+class ArchivePipelineError(Exception):
+    """Something that cannot be done; one line that names the file, image or place, and why."""
