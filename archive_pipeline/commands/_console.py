@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from archive_pipeline.detection.verification import Verification
     from archive_pipeline.jobs.ingest import IngestReport
-    from archive_pipeline.jobs.verify import Verification
 
 SHOWN_WARNINGS = 20  # kinds of them
 

@@ -116,7 +116,8 @@ def verify_detection(
     """
     from archive_pipeline.detection.detectors import DEFAULT_DETECTOR
     from archive_pipeline.detection.labels import parse_groups
-    from archive_pipeline.jobs.verify import VerifyOptions, verify
+    from archive_pipeline.detection.verification import VerifyOptions
+    from archive_pipeline.jobs.verify import verify, versions_of
 
     try:
         groups = parse_groups(classes)
@@ -152,7 +153,7 @@ def verify_detection(
     if report_dir is not None:
         bar = Progress("report", quiet)
         with bar:
-            write_report(report, report_dir, bar.step)
+            write_report(report, report_dir, versions_of(report), bar.step)
     if as_json:
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,19 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from archive_pipeline.codec.settings import Settings
 from archive_pipeline.detection.boxes import Boxes, Detections
 from archive_pipeline.detection.detectors import EXTRA, Read, whole
 from archive_pipeline.detection.metrics import METRICS, match
 from archive_pipeline.detection.verdict import GroupResult
+from archive_pipeline.detection.verification import ImageResult, Verification, Versions
 from archive_pipeline.errors import ArchivePipelineError
-from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.jobs.originals import at_hand, read_original
-from archive_pipeline.jobs.verify import ImageResult, Verification
-from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.archived_image import ArchivedImage
-from archive_pipeline.store.layout import ArchiveError
 
 WORST, TYPICAL, CLOSE_UPS = 6, 3, 3  # images shown, and parts of each at full resolution
 OVERVIEW_SIDE = 1600  # pixels at most
@@ -97,12 +91,16 @@ def prepare_report(directory: Path) -> None:
 
 
 def write_report(
-    report: Verification, directory: Path, progress: Callable[[int], None] = lambda total: None
+    report: Verification,
+    directory: Path,
+    versions: Versions,
+    progress: Callable[[int], None] = lambda total: None,
 ) -> Path:
     """Write report.html, result.json, summary.csv and images.csv.
 
     Args:
         directory: what `prepare_report` made.
+        versions: opens an image to draw; what it raises of this package's errors is shown instead.
         progress: called after each image that is drawn with their number.
 
     Returns:
@@ -113,7 +111,7 @@ def write_report(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    pictures = _draw(report, progress)
+    pictures = _draw(report, versions, progress)
     environment = Environment(
         loader=PackageLoader("archive_pipeline.detection"),
         autoescape=True,
@@ -191,17 +189,19 @@ def _versions(result: GroupResult) -> tuple[Any, Any]:
 # ---------------------------------------------------------------------- pictures
 
 
-def _draw(report: Verification, progress: Callable[[int], None]) -> list[dict[str, Any]]:
+def _draw(
+    report: Verification, versions: Versions, progress: Callable[[int], None]
+) -> list[dict[str, Any]]:
     """Pictures of the images that changed most, then of typical ones, for the template."""
     chosen = _choose(report)
-    archive, settings = Archive.open(report.archive), report.options.settings()
     pictures = []
     for image, kind, amount in chosen:
         before, after = _shapes(report, image)
         error, pairs = None, []
         try:
-            pairs = _pairs(archive, image, [*before, *after], settings)
-        except (ArchiveError, SourceError) as reason:  # gone since it was compared
+            with versions(image) as (original, restored):
+                pairs = _pairs(image, original, restored, [*before, *after])
+        except ArchivePipelineError as reason:  # gone since it was compared
             error = str(reason)
         drawn = [shape.state for shape in (*before, *after)]
         pictures.append(
@@ -230,7 +230,7 @@ def _choose(report: Verification) -> list[tuple[ImageResult, str, float]]:
             for group in image.groups.get(model.sha256, {})
         ]
         amounts.append((max(own, default=0.0), image))
-    amounts.sort(key=lambda pair: (-pair[0], pair[1].entry.key))
+    amounts.sort(key=lambda pair: (-pair[0], pair[1].name))
     worst = [(image, "worst", amount) for amount, image in amounts[:WORST] if amount > 0]
     rest = amounts[len(worst) :]
     middle = max(0, (len(rest) - TYPICAL) // 2)
@@ -288,19 +288,15 @@ def _corner(box: Boxes) -> tuple[float, float, float, float]:
 
 
 def _pairs(
-    archive: Archive, result: ImageResult, shapes: list[Shape], settings: Settings
+    result: ImageResult, original: Read | None, restored: Read, shapes: list[Shape]
 ) -> list[Pair]:
     """The whole image, reduced, then the parts that changed most."""
-    image = ArchivedImage(archive, result.entry, settings)
-    width, height = result.entry.record["width"], result.entry.record["height"]
-    restored = whole(image.read, width, height)
+    width, height = result.width, result.height
     windows = [(0, 0, width, height), *_spots(shapes, width, height)]
-    source = result.original and replace(image.source, path=result.original)
-    with at_hand(source or None) as file:
-        original: Read | None = None
-        if file is not None:
-            original = whole(partial(read_original, file), width, height)
-        return [_pair(original, restored, window) for window in windows]
+    restored = whole(restored, width, height)
+    if original is not None:
+        original = whole(original, width, height)
+    return [_pair(original, restored, window) for window in windows]
 
 
 def _spots(shapes: list[Shape], width: int, height: int) -> list[Window]:

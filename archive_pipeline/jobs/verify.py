@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
-
-from archive_pipeline.codec.settings import Settings
-from archive_pipeline.detection.boxes import Boxes, Detections, suppress
 from archive_pipeline.detection.detectors import (
-    DEFAULT_DETECTOR,
-    Detector,
     DetectorError,
     DetectorFile,
     Read,
@@ -33,19 +27,19 @@ from archive_pipeline.detection.detectors import (
     unpack_detections,
     whole,
 )
-from archive_pipeline.detection.labels import (
-    GROUPS,
-    Groups,
-    LabelError,
-    Labels,
-    find_labels,
-    group_classes,
-    read_labels,
+from archive_pipeline.detection.labels import LabelError, Labels, find_labels, read_labels
+from archive_pipeline.detection.verdict import GroupResult
+from archive_pipeline.detection.verification import (
+    DetectorGroups,
+    ImageResult,
+    Verification,
+    VerifyOptions,
+    Versions,
+    choose_groups,
+    compare,
+    summarise,
 )
-from archive_pipeline.detection.metrics import match
-from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
 from archive_pipeline.errors import ArchivePipelineError
-from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs.originals import (
@@ -59,8 +53,6 @@ from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
-
-FRAME = 20_000_000  # pixels that a usual drone camera takes
 
 
 class VerifyError(ArchivePipelineError):
@@ -79,48 +71,6 @@ EXPECTED = (
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
-    """Settings of a verification, as the command line has them.
-
-    Attributes:
-        models: detectors, see `detectors.find_detectors`.
-        groups: class names by group; without them, see `detectors.group_classes`.
-        originals: where the originals lie; by default where they were when archived.
-        labels: YOLO labels, the reference; without them the originals' detections are.
-        names: data.yaml or classes.txt of the labels.
-        tolerance: largest difference of any metric that passes.
-        confidence: least confidence of a detection that counts, mean average precision apart.
-        iou: least intersection over union of a detection with its reference object.
-        slice: side of slices in pixels; each detector's input size without one.
-        device: "auto", "cpu" or "cuda".
-        steps, seed: how the images are restored, as in `restore.restore`.
-    """
-
-    models: tuple[str, ...] = (DEFAULT_DETECTOR,)
-    groups: Groups | None = None
-    originals: Path | None = None
-    labels: Path | None = None
-    names: Path | None = None
-    tolerance: float = 0.02
-    confidence: float = 0.25
-    iou: float = 0.5
-    slice: int | None = None
-    device: str = "auto"
-    steps: int = 0
-    seed: int = 0
-
-    def settings(self) -> Settings:
-        """How this process decodes the images.
-
-        Raises:
-            ValueError: CUDA is asked for and there is none.
-        """
-        from archive_pipeline.codec.models import find_device
-
-        return Settings(find_device(self.device), self.steps, self.seed)
-
-
-@dataclass(frozen=True)
 class VerifyTask:
     """One image to compare."""
 
@@ -129,121 +79,12 @@ class VerifyTask:
     originals: tuple[Path, ...] | None  # candidates below --originals; None: the recorded path
     label: Path | None
     label_names: dict[int, str] | None
-    detectors: tuple[tuple[DetectorFile, Groups], ...]
+    detectors: DetectorGroups
     options: VerifyOptions
 
     @property
     def name(self) -> str:
         return f"{self.entry.flight}/{self.entry.id}"
-
-
-@dataclass(frozen=True)
-class ImageResult:
-    """What detectors found in one image.
-
-    Attributes:
-        entry: the archived image.
-        original: its file or URL, None where detections stored at ingest stand in for it.
-        groups: by SHA-256 of the detector and by group.
-        errors: a line for each detector whose detections of the original are not stored.
-        warning: a file in the original's place that is another.
-        seconds: what it took on its worker, with its detectors loaded before.
-        peak_memory: most bytes that its worker's process had held by then; None on Windows.
-    """
-
-    entry: ImageEntry
-    original: Location | None
-    groups: dict[str, dict[str, GroupResult]]
-    errors: tuple[str, ...] = ()
-    warning: str | None = None
-    seconds: float = 0.0
-    peak_memory: int | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.entry.flight}/{self.entry.id}"
-
-    @property
-    def pixels(self) -> int:
-        return int(self.entry.record["width"] * self.entry.record["height"])
-
-
-@dataclass
-class Verification:
-    """Outcome of a verification.
-
-    Attributes:
-        archive: its URL.
-        models: verdict and numbers of each detector.
-        images: results, in the archive's order.
-        failed: {"image", "error"} of each image that could not be compared.
-        skipped: {"image", "reason"} of images that detectors cannot take.
-        warnings: what is odd, a line each.
-    """
-
-    archive: str
-    options: VerifyOptions
-    models: list[ModelReport]
-    images: list[ImageResult]
-    failed: list[dict[str, str]]
-    skipped: list[dict[str, str]]
-    warnings: list[str]
-    seconds: float
-
-    @property
-    def passed(self) -> bool:
-        """Every detector compared something, and no difference exceeds the tolerance."""
-        return bool(self.models) and all(model.passed for model in self.models)
-
-    @property
-    def below_tolerance(self) -> bool:
-        """Some difference exceeds the tolerance."""
-        return any(model.failures for model in self.models)
-
-    @property
-    def unproven(self) -> str:
-        """Why a verification without failures has not passed."""
-        if not self.images:
-            return f"no image could be compared ({len(self.failed) + len(self.skipped)} were not)"
-        idle = ", ".join(model.model for model in self.models if not model.compared)
-        return f"nothing to compare was found or labelled ({idle})"
-
-    @property
-    def seconds_per_frame(self) -> float | None:
-        """Mean seconds of a worker for 20 megapixels: both versions, all detectors."""
-        pixels = sum(image.pixels for image in self.images)
-        return sum(image.seconds for image in self.images) * FRAME / pixels if pixels else None
-
-    @property
-    def peak_memory(self) -> int | None:
-        """Most bytes that a worker's process held; None where nobody counted."""
-        return max((image.peak_memory or 0 for image in self.images), default=0) or None
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract of `archive verify-detection --json`."""
-        return {
-            "passed": self.passed,
-            "models": [model.to_json() for model in self.models],
-            "tolerance": self.options.tolerance,
-            "confidence": self.options.confidence,
-            "iou": self.options.iou,
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "warnings": self.warnings,
-            "seconds": round(self.seconds, 2),
-            "seconds_per_20_megapixels": self.seconds_per_frame
-            and round(self.seconds_per_frame, 2),
-            "peak_memory": self.peak_memory,
-            "images": [
-                {
-                    "image": image.name,
-                    "megapixels": round(image.pixels / 1e6, 3),
-                    "seconds": round(image.seconds, 3),
-                    "peak_memory": image.peak_memory,
-                }
-                for image in self.images
-            ],
-        }
 
 
 def verify(
@@ -265,8 +106,6 @@ def verify(
         FlightError: the folder of originals holds no images.
         LabelError: the labels cannot be used.
     """
-    import dask
-
     started = time.monotonic()
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url = absolute(archive_url)
@@ -282,46 +121,69 @@ def verify(
     options.settings()  # a device that is not there is told at once
     archive = Archive.open(archive_url)
     labels = None if options.labels is None else find_labels(options.labels, options.names)
-    found = None if options.originals is None else by_name(options.originals)
     detectors = [load_detector(f, options.device) for f in find_detectors(options.models)]
     groups, warnings = choose_groups(detectors, options.groups, labels)
+    reference = "originals" if labels is None else "labels"
+    done = Verification(archive_url, options, [], [], [], [], warnings, 0.0)
+    tasks = _tasks(archive, labels, groups, done)
+    _compare_all(tasks, scheduler, workers, done, progress)
+    done.models = [summarise(file, own, done.images, reference, options) for file, own in groups]
+    done.seconds = time.monotonic() - started
+    return done
 
-    failed: list[dict[str, str]] = []
+
+def _tasks(
+    archive: Archive, labels: Labels | None, groups: DetectorGroups, done: Verification
+) -> list[VerifyTask]:
+    """The images to compare; `done` is told of those that cannot be."""
+    found = None if done.options.originals is None else by_name(done.options.originals)
+    names = None if labels is None else labels.names
 
     def damaged(name: str, error: ArchiveError) -> None:
-        failed.append({"image": name, "error": str(error)})
+        done.failed.append({"image": name, "error": str(error)})
 
-    tasks, skipped = [], []
+    tasks = []
     used: set[Path] = set()
     for entry in read_images(archive, damaged=damaged):
         name = f"{entry.flight}/{entry.id}"
         if not entry.detectable:
             reason = "stored losslessly; detectors take 8-bit RGB only"
-            skipped.append({"image": name, "reason": reason})
+            done.skipped.append({"image": name, "reason": reason})
             continue
         label = None
         if labels is not None:
             try:
                 label = labels.find(entry.flight, entry.id)
             except LabelError as error:
-                failed.append({"image": name, "error": str(error)})
+                done.failed.append({"image": name, "error": str(error)})
                 continue
             if label is None:
                 text = f"{name}: no label file in {labels.folder} (empty for one without objects)"
-                failed.append({"image": name, "error": text})
+                done.failed.append({"image": name, "error": text})
                 continue
             used.add(label)
         originals = None if found is None else candidates(found, entry)
-        names = None if labels is None else labels.names
-        tasks.append(VerifyTask(archive_url, entry, originals, label, names, groups, options))
+        tasks.append(VerifyTask(archive.url, entry, originals, label, names, groups, done.options))
     if labels is not None:
-        warnings += _unused(labels, used)
+        done.warnings += _unused(labels, used)
+    return tasks
+
+
+def _compare_all(
+    tasks: list[VerifyTask],
+    scheduler: str | None,
+    workers: int | None,
+    done: Verification,
+    progress: Callable[[int], None],
+) -> None:
+    """Run the tasks; `done` is given their results in the archive's order."""
+    import dask
 
     results: dict[str, ImageResult] = {}
     with (
         TemporaryDirectory() as scratch,
         dask.config.set({"temporary-directory": scratch}),  # else workers leave theirs in /tmp
-        cluster.connect(scheduler, workers, len(tasks), options.device) as pool,
+        cluster.connect(scheduler, workers, len(tasks), done.options.device) as pool,
     ):
         for task, result in pool.run(verify_image, tasks):
             if isinstance(result, BaseException):
@@ -329,44 +191,13 @@ def verify(
                 text = str(result) if expected else f"{type(result).__name__}: {result}"
                 if task.name not in text:
                     text = f"{task.name}: {text}"
-                failed.append({"image": task.name, "error": " ".join(text.split())})
+                done.failed.append({"image": task.name, "error": " ".join(text.split())})
             else:
-                results[task.entry.key] = result
-                failed += [{"image": task.name, "error": error} for error in result.errors]
-                warnings += [result.warning] if result.warning else []
+                results[result.key] = result
+                done.failed += [{"image": task.name, "error": error} for error in result.errors]
+                done.warnings += [result.warning] if result.warning else []
             progress(len(tasks))
-    images = [results[task.entry.key] for task in tasks if task.entry.key in results]
-    reference = "originals" if labels is None else "labels"
-    models = [_summarise(file, own, images, reference, options) for file, own in groups]
-    seconds = time.monotonic() - started
-    return Verification(archive_url, options, models, images, failed, skipped, warnings, seconds)
-
-
-def choose_groups(
-    detectors: list[Detector], asked: Groups | None, labels: Labels | None
-) -> tuple[tuple[tuple[DetectorFile, Groups], ...], list[str]]:
-    """For each detector the groups, with the names of their classes, that it can be judged by."""
-    warnings = []
-    chosen = []
-    for detector in detectors:
-        known = group_classes(detector.classes, asked)
-        for group in (asked or {}).keys() - known.keys():
-            warnings.append(f"{detector.file.name}: knows no class of {group!r}")
-        groups: Groups = {}
-        for group in known:
-            listed = (asked or GROUPS).get(group, (group,))  # or a class by itself
-            named = None if labels is None else labels.names
-            if labels is not None and named and not group_classes(named, {group: listed}):
-                warnings.append(f"{labels.folder}: the labels know no class of {group!r}")
-            else:
-                groups[group] = listed
-        chosen.append((detector.file, groups))
-    if not any(groups for _, groups in chosen):
-        first = detectors[0]
-        some = ", ".join(list(first.classes.values())[:8])
-        more = ", ..." if len(first.classes) > 8 else ""
-        raise DetectorError("; ".join(warnings) + f" (classes of {first.file.name}: {some}{more})")
-    return tuple(chosen), sorted(set(warnings))
+    done.images = [results[task.entry.key] for task in tasks if task.entry.key in results]
 
 
 def _unused(labels: Labels, used: set[Path]) -> list[str]:
@@ -414,18 +245,53 @@ def verify_image(task: VerifyTask) -> ImageResult:
                 if unfit:
                     errors.append(f"{task.name}: {problem}, and {unfit}")
                     continue
-            found = detect(detector, readers, width, height, size, block)
-            if known is not None:
+            *first, after = detect(detector, readers, width, height, size, block)
+            if known is None:
+                [before] = first
+            else:
                 # what the archive does not keep of one must not count in the other
-                after = found[0].where(found[0].scores >= known.floor)
-                found = [known.found, after]
-            groups[file.sha256] = compare(task, detector, names, *found)
+                before, after = known.found, after.where(after.scores >= known.floor)
+            labelled = None
+            if task.label is not None:
+                classes = detector.classes if task.label_names is None else task.label_names
+                labelled = read_labels(task.label, width, height, classes)
+            groups[file.sha256] = compare(detector, names, before, after, labelled, options)
     if errors and not groups:
         raise VerifyError(errors[0])
-    path = None if original is None else original.path
-    warning = f"{task.name}: {problem}; its stored detections are used" if other else None
-    seconds = time.monotonic() - started
-    return ImageResult(task.entry, path, groups, tuple(errors), warning, seconds, _peak_memory())
+    return ImageResult(
+        task.entry.key,
+        task.name,
+        task.entry.record["sha256"],
+        width,
+        height,
+        original=None if original is None else original.path,
+        groups=groups,
+        errors=tuple(errors),
+        warning=f"{task.name}: {problem}; its stored detections are used" if other else None,
+        seconds=time.monotonic() - started,
+        peak_memory=_peak_memory(),
+    )
+
+
+def versions_of(report: Verification) -> Versions:
+    """What opens a compared image again, for the report's pictures.
+
+    Raises:
+        ArchiveError: the archive is gone.
+    """
+    archive, settings = Archive.open(report.archive), report.options.settings()
+
+    @contextmanager
+    def opened(result: ImageResult) -> Iterator[tuple[Read | None, Read]]:
+        entry = archive.entry(result.key)
+        if entry is None or entry.record["sha256"] != result.sha256:
+            raise ArchiveError(f"{result.name}: was replaced since it was compared")
+        image = ArchivedImage(archive, entry, settings)
+        source = None if result.original is None else replace(image.source, path=result.original)
+        with at_hand(source) as file:
+            yield None if file is None else partial(read_original, file), image.read
+
+    return opened
 
 
 def _peak_memory() -> int | None:
@@ -449,56 +315,3 @@ def _unfit(
     if stored.floor > confidence:
         return f"detections are stored from a confidence of {stored.floor:g}, not {confidence:g}"
     return None
-
-
-def compare(
-    task: VerifyTask, detector: Detector, groups: Groups, before: Detections, after: Detections
-) -> dict[str, GroupResult]:
-    """Match both versions' objects of each group with the reference."""
-    options = task.options
-    labelled: dict[str, Boxes] | None = None
-    if task.label is not None:
-        names = detector.classes if task.label_names is None else task.label_names
-        record = task.entry.record
-        labelled = read_labels(task.label, record["width"], record["height"], names)
-    results = {}
-    for group, listed in groups.items():
-        indices = group_classes(detector.classes, {group: listed})[group]
-        one, two = (of_group(found, indices) for found in (before, after))
-        if labelled is None:
-            reference = one.boxes[one.scores >= options.confidence]
-        else:
-            own = group_classes(dict(enumerate(labelled)), {group: listed}).get(group, [])
-            boxes = [list(labelled.values())[i] for i in own]
-            reference = np.concatenate([np.zeros((0, 4)), *boxes])
-        results[group] = GroupResult(
-            reference, match(one, reference, options.iou), match(two, reference, options.iou)
-        )
-    return results
-
-
-def of_group(found: Detections, classes: Iterable[int]) -> Detections:
-    """Objects of a group of classes, each once though the detector named it twice."""
-    return suppress(found.where(np.isin(found.classes, list(classes))), by_class=False)
-
-
-def _summarise(
-    file: DetectorFile,
-    groups: Groups,
-    images: list[ImageResult],
-    reference: str,
-    options: VerifyOptions,
-) -> ModelReport:
-    """Numbers and verdict of one detector over all images."""
-    own = [image for image in images if file.sha256 in image.groups]
-    report = ModelReport(
-        model=file.name,
-        sha256=file.sha256,
-        reference=reference,
-        images=len(own),
-        stored=sum(image.original is None for image in own),
-    )
-    for group in groups:
-        results = {image.name: image.groups[file.sha256][group] for image in own}
-        judge(report, group, results, options.confidence, options.tolerance)
-    return report

@@ -31,23 +31,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.codec.models import DEFAULT_MODEL
-from archive_pipeline.detection.boxes import Detections
+from archive_pipeline.detection.boxes import Boxes, Detections
 from archive_pipeline.detection.detectors import (
     Detector,
-    DetectorFile,
     Read,
     detect,
     find_detectors,
     load_detector,
     whole,
 )
-from archive_pipeline.detection.labels import Groups, Labels, find_labels, parse_groups
+from archive_pipeline.detection.labels import Labels, find_labels, parse_groups, read_labels
 from archive_pipeline.detection.metrics import METRICS
 from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
+from archive_pipeline.detection.verification import (
+    DetectorGroups,
+    VerifyOptions,
+    choose_groups,
+    compare,
+)
 from archive_pipeline.jobs.ingest import ingest
 from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
 from archive_pipeline.jobs.originals import find_original, read_original
-from archive_pipeline.jobs.verify import VerifyOptions, VerifyTask, choose_groups, compare
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
@@ -75,15 +79,18 @@ class Codec:
 class Setting:
     """Detectors with their groups, the reference, and how archived images are decoded."""
 
-    detectors: tuple[tuple[DetectorFile, Groups], ...]
+    detectors: DetectorGroups
     labels: Labels | None
     options: VerifyOptions
     decoders: tuple[int, ...]  # numbers of steps
 
-    def task(self, archive: Archive, entry: ImageEntry) -> VerifyTask:
+    def labelled(self, entry: ImageEntry, detector: Detector) -> dict[str, Boxes] | None:
+        """Boxes of an image's labels by class, if labels are the reference."""
         label = None if self.labels is None else self.labels.find(entry.flight, entry.id)
-        names = None if self.labels is None else self.labels.names
-        return VerifyTask(archive.url, entry, None, label, names, self.detectors, self.options)
+        if self.labels is None or label is None:
+            return None
+        names = detector.classes if self.labels.names is None else self.labels.names
+        return read_labels(label, entry.record["width"], entry.record["height"], names)
 
 
 def decoded_as(name: str, steps: int) -> str:
@@ -123,14 +130,15 @@ def run_image(
         data = within(peer, original(everything), size)
         versions[name] = partial(crop, peer.decode(data))
         codecs[name].bytes.append(peer.size(data))
-    task = setting.task(first, entry)
     for file, groups in setting.detectors:
         detector: Detector = load_detector(file, setting.options.device)
         side = setting.options.slice or detector.input_size
         readers = [original, *versions.values()]
         found: list[Detections] = detect(detector, readers, width, height, side, height)
+        labelled = setting.labelled(entry, detector)
         for name, after in zip(versions, found[1:], strict=True):
-            for group, result in compare(task, detector, groups, found[0], after).items():
+            results = compare(detector, groups, found[0], after, labelled, setting.options)
+            for group, result in results.items():
                 own = codecs[name].results.setdefault((file.sha256, group), {})
                 own[f"{entry.flight}/{entry.id}"] = result
 
