@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from transform_start import klt_start
 
-from archive_pipeline.codec.models import DEFAULT_MODEL, load_named, read_policy
+from archive_pipeline.codec.models import DEFAULT_MODEL, codec_for, load_named, read_policy
 from archive_pipeline.pcdc import encoding, entropy
 from archive_pipeline.pcdc.allocation import Allocator, BlockCosts, BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MODEL_BYTES, Header, UnknownModel
@@ -320,6 +320,29 @@ def test_impossible_budget(tiles: Tiles, allowed: int) -> None:
     with pytest.raises(BudgetTooSmall, match=r"needs [0-9]+ bytes") as caught:
         encode_tiles(ref.tiny_codec(), tiles, allowed)
     assert caught.value.needed > allowed
+
+
+@pytest.mark.parametrize("model", ["tiny", "released"])
+def test_below_the_coarsest_step_symbols_are_spared(model: str) -> None:
+    codec = ref.tiny_codec() if model == "tiny" else codec_for(load_named(DEFAULT_MODEL).sha256)
+    tiles = [ref.texture(200, 136, 1), ref.constant(0, 0), ref.texture(70, 64, 2)]
+    with pytest.raises(BudgetTooSmall) as caught:
+        Encoding(codec, tiles).within(60)
+    at_the_coarsest_step = caught.value.needed
+    with pytest.raises(BudgetTooSmall) as caught:
+        encode_tiles(codec, tiles, 60)
+    least = caught.value.needed
+    assert least < (0.8 if model == "released" else 1) * at_the_coarsest_step
+    fewest = encode_tiles(codec, tiles, 60, strict=False)
+    assert len(b"".join(fewest)) == least
+    for allowed in np.linspace(least, at_the_coarsest_step + 20, 5).astype(int).tolist():
+        streams = encode_tiles(codec, tiles, allowed)
+        assert len(b"".join(streams)) <= allowed
+        assert [t.shape for t in codec.decode(streams, 200, 200)] == [t.shape for t in tiles]
+    assert encode_tiles(codec, tiles, 60, least_error, strict=False) == fewest
+    raised = [np.ones((7, 5), np.uint8), np.zeros((0, 0), np.uint8), np.zeros((3, 2), np.uint8)]
+    with pytest.raises(BudgetTooSmall):  # blocks are lowered before symbols are spared
+        encode_tiles(codec, tiles, least, raised=raised)
 
 
 def test_nothing_to_encode() -> None:

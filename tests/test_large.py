@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from conftest import ROOT, Run
 
 from archive_pipeline.commands.cli import main
+from archive_pipeline.flight.pixels import SourcePixels
+from archive_pipeline.geo.georef import Window
 from archive_pipeline.jobs import ingest as ingesting
 from archive_pipeline.jobs import ingest_image
 from archive_pipeline.store import layout
@@ -52,16 +54,15 @@ def arguments(flight: Path, url: Path, *more: object) -> list[str]:
 def interrupted(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An archive whose writer stopped after the first of two shards."""
     url = tmp_path / "a.zarr"
-    plain, read = ingest_image.read_pixels, []
+    plain = ingest_image.SourcePixels.read
 
-    def stops(*args: Any) -> Any:
-        if len(read) == 1:
+    def stops(reader: SourcePixels, window: Window) -> Any:
+        if shards(url):
             raise KeyboardInterrupt
-        read.append(args)
-        return plain(*args)
+        return plain(reader, window)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_image, "read_pixels", stops)
+        patch.setattr(ingest_image.SourcePixels, "read", stops)
         assert CliRunner().invoke(main, arguments(one, url)).exit_code == 1
     assert len(shards(url)) == 1
     assert list(Archive.open(url).images()) == []

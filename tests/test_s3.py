@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -249,8 +250,9 @@ def test_a_1000_x_1000_window_of_a_full_frame(
 
 
 def test_flight_on_s3_and_back_by_its_url(
-    run: Run, server: S3Server, flight: Path, archive: Path, s3: str, tmp_path: Path
-) -> None:
+    run: Run, server: S3Server, flight: Path, archive: Path, s3: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     upload([*sorted(flight.iterdir())], f"{s3}/beach")
     upload([archive / "zarr.json"], f"{s3}/beach/.hidden")
     url = tmp_path / "a.zarr"
@@ -274,21 +276,25 @@ def test_flight_on_s3_and_back_by_its_url(
     upload([sorted(flight.iterdir())[0]], f"{s3}/beach")
     assert ingest(run, f"{s3}/beach", str(url)).json["skipped"] == FRAMES
 
-    from archive_pipeline.jobs.originals import at_hand, find_original, read_original
+    from archive_pipeline.jobs.originals import find_original, original_pixels
 
+    def copies() -> list[Path]:
+        return list(Path(tempfile.gettempdir()).glob("archive-source-*/*"))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     entry = next(opened.images())
     original, _, other_file = find_original(ArchivedImage(opened, entry), None)
     assert original is not None
     assert not other_file
-    with at_hand(original) as here:
-        assert here is not None
-        assert isinstance(here.path, Path)
-        pixels = read_original(here, (0, 0, WIDTH, HEIGHT))
-        copy = here.path
-    assert not copy.exists()
+    with original_pixels(original) as read:
+        assert read is not None
+        pixels = read((0, 0, WIDTH, HEIGHT))
+        part = read((5, 6, 7, 8))
+        assert len(copies()) == 1
+    assert not copies()
     with rasterio.open(flight / entry.id) as image:
         assert np.array_equal(np.moveaxis(pixels, 2, 0), image.read())
-    assert np.array_equal(read_original(original, (5, 6, 7, 8)), pixels[6:14, 5:12])
+    assert np.array_equal(part, pixels[6:14, 5:12])
 
 
 def test_bad_originals_on_s3_are_named(

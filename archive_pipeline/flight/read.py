@@ -89,12 +89,37 @@ def read_pixels(
         raise ValueError(f"window {window} is not inside the image")
     if col + width > source.width or row + height > source.height:
         raise ValueError(f"window {window} leaves the {source.width} x {source.height} image")
-    area = RasterWindow(col, row, width, height)
-    with _reading(source.path), _strict(), rasterio.open(source.path) as dataset:
+    with open_dataset(source) as dataset:
+        return read_window(dataset, source, (col, row, width, height))
+
+
+def open_dataset(source: SourceImage) -> rasterio.DatasetReader:
+    """Open a source for `read_window`.
+
+    Raises:
+        SourceError: the file is gone, or is another.
+    """
+    with _reading(source.path), _strict():
+        dataset = rasterio.open(source.path)
         if (dataset.width, dataset.height) != (source.width, source.height):
+            dataset.close()
             raise SourceError(source.path, "has changed since it was listed")
-        bands, alpha = _bands(dataset)
-        pixels = np.empty((height, width, len(bands)), source.dtype)
+        return dataset
+
+
+def read_window(
+    dataset: rasterio.DatasetReader, source: SourceImage, window: Window
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+    """What `read_pixels` returns, of a dataset that is open.
+
+    Raises:
+        SourceError: the file is damaged.
+    """
+    col, row, width, height = window
+    area = RasterWindow(col, row, width, height)
+    bands, alpha = _bands(dataset)
+    pixels = np.empty((height, width, len(bands)), source.dtype)
+    with _reading(source.path), _strict():
         try:
             dataset.read(bands, window=area, out=np.moveaxis(pixels, -1, 0))
         except (RasterioError, CPLE_BaseError) as error:

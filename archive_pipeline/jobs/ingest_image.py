@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from archive_pipeline import __version__
 from archive_pipeline.codec.settings import Raise, Settings
@@ -21,7 +20,8 @@ from archive_pipeline.detection.object_blocks import RaisedBlocks
 from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import Location, local_file
-from archive_pipeline.flight.read import read_pixels, read_source
+from archive_pipeline.flight.pixels import SourcePixels
+from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
@@ -33,7 +33,6 @@ from archive_pipeline.store.layout import (
     ArchiveError,
     ImageEntry,
     image_key,
-    is_one_shard,
     shard_count,
 )
 
@@ -214,7 +213,8 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
             with _fetched(task) as (path, version):
                 with stage("read"):
                     source = read_source(path, task.id, options.ground_elevation)
-                entry = _write(archive, task, source, version, settings, tell)
+                with SourcePixels(source) as pixels:
+                    entry = _write(archive, task, pixels, version, settings, tell)
     except SourceError as error:
         return failed(task, error.reason)
     except expected as error:
@@ -260,11 +260,12 @@ def _fetched(task: IngestTask) -> Iterator[tuple[Path, str | None]]:
 def _write(
     archive: Archive,
     task: IngestTask,
-    source: SourceImage,
+    reader: SourcePixels,
     version: str | None,
     settings: Settings,
     tell: Tell,
 ) -> ImageEntry:
+    source = reader.source
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
     )
@@ -284,7 +285,6 @@ def _write(
     }
     if version is not None:
         record["source_version"] = version
-    reader = _Reader(source)
     options = task.options
     bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
     plan = [__version__, record, repr(bits), task.detectors]
@@ -294,14 +294,16 @@ def _write(
         # before the pixels: what the mask takes is then known, and they share the rest
         mask = writer.create_mask()
         for window in writer.missing(mask):
-            mask[_area(window)] = reader.read_mask(window)
+            part = reader.read(window)[1]
+            assert part is not None
+            mask[_area(window)] = part
     objects = np.zeros((0, 4))
     if task.detectors and source.dtype == "uint8" and source.bands == 3:
         from archive_pipeline.detection.detectors import detect_all, pack_detections
 
         size = (source.width, source.height, TILE)
         with stage("detect"):
-            found = detect_all(task.detectors, options.device, reader.read_rgb, *size)
+            found = detect_all(task.detectors, options.device, lambda w: reader.read(w)[0], *size)
         writer.write_detections(pack_detections(found))
         if options.allocation == "objects":
             sure = [objects.boxes[objects.scores >= SURE] for _, objects in found]
@@ -314,7 +316,7 @@ def _write(
         lossy = record | {"codec": "pcdc", "model": task.model}
         # metadata are most of a very small image's bytes: loss would gain little
         least = budget // 2 if budget <= SMALL_BUDGET else 0
-        coded = reader.coded_pixels()
+        coded = _coded_pixels(reader)
         try:
             pixels = writer.create_pixels(task.model, budget, coded, lossy, conventions, least)
             record = lossy
@@ -346,45 +348,22 @@ def _raised(part: np.ndarray, window: Window, objects: Boxes) -> Raise | None:
     return RaisedBlocks(part, objects - [col, row, col, row], TILE).of
 
 
-class _Reader:
-    """Reads windows of a source; an image of one window is read once."""
+def _coded_pixels(reader: SourcePixels) -> tuple[int, int]:
+    """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles.
 
-    def __init__(self, source: SourceImage) -> None:
-        self.source = source
-        self._whole: tuple[np.ndarray, np.ndarray | None] | None = None
-
-    @stage("read")
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
-        if window != (0, 0, self.source.width, self.source.height):
-            return read_pixels(self.source, window)
-        if self._whole is None:
-            self._whole = read_pixels(self.source)
-        return self._whole
-
-    def read_rgb(self, window: Window) -> NDArray[np.uint8]:
-        """Pixels of an 8-bit RGB image."""
-        return self.read(window)[0]
-
-    def read_mask(self, window: Window) -> NDArray[np.uint8]:
-        """The mask of an image that has one."""
-        mask = self.read(window)[1]
-        assert mask is not None
-        return mask
-
-    def coded_pixels(self) -> tuple[int, int]:
-        """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles.
-
-        Of an image too large to be held, all pixels, and as many empty tiles as may lie around
-        it: its budget is then not used to the full.
-        """
-        width, height = self.source.width, self.source.height
-        if not is_one_shard(width, height):
-            return width * height, 4 * -(-width // TILE) * -(-height // TILE)
-        pixels, coded, empty = self.read((0, 0, width, height))[0], 0, 0
-        for _, _, part in trimmed_tiles(pixels, TILE):
+    Of an image that would have to be decoded for it, all pixels, and as many empty tiles as may lie
+    around it: its budget is then not used to the full.
+    """
+    width, height = reader.source.width, reader.source.height
+    if not reader.held:
+        return width * height, 4 * -(-width // TILE) * -(-height // TILE)
+    coded = empty = 0
+    for row in range(0, height, TILE):
+        band = reader.read((0, row, width, min(TILE, height - row)))[0]
+        for _, _, part in trimmed_tiles(band, TILE):
             coded += part.shape[0] * part.shape[1]
             empty += not part.size
-        return coded, empty
+    return coded, empty
 
 
 def _without_preview(name: str, payload: bytes) -> tuple[str, bytes]:

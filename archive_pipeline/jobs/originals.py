@@ -7,14 +7,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from archive_pipeline.detection.detectors import Read
 from archive_pipeline.flight.find import find_images
 from archive_pipeline.flight.locations import Location, local_file, sha256
-from archive_pipeline.flight.read import read_pixels
+from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.source_image import SourceError, SourceImage
-from archive_pipeline.geo.georef import Window
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
 
@@ -76,8 +73,11 @@ def find_original(
 
 
 @contextmanager
-def at_hand(source: SourceImage | None) -> Iterator[SourceImage | None]:
-    """An original with its file on this machine: one at a URL is copied while the body runs.
+def original_pixels(source: SourceImage | None) -> Iterator[Read | None]:
+    """What reads windows of an original, uint8 (height, width, 3) pixels; None where there is none.
+
+    Its file is on this machine meanwhile (one at a URL is copied) and is decoded once. Reading
+    raises SourceError where the file is gone or damaged.
 
     Raises:
         SourceError: it cannot be copied.
@@ -90,15 +90,5 @@ def at_hand(source: SourceImage | None) -> Iterator[SourceImage | None]:
             path = stack.enter_context(local_file(source.path))
         except OSError as error:
             raise SourceError(source.path, error.strerror or str(error)) from error
-        yield replace(source, path=path)
-
-
-def read_original(source: SourceImage, window: Window) -> NDArray[np.uint8]:
-    """Pixels uint8 (height, width, 3) of a window of an original.
-
-    Raises:
-        SourceError: the file is gone or damaged.
-    """
-    with at_hand(source) as file:
-        assert file is not None
-        return read_pixels(file, window)[0]
+        pixels = stack.enter_context(SourcePixels(replace(source, path=path)))
+        yield lambda window: pixels.read(window)[0]

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,13 +41,7 @@ from archive_pipeline.detection.verification import (
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs.originals import (
-    at_hand,
-    by_name,
-    candidates,
-    find_original,
-    read_original,
-)
+from archive_pipeline.jobs.originals import by_name, candidates, find_original, original_pixels
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
@@ -233,9 +226,9 @@ def verify_image(task: VerifyTask) -> ImageResult:
     block = image.block[1]
     groups: dict[str, dict[str, GroupResult]] = {}
     errors = []
-    with at_hand(original) as file_at_hand:
-        readers: list[Read] = [] if file_at_hand is None else [partial(read_original, file_at_hand)]
-        readers = [whole(read, width, height) for read in (*readers, image.read)]
+    with original_pixels(original) as read_original:
+        both = (image.read,) if read_original is None else (read_original, image.read)
+        readers = [whole(read, width, height) for read in both]
         for file, names in task.detectors:
             detector = load_detector(file, options.device)
             size = options.slice or detector.input_size
@@ -288,8 +281,8 @@ def versions_of(report: Verification) -> Versions:
             raise ArchiveError(f"{result.name}: was replaced since it was compared")
         image = ArchivedImage(archive, entry, settings)
         source = None if result.original is None else replace(image.source, path=result.original)
-        with at_hand(source) as file:
-            yield None if file is None else partial(read_original, file), image.read
+        with original_pixels(source) as read:
+            yield read, image.read
 
     return opened
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +31,7 @@ from archive_pipeline.pcdc.constants import (
     HYPER_LIMIT,
     HYPER_STRIDE,
     LEVEL_OFFSETS,
+    MAX_IMAGE_STEP,
     SCALE_COUNT,
     STEPS_PER_OCTAVE,
     STRIDE,
@@ -48,6 +50,11 @@ UNSPENT_SHARE = 0.01  # of the budget, small enough to be left
 # a good part of all error: latents are then corrected for it.
 CORRECTED_UP_TO = 25
 CORRECTION = 0.9  # of the gradient; g_s is nearly orthonormal, so Newton's step would be about 1
+
+# Error weights that rounding goes on with where even the coarsest step takes too many bits: with
+# each of them more symbols become smaller, hyper-latents among them. Below the last, what rounding
+# saves in symbols is lost to scales that fit less.
+SPARING_WEIGHTS = (8.0, 3.0, 1.0, 0.3)
 
 
 # Worth of a tile's levels (K, B_h, B_w) from its pixels, its latents y (1, M, h, w), the blocks'
@@ -68,6 +75,7 @@ def encode_tiles(
     budget: int,
     worth: Worth | None = None,
     raised: list[NDArray[np.uint8]] | None = None,
+    strict: bool = True,
 ) -> list[bytes]:
     """Encode an image's tiles, uint8 (height, width, 3), into at most `budget` bytes in all.
 
@@ -75,11 +83,17 @@ def encode_tiles(
         worth: what decides between the levels of blocks; None treats them all alike.
         raised: (B_h, B_w) for every tile, how many levels its blocks are above the others;
             only without `worth`.
+        strict: whether a budget that cannot be kept is an error; else the coarsest coding is
+            returned, whatever it takes.
 
     Raises:
-        BudgetTooSmall: even the coarsest coding takes more.
+        BudgetTooSmall: even the coarsest coding takes more; with raised blocks, even the coarsest
+            step.
     """
-    return Encoding(codec, tiles, worth, raised).within(budget)
+    job = Encoding(codec, tiles, worth, raised)
+    if raised is not None:
+        return job.within(budget)
+    return job.sparing(budget, strict)
 
 
 @dataclass
@@ -122,7 +136,8 @@ class Encoding:
         self.tiles = tiles
         self.worth = worth
         self.latents = self.each(self._analyse, tiles)
-        self._least_kept = least_kept(codec.model.tables)
+        self._error_weight = ERROR_WEIGHT
+        self._least_kept = least_kept(codec.model.tables, ERROR_WEIGHT)
         self._corrected = False
         # the two image steps last looked at: the plan mostly takes one of them
         self._recent: list[dict[int, _Quantised]] = [{} for _ in tiles]
@@ -156,7 +171,7 @@ class Encoding:
                 if best is not None:
                     return best
                 raise BudgetTooSmall(budget, max(error.needed, budget + 1)) from error
-            unspent = budget - sum(map(len, streams))
+            unspent = budget - _total(streams)
             if unspent >= 0:
                 best = streams
                 if unspent <= UNSPENT_SHARE * budget:
@@ -171,6 +186,39 @@ class Encoding:
         if best is None:
             raise BudgetTooSmall(budget, budget - unspent)
         return best
+
+    def sparing(self, budget: int, strict: bool = True) -> list[bytes]:
+        """As `within`; where even the coarsest step takes more, symbols are rounded down further.
+
+        Args:
+            strict: whether what still takes more is an error.
+
+        Raises:
+            BudgetTooSmall: even the coarsest coding takes more.
+        """
+        with suppress(BudgetTooSmall):
+            return self.within(budget)
+        fewest = self._coarsest()
+        for weight in SPARING_WEIGHTS:
+            self._set_error_weight(weight)
+            with suppress(BudgetTooSmall):
+                return self.within(budget)
+            fewest = min(fewest, self._coarsest(), key=_total)
+        if strict and _total(fewest) > budget:
+            raise BudgetTooSmall(budget, _total(fewest))
+        return fewest
+
+    def _coarsest(self) -> list[bytes]:
+        """The streams of all tiles at the coarsest step and level."""
+        levels = (np.ones(grid, np.uint8) for grid in self.allocator.grids)
+        return self.streams([TilePlan(MAX_IMAGE_STEP, part) for part in levels])
+
+    def _set_error_weight(self, weight: float) -> None:
+        """Round symbols with another weight of error against bits from now on."""
+        self._error_weight = weight
+        self._least_kept = least_kept(self.codec.model.tables, weight)
+        self._recent = [{} for _ in self.tiles]
+        self.allocator.forget(range(len(self.tiles)))
 
     def _plan(self, budget: float) -> list[TilePlan]:
         """A plan for every tile; at fine steps, of latents that are corrected for it first.
@@ -260,13 +308,17 @@ class Encoding:
         codec, networks = self.codec, self.codec.model.networks
         step = torch.tensor([image_step], device=y.device)
         h, w = y.shape[-2:]
-        z = torch.round(networks.h_a(pad_to(y, HYPER_STRIDE), step))[0].cpu().numpy()
-        z_index = codec.z_index(image_step, *z.shape[1:])
+        exact = networks.h_a(pad_to(y, HYPER_STRIDE), step)[0].cpu()
+        z_index = codec.z_index(image_step, *exact.shape[1:])
         tables = codec.model.tables
+        if self._error_weight < ERROR_WEIGHT:
+            z = self._round(exact.float().numpy(), z_index)
+        else:
+            z = torch.round(exact).numpy().astype(np.int64)
         # hyper-latents never escape: they stay one inside their table's ends
         bound = np.minimum(tables.limit(z_index) - 1, HYPER_LIMIT)
         bound = np.where(z_index < FIRST_CODED_SCALE, 0, bound)
-        z = np.clip(z.astype(np.int64), -bound, bound)
+        z = np.clip(z, -bound, bound)
         mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
         v = ((y - mean[..., :h, :w]) / step_size(step)).float()[0].cpu().numpy()
         index = codec.q_index(z, image_step, None)[:, :h, :w]
@@ -396,14 +448,18 @@ def _bits(
     return bits
 
 
-def least_kept(tables: entropy.Tables) -> NDArray[np.float64]:
+def _total(streams: list[bytes]) -> int:
+    return sum(map(len, streams))
+
+
+def least_kept(tables: entropy.Tables, error_weight: float) -> NDArray[np.float64]:
     """For every entry of the tables the least magnitude that is coded as its symbol.
 
     Rate-distortion optimised quantisation: a symbol s > 0 costs bits(s) + w (v - s)^2 with w =
-    `ERROR_WEIGHT`; below this v, s - 1 costs less. Entries of symbols <= 0 are not asked for.
+    `error_weight`; below this v, s - 1 costs less. Entries of symbols <= 0 are not asked for.
     """
     count = len(tables.bits)
     table = np.searchsorted(tables.start[1:], np.arange(count), side="right")
     symbol = np.arange(count) - tables.start[table] - tables.zero[table]
     dearer = np.diff(tables.bits, prepend=tables.bits[0])
-    return symbol - 0.5 + dearer / (2 * ERROR_WEIGHT)
+    return symbol - 0.5 + dearer / (2 * error_weight)

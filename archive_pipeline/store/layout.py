@@ -219,11 +219,6 @@ def _shard_side(tiles: int, limit: int) -> int:
     return max(sides, key=lambda side: ((tiles - 1) % side, side))
 
 
-def is_one_shard(width: int, height: int) -> bool:
-    """Whether an 8-bit RGB image is one shard, written in one piece."""
-    return -(-width // TILE) * -(-height // TILE) <= SHARD_TILES
-
-
 def shard_windows(array: zarr.Array) -> Iterator[Window]:
     """Windows (col, row, width, height) that cover an image array a whole shard at a time."""
     height, width = array.shape[:2]

@@ -51,7 +51,7 @@ from archive_pipeline.detection.verification import (
 )
 from archive_pipeline.jobs.ingest import ingest
 from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
-from archive_pipeline.jobs.originals import find_original, read_original
+from archive_pipeline.jobs.originals import find_original, original_pixels
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
@@ -116,31 +116,33 @@ def run_image(
         raise click.ClickException(problem)
     width, height = source.width, source.height
     everything = (0, 0, width, height)
-    original = whole(partial(read_original, source), width, height)
-    size = first.size_of(key)
-    versions: dict[str, Read] = {}
-    for name, archive in archives.items():
-        for steps in setting.decoders:
-            decoded = replace(setting.options, steps=steps).settings()
-            restored = ArchivedImage(archive, images[name].entry, decoded)
-            versions[decoded_as(name, steps)] = whole(restored.read, width, height)
-            codecs[decoded_as(name, steps)].bytes.append(archive.size_of(key))
-    for name in (codec for codec in codecs if codec in PEERS):
-        peer = PEERS[name]
-        data = within(peer, original(everything), size)
-        versions[name] = partial(crop, peer.decode(data))
-        codecs[name].bytes.append(peer.size(data))
-    for file, groups in setting.detectors:
-        detector: Detector = load_detector(file, setting.options.device)
-        side = setting.options.slice or detector.input_size
-        readers = [original, *versions.values()]
-        found: list[Detections] = detect(detector, readers, width, height, side, height)
-        labelled = setting.labelled(entry, detector)
-        for name, after in zip(versions, found[1:], strict=True):
-            results = compare(detector, groups, found[0], after, labelled, setting.options)
-            for group, result in results.items():
-                own = codecs[name].results.setdefault((file.sha256, group), {})
-                own[f"{entry.flight}/{entry.id}"] = result
+    with original_pixels(source) as read:
+        assert read is not None
+        original = whole(read, width, height)
+        size = first.size_of(key)
+        versions: dict[str, Read] = {}
+        for name, archive in archives.items():
+            for steps in setting.decoders:
+                decoded = replace(setting.options, steps=steps).settings()
+                restored = ArchivedImage(archive, images[name].entry, decoded)
+                versions[decoded_as(name, steps)] = whole(restored.read, width, height)
+                codecs[decoded_as(name, steps)].bytes.append(archive.size_of(key))
+        for name in (codec for codec in codecs if codec in PEERS):
+            peer = PEERS[name]
+            data = within(peer, original(everything), size)
+            versions[name] = partial(crop, peer.decode(data))
+            codecs[name].bytes.append(peer.size(data))
+        for file, groups in setting.detectors:
+            detector: Detector = load_detector(file, setting.options.device)
+            side = setting.options.slice or detector.input_size
+            readers = [original, *versions.values()]
+            found: list[Detections] = detect(detector, readers, width, height, side, height)
+            labelled = setting.labelled(entry, detector)
+            for name, after in zip(versions, found[1:], strict=True):
+                results = compare(detector, groups, found[0], after, labelled, setting.options)
+                for group, result in results.items():
+                    own = codecs[name].results.setdefault((file.sha256, group), {})
+                    own[f"{entry.flight}/{entry.id}"] = result
 
 
 def crop(pixels: Pixels, window: tuple[int, int, int, int]) -> Pixels:

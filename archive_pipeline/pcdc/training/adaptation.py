@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from archive_pipeline.pcdc.allocation import BASE_LEVEL, TilePlan
+from archive_pipeline.pcdc.allocation import BASE_LEVEL, BudgetTooSmall, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding
 from archive_pipeline.pcdc.policy import Policy, block_state
@@ -24,22 +24,32 @@ def to_signal(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def encode_adapted(
-    codec: Codec, tiles: list[NDArray[np.uint8]], budget: int, policy: Policy, updates: int
+    codec: Codec,
+    tiles: list[NDArray[np.uint8]],
+    budget: int,
+    policy: Policy,
+    updates: int,
+    strict: bool = True,
 ) -> list[bytes]:
     """Encode an image as `encode_tiles` does, after so many PPO updates of the policy on it.
+
+    Where the coarsest step does not fit there is nothing to allocate, and no update is made.
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more.
         UtilityError: LPIPS' weights cannot be had.
     """
     job = Encoding(codec, tiles, policy.block_worth)
-    plans = job.allocator.plan(budget)
+    try:
+        plans = job.allocator.plan(budget)
+    except BudgetTooSmall:
+        return job.sparing(budget, strict)
     price = job.allocator.price
     if price is not None:
         step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
         in_bits = price / policy.config.usual_slope(step)
         job.worth = adapt(job, policy, step, in_bits, updates).block_worth
-    return job.within(budget)
+    return job.sparing(budget, strict)
 
 
 def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates: int) -> Policy:
