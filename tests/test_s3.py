@@ -20,6 +20,7 @@ import rasterio
 from conftest import FRAMES, HEIGHT, WIDTH, Result, Run, command_line
 from s3_server import Request, S3Server
 
+from archive_pipeline.flight.formats import FORMAT_NAMES
 from archive_pipeline.store import leases
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -306,7 +307,7 @@ def test_bad_originals_on_s3_are_named(
     result = run("ingest", f"{s3}/beach", "--archive", tmp_path / "a", "--workers", 0, "--json")
     assert result.code == 3
     assert {f["path"]: f["error"] for f in result.json["failed"]} == {
-        f"{s3}/beach/text.jpg": "not an image in any format GDAL knows",
+        f"{s3}/beach/text.jpg": f"not an image in a format that is read ({FORMAT_NAMES})",
         f"{s3}/beach/zero.jpg": "the file is empty",
     }
     for url in (f"{s3}/nothing", f"s3://no-such-bucket-{os.getpid()}/x"):

@@ -8,30 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.flight.formats import IMAGE_SUFFIXES
 from archive_pipeline.flight.locations import Location, list_remote
-
-# What GDAL's wheel opens and drones, cameras and photogrammetry write.  Raw files are left out:
-# GDAL opens only the preview inside them.
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".bmp",
-        ".gif",
-        ".gtif",
-        ".gtiff",
-        ".img",
-        ".j2k",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".ntf",
-        ".nitf",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
-)
 
 
 class FlightError(ArchivePipelineError):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 Location = Path | str
 """A path of this machine, or an fsspec URL as text."""
@@ -27,6 +33,8 @@ def remote_options(url: str) -> dict[str, Any]:
 
 def location(text: str) -> Location:
     """A file's or folder's place from what a user or a record says."""
+    if text.startswith("file://"):
+        return Path(url2pathname(urlsplit(text).path))
     return text if "://" in text else Path(text)
 
 
@@ -53,6 +61,34 @@ def list_remote(url: str) -> list[tuple[tuple[str, ...], str]]:
         return [(PurePosixPath(f).parts[depth:], str(fs.unstrip_protocol(f))) for f in found]
 
 
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file to read its bytes; pipes, sockets and devices are not opened at all.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file; `strerror` says which.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    _require_regular(os.stat(path), path)
+    # Should a pipe take the file's place now, opening it does not wait for somebody to write.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _require_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(found: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"not a file but {kind}", path)
+
+
 def version(url: str) -> str | None:
     """An object's ETag, which changes with its contents; None where the store has none.
 
@@ -72,7 +108,7 @@ def sha256(place: Location) -> str:
         OSError: it cannot be read.
     """
     if isinstance(place, Path):
-        with open(place, "rb") as file:
+        with open_file(place) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     with _one_line():
         fs, path = _filesystem(place)

@@ -19,8 +19,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
+from archive_pipeline.flight.formats import no_network, open_image
 from archive_pipeline.flight.jpeg_segments import MAX_TRAILER, TRAILER, walk
-from archive_pipeline.flight.locations import Location
+from archive_pipeline.flight.locations import Location, open_file
 from archive_pipeline.flight.source_image import (
     EXIF_PREFIX,
     XMP_PREFIX,
@@ -32,7 +33,9 @@ from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import raster_georef
 
 # Tag namespaces that GDAL derives from the file and that are kept in a better place.
-DERIVED_NAMESPACES = frozenset(("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC"))
+DERIVED_NAMESPACES = frozenset(
+    ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "OVERVIEWS", "RPC")
+)
 # Copies of what `SourceImage.metadata` holds byte for byte, for the formats it reads.
 EMBEDDED_NAMESPACES = frozenset(("EXIF", "xml:XMP", "COLOR_PROFILE"))
 EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
@@ -58,7 +61,7 @@ def read_source(path: Path, id: str, ground_elevation: float | None = None) -> S
     """
     path = Path(path)
     sha256, size = _digest(path)
-    with _reading(path), rasterio.open(path) as dataset:
+    with _reading(path), open_image(path) as dataset:
         if dataset.count == 0:
             raise SourceError(path, "holds no raster of its own, only subdatasets")
         metadata, notes = _embedded(path, dataset.driver)
@@ -100,7 +103,7 @@ def open_dataset(source: SourceImage) -> rasterio.DatasetReader:
         SourceError: the file is gone, or is another.
     """
     with _reading(source.path), _strict():
-        dataset = rasterio.open(source.path)
+        dataset = open_image(Path(source.path))
         if (dataset.width, dataset.height) != (source.width, source.height):
             dataset.close()
             raise SourceError(source.path, "has changed since it was listed")
@@ -219,7 +222,7 @@ def _strict() -> rasterio.Env:
 def _reading(path: Location) -> Iterator[None]:
     """Turn whatever GDAL and the system say about ``path`` into one `SourceError`."""
     try:
-        with warnings.catch_warnings():
+        with no_network(), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             # Of broken EXIF, which counts as absent.
             warnings.filterwarnings("ignore", module="PIL")
@@ -236,19 +239,19 @@ def _reason(path: Location, error: BaseException) -> str:
         return error.strerror
     text = " ".join(str(error).split())
     if "not recognized as being in a supported" in text:
-        return "not an image in any format GDAL knows"
-    for name in (str(path), Path(path).name):
+        return "damaged: it starts like an image, but GDAL does not recognise it"
+    for name in (str(Path(path).absolute()), str(path), Path(path).name):
         text = text.replace(f"'{name}'", "the file").removeprefix(f"{name}:").strip()
     return text or type(error).__name__
 
 
 def _digest(path: Path) -> tuple[str, int]:
     try:
-        if not path.is_file():
-            raise SourceError(path, "not a file" if path.exists() else "no such file")
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
+    except FileNotFoundError as error:
+        raise SourceError(path, "no such file") from error
     except OSError as error:
         raise SourceError(path, error.strerror or str(error)) from error
     if size == 0:

@@ -7,6 +7,7 @@ and rows run down.  Windows are ``(col, row, width, height)``, bounding boxes ar
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ Bbox = tuple[float, float, float, float]
 Affine6 = tuple[float, float, float, float, float, float]
 Gcp = tuple[float, float, float, float, float, str, str]
 Ring = tuple[tuple[float, float], ...]
+
+_CRS_TEXT = re.compile(r"EPSG:[0-9]{1,9}\Z|[A-Z_]+CR?S\[")
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,14 @@ class Georef:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Georef:
-        """Rebuild a georeference from `to_json`'s dict."""
+        """Rebuild a georeference from `to_json`'s dict.
+
+        Raises:
+            ValueError: its CRS is no code and no WKT: GDAL would take it for a file's name or URL.
+        """
         transform, footprint = data["transform"], data["footprint"]
+        if data["crs"] is not None and not _CRS_TEXT.match(data["crs"]):
+            raise ValueError(f"not a CRS: {data['crs'][:60]!r}")
         return cls(
             crs=data["crs"],
             transform=None if transform is None else tuple(transform),

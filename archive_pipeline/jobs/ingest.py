@@ -12,13 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.find import find_images
+from archive_pipeline.flight.formats import open_image
 from archive_pipeline.flight.locations import Location, local_file, location
+from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs.ingest_image import (
@@ -351,12 +352,12 @@ def _thumbnail(place: Location) -> NDArray[np.uint8] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with local_file(place) as path, rasterio.open(path) as dataset:
+            with local_file(place) as path, open_image(path) as dataset:
                 scale = min(1.0, THUMBNAIL_WIDTH / dataset.width)
                 shape = tuple(max(1, round(n * scale)) for n in dataset.shape)
                 band = min(2, dataset.count)
                 grey: NDArray[np.uint8] = dataset.read(band, out_shape=shape)
-        except (RasterioError, OSError):
+        except (SourceError, RasterioError, OSError):
             return None
     return grey if grey.dtype == np.uint8 else None
 

@@ -78,7 +78,7 @@ def exif_tags(exif: bytes) -> dict[str, str]:
     carrier = io.BytesIO()
     Image.new("L", (8, 8)).save(carrier, "JPEG")
     data = write_segments(carrier.getvalue(), [("APP1", EXIF_PREFIX + exif)])
-    with quiet(), MemoryFile(data, ext=".jpg") as file, file.open() as dataset:
+    with quiet(), MemoryFile(data, ext=".jpg") as file, file.open(driver="JPEG") as dataset:
         return {k: v for k, v in dataset.tags().items() if k.startswith("EXIF_")}
 
 

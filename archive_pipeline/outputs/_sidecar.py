@@ -10,9 +10,9 @@ from rasterio.crs import CRS
 from archive_pipeline.geo.georef import Georef
 
 MADE_NAMESPACES = frozenset(
-    ("COLOR_PROFILE", "IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS")
+    ("COLOR_PROFILE", "IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "OVERVIEWS")
 )
-"""Namespaces of tags that GDAL makes from a file's other parts."""
+"""Namespaces of tags that GDAL makes from a file's other parts, or opens other files for."""
 
 
 def auxiliary_xml(
@@ -52,7 +52,7 @@ def auxiliary_xml(
 def _pam_metadata(tags: dict[str, dict[str, str]]) -> list[str]:
     lines = []
     for namespace, items in tags.items():
-        if namespace == "" or namespace.startswith("xml:") or namespace in MADE_NAMESPACES:
+        if namespace == "" or namespace.startswith("xml:") or namespace.upper() in MADE_NAMESPACES:
             continue
         lines.append(f"  <Metadata domain={quoteattr(namespace)}>")
         for key, value in items.items():

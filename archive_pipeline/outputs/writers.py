@@ -231,7 +231,7 @@ def cog_writer(
         factors = [2**n for n in range(1, 32) if size > TILE * 2 ** (n - 1)]
         if factors:
             resampling = Resampling.nearest if palette else Resampling.average
-            with rasterio.open(staged, "r+") as stage:
+            with rasterio.open(staged, "r+", driver="GTiff") as stage:
                 stage.build_overviews(factors, resampling)
         kind = np.dtype(profile["dtype"]).kind
         predictor = "NO" if palette or kind not in "uif" else "YES"
@@ -404,7 +404,7 @@ def _describe(
 
 def _write_tags(stage: DatasetWriter, tags: dict[str, dict[str, str]], band: int = 0) -> None:
     for namespace, items in tags.items():
-        if namespace in MADE_NAMESPACES:
+        if namespace.upper() in MADE_NAMESPACES:
             continue
         if namespace.startswith("xml:"):
             # rasterio joins key and value by "="; GDAL wants the bare document.

@@ -1,0 +1,231 @@
+"""The formats that are read, and the one way in which GDAL is given somebody's file.
+
+By itself GDAL tries some 140 drivers on a file, whatever its name: also those of descriptions that
+refer to other files and to servers (VRT, WMS, tile indexes, detached labels). Here the first bytes
+choose one driver of a few, and neither a sidecar nor a tag may lead to a file elsewhere:
+
+- beside an image, GDAL opens `NAME.ovr`, `NAME.msk` and `STEM.aux` with any driver it has, and as
+  an overview whatever the item OVERVIEW_FILE of `NAME.aux.xml` or of a TIFF's own tags names;
+- an HFA file names the file of its pixels (`.ige`) and the one of its overviews;
+- a NITF file's overviews may be files of any format beside it (`.r1`, ...).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import rasterio
+
+from archive_pipeline.flight._hfa import companions
+from archive_pipeline.flight.locations import open_file
+from archive_pipeline.flight.source_image import SourceError
+
+# What drones, cameras and photogrammetry write.  Raw files are left out: GDAL opens only the
+# preview inside them.
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".bmp",
+        ".gif",
+        ".gtif",
+        ".gtiff",
+        ".img",
+        ".j2k",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".ntf",
+        ".nitf",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
+
+# First bytes and the short name of the GDAL driver for them, whatever the suffix.
+DRIVERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), "GTiff"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JP2OpenJPEG"),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "WEBP"),
+    (re.compile(rb"GIF8[79]a"), "GIF"),
+    (re.compile(rb"BM"), "BMP"),
+    (re.compile(rb"EHFA_HEADER_TAG\0"), "HFA"),
+    (re.compile(rb"NITF0|NSIF0"), "NITF"),
+)
+FORMAT_NAMES = "JPEG, PNG, TIFF, JPEG 2000, WebP, GIF, BMP, Erdas Imagine (HFA), NITF"
+
+# What files say near their beginning that describe data in other files or on servers.
+_DESCRIPTIONS = (
+    (rb"<(OGR)?VRTDataset", "a VRT description"),
+    (rb"<GDAL_WMTS", "a WMTS description"),
+    (rb"<GDAL_WMS|<WMS_|<WMT_MS_", "a WMS description"),
+    (rb"<WCS_", "a WCS description"),
+    (rb"<GDALTileIndexDataset", "a tile index (GTI)"),
+    (rb"<MRF_META", "an MRF description"),
+    (rb"PDS_VERSION_ID|<Product_Observational|CCSD3ZF|Object\s*=\s*IsisCube", "a PDS label"),
+    (rb'"stac_version"', "a STAC description"),
+)
+_HEAD = 4096  # bytes in which a description is looked for
+
+# GDAL gets files of this machine only. Its own limit without a server's answer is ten minutes.
+NO_NETWORK = {
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "GDAL_HTTP_CONNECTTIMEOUT": "5",
+    "GDAL_HTTP_TIMEOUT": "5",
+    "GDAL_HTTP_MAX_RETRY": "0",
+}
+
+_PART_OF_IMAGE = re.compile(r"(\.(ovr|msk)){1,2}")
+_NITF_OVERVIEW = re.compile(r"\.r[0-9]")
+
+
+def no_network() -> rasterio.Env:
+    """GDAL without a network, in a `with` statement."""
+    return rasterio.Env(**NO_NETWORK)
+
+
+def open_image(path: Path) -> rasterio.DatasetReader:
+    """Open an image on this machine, with the driver of its first bytes and nothing else.
+
+    Sidecars count (`.aux.xml`, world files, `.ovr`, `.msk`, `.aux`, an HFA file's `.ige`); nothing
+    that the dataset is asked for later opens another file.
+
+    Args:
+        path: a regular file; its suffix does not matter.
+
+    Returns:
+        The dataset, to be closed by the caller, best by a `with` statement.
+
+    Raises:
+        SourceError: it is of no format that is read, or refers to other files; one line.
+        OSError: it cannot be read, or is a pipe, socket or device.
+        RasterioError: GDAL cannot open it.
+    """
+    driver = image_driver(path)
+    _check_companions(path, driver)
+    return _open(path, driver)
+
+
+def image_driver(path: Path) -> str:
+    """GDAL's driver for a file, by its first bytes.
+
+    Raises:
+        SourceError: none of those that are used.
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open_file(path) as file:
+        head = file.read(_HEAD)
+    for first, driver in DRIVERS:
+        if first.match(head):
+            return driver
+    for pattern, name in _DESCRIPTIONS:
+        if re.search(pattern, head):
+            raise SourceError(path, f"not an image: {name}, which refers to other files")
+    raise SourceError(path, f"not an image in a format that is read ({FORMAT_NAMES})")
+
+
+def _open(path: Path, driver: str) -> rasterio.DatasetReader:
+    with no_network():
+        # An HFA file's companions are looked for in its folder only if the path has one.
+        dataset = rasterio.open(path.absolute(), driver=driver)
+        # Nothing has looked for overviews yet.
+        if any(key.upper() == "OVERVIEW_FILE" for key in dataset.tags(ns="OVERVIEWS")):
+            dataset.close()
+            raise SourceError(path, "names another file for its overviews (OVERVIEW_FILE)")
+    return dataset
+
+
+def _check_companions(path: Path, driver: str) -> None:
+    """Refuse an image whose sidecars or own references lead GDAL elsewhere.
+
+    Raises:
+        SourceError: one line.
+    """
+    external = driver == "HFA" and _has_hfa_companions(path)
+    name, stem = path.name.casefold(), path.stem.casefold()
+    auxiliary = {f"{name}.aux", f"{stem}.aux"} - {name}
+    try:
+        with os.scandir(path.parent) as entries:
+            others = [entry for entry in entries if entry.name != path.name]
+    except OSError as error:
+        raise SourceError(path, f"its folder cannot be listed: {error.strerror}") from error
+    for entry in others:
+        other = entry.name.casefold()
+        is_image = os.path.splitext(other)[1] in IMAGE_SUFFIXES
+        if (external or not is_image) and _would_block(entry):
+            raise SourceError(path, f"{entry.name} beside it is a pipe or a device")
+        if driver == "NITF" and any(
+            other.startswith(base) and _NITF_OVERVIEW.fullmatch(other[len(base) :])
+            for base in (name, stem)
+        ):
+            raise SourceError(path, f"its overview {entry.name} in a file of its own is not read")
+        for base in (name, *auxiliary):
+            if other.startswith(base) and _PART_OF_IMAGE.match(other, len(base)):
+                _check_part(path, Path(entry.path), other[len(base) :])
+        if other in auxiliary:
+            _check_auxiliary(path, Path(entry.path))
+
+
+def _check_part(image: Path, part: Path, suffixes: str) -> None:
+    """Refuse overviews and masks that are no TIFFs of their own."""
+    if suffixes.rpartition(".")[2] not in ("ovr", "msk"):
+        return  # their `.aux.xml`, which counts as they are opened
+    if not _PART_OF_IMAGE.fullmatch(suffixes):
+        raise SourceError(image, f"{part.name} beside it belongs to no overview or mask")
+    _check_opens(image, part, "GTiff")
+
+
+def _check_auxiliary(image: Path, part: Path) -> None:
+    """Refuse an Erdas `.aux` that names files elsewhere; GDAL looks at no other kind of it."""
+    try:
+        with open_file(part) as file:
+            if not file.read(15).upper().startswith(b"EHFA_HEADER_TAG"):
+                return
+    except OSError:
+        return  # GDAL cannot open it either
+    _check_opens(image, part, "HFA")
+
+
+def _check_opens(image: Path, part: Path, expected: str) -> None:
+    try:
+        driver = image_driver(part)
+        if driver != expected:
+            raise SourceError(part, f"a {driver} file, not {expected}")
+        if driver == "HFA":
+            _has_hfa_companions(part)
+        _open(part, driver).close()
+    except SourceError as error:
+        raise SourceError(image, f"{part.name} beside it: {error.reason}") from error
+    except (OSError, rasterio.errors.RasterioError) as error:
+        line = " ".join(str(error).split())
+        raise SourceError(image, f"{part.name} beside it cannot be read: {line}") from error
+
+
+def _would_block(entry: os.DirEntry[str]) -> bool:
+    """Whether opening a file may wait for ever: a pipe or a device, or a link to one."""
+    try:
+        if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+            return False
+        mode = entry.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+def _has_hfa_companions(path: Path) -> bool:
+    """Whether an HFA file has its pixels or overviews in other files, all of them beside it."""
+    with open_file(path) as file:
+        try:
+            names = companions(file)
+        except ValueError as error:
+            raise SourceError(path, str(error)) from error
+    for name in names:
+        if "/" in name or "\\" in name:
+            raise SourceError(path, f"refers to a file in another folder: {name!r}")
+    return bool(names)
