@@ -282,6 +282,15 @@ def test_source_files(suffix: str, long: bool) -> None:
         fuzz(read_file(suffix), rasters()[suffix], 60, long)
 
 
+@pytest.mark.parametrize("offset", [2**62, 2**63, 2**64 - 1])
+def test_offsets_beyond_any_file(offset: int) -> None:
+    """Of a BigTIFF's directory, and of a document in it."""
+    head = b"II+\0\x08\0\0\0"
+    entry = struct.pack("<QHHQQ", 1, 700, 1, 100, offset)
+    for data in (struct.pack("<8sQ", head, offset), struct.pack("<8sQ", head, 16) + entry):
+        read_file(".tif")(data)
+
+
 def unpack(data: bytes) -> None:
     try:
         source = unpack_metadata(data)

@@ -58,7 +58,7 @@ def tiff_blocks(path: Path) -> list[Block]:
             entries = tiff_entries(file)
             for tag, offset, size in entries:
                 if tag in TIFF_BLOCKS and size <= MAX_BLOCK:
-                    file.seek(offset)
+                    _seek(file, offset)
                     payload = file.read(size)
                     if len(payload) == size:
                         blocks.append((TIFF_BLOCKS[tag], payload))
@@ -108,7 +108,7 @@ def tiff_entries(file: BinaryIO) -> list[tuple[int, int, int]]:
     if order is None:
         return []
     big = struct.unpack_from(order + "H", head, 2)[0] == 43
-    file.seek(struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)[0])
+    _seek(file, struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)[0])
     count_format, entry_format = ("Q", "HHQ8s") if big else ("H", "HHI4s")
     width = struct.calcsize(order + entry_format)
     count = struct.unpack(order + count_format, file.read(struct.calcsize(order + count_format)))[0]
@@ -126,6 +126,14 @@ def tiff_entries(file: BinaryIO) -> list[tuple[int, int, int]]:
             offset = struct.unpack(order + ("Q" if big else "I"), value)[0]
         entries.append((tag, offset, size))
     return entries
+
+
+def _seek(file: BinaryIO, offset: int) -> None:
+    """Go to an offset that a file names; ValueError where no file of this system has one."""
+    try:
+        file.seek(offset)
+    except OSError as error:
+        raise ValueError(f"no offset of a file: {offset}") from error
 
 
 def _tiff_exif(file: BinaryIO) -> bytes:
