@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from archive_pipeline.errors import ArchivePipelineError, UsageError
+
 PARTLY_FAILED = 3
 BELOW_TOLERANCE = 4
 
@@ -23,14 +25,14 @@ def _errors(verbose: int) -> Iterator[None]:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
     except Exception as error:
         if verbose:
             raise
         line = " ".join(str(error).split()) or type(error).__name__
         # the project's own errors say all there is to say; others need their type's name
-        if not type(error).__module__.startswith("archive_pipeline") and not isinstance(
-            error, ValueError
-        ):
+        if not isinstance(error, ArchivePipelineError | ValueError):
             line = f"{type(error).__name__}: {line}"
         click.echo(f"Error: {line}", err=True)
         sys.exit(1)

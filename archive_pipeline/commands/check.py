@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
 )
@@ -26,11 +27,9 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
     Exit code 1 when anything is broken, each thing named. Broken images are mended by ingesting
     them again with --overwrite.
     """
-    from archive_pipeline.jobs.check import check as run
-
     bar = Progress("check", quiet)
     with bar:
-        report = run(archive_url, progress=bar.step, repair=repair)
+        report = api.check(archive_url, repair=repair, progress=bar.step)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:

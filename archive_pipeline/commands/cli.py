@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from archive_pipeline import __version__
+from archive_pipeline._version import __version__
 from archive_pipeline.commands.check import check
 from archive_pipeline.commands.info import info
 from archive_pipeline.commands.ingest import ingest

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from archive_pipeline import api
 from archive_pipeline.commands._console import (
     print_info,
 )
@@ -23,9 +24,7 @@ def info(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
 
     Exit code 3: the records of some images are damaged, each is named.
     """
-    from archive_pipeline.jobs.info import describe
-
-    result = describe(archive_url)
+    result = api.info(archive_url)
     for failure in result["damaged"]:
         click.echo(f"Damaged: {failure['error']}", err=True)
     if as_json:

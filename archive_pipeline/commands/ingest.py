@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
     print_ingest,
@@ -69,18 +70,7 @@ def ingest(
     verbose: int,
     flights: tuple[str, ...],
     name: str | None,
-    ratio: float | None,
-    bpp: float | None,
-    source_ratio: float | None,
-    model: str | None,
-    allocation: str,
-    adapt: int,
-    overwrite: bool,
-    ground_elevation: float | None,
-    detect: tuple[str, ...],
-    device: str,
-    scheduler: str | None,
-    workers: int | None,
+    **options: Any,
 ) -> None:
     """Archive every image of the flight directories.
 
@@ -90,37 +80,6 @@ def ingest(
     goes on inside a large raster that was interrupted. Exit code 3: some images failed, each is
     named.
     """
-    budgets = [value for value in (ratio, bpp, source_ratio) if value is not None]
-    if len(budgets) > 1:
-        raise click.UsageError("--ratio, --bpp and --source-ratio exclude each other")
-    if any(not 0 < value < float("inf") for value in budgets):
-        raise click.UsageError("--ratio, --bpp and --source-ratio must be positive")
-    if name is not None and len(flights) > 1:
-        raise click.UsageError("--flight names a single FLIGHT_DIR")
-    if adapt and allocation != "policy":
-        raise click.UsageError("--adapt updates the policy: it needs --allocation policy")
-    if allocation == "objects" and not detect:
-        raise click.UsageError("--allocation objects needs a detector: --detect MODEL")
-    from archive_pipeline.flight.locations import location, name_of
-
-    places = [location(text) for text in flights]
-    named = [(name or name_of(place) or "flight", place) for place in places]
-    if len({flight for flight, _ in named}) < len(named):
-        raise click.UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
-
-    from archive_pipeline.jobs.ingest import ingest as run
-    from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
-
-    options = IngestOptions(
-        Budget(ratio, bpp, source_ratio) if budgets else Budget(ratio=100),
-        model,
-        device,
-        overwrite,
-        ground_elevation,
-        detect,
-        allocation,
-        adapt,
-    )
     bar = Progress("ingest", quiet)
 
     def progress(outcome: Outcome, total: int) -> None:
@@ -132,14 +91,8 @@ def ingest(
             bar.echo(f"Failed: {outcome.path}: {outcome.error}")
 
     with bar:
-        report = run(
-            archive_url,
-            named,
-            options,
-            scheduler=scheduler,
-            workers=workers,
-            progress=progress,
-            part=bar.part,
+        report = api.ingest(
+            flights, archive_url, flight=name, progress=progress, part=bar.part, **options
         )
     if not quiet:
         print_warnings(report, verbose)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
     print_verification,
@@ -39,7 +41,6 @@ from archive_pipeline.commands._options import (
 )
 @click.option(
     "--model",
-    "models",
     multiple=True,
     metavar="NAME|PATH",
     help="Detector: an Ultralytics name, .pt, .onnx, or OpenVINO folder; may be repeated.  "
@@ -74,14 +75,12 @@ from archive_pipeline.commands._options import (
 )
 @click.option(
     "--slice",
-    "slice_side",
     type=click.IntRange(min=32),
     metavar="PIXELS",
     help="Side of the slices that detectors see.  [default: the model's input size]",
 )
 @click.option(
     "--report",
-    "report_dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Write report.html, result.json and two CSV tables there.",
 )
@@ -93,67 +92,20 @@ def verify_detection(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    originals: Path | None,
-    labels: Path | None,
-    names: Path | None,
-    models: tuple[str, ...],
-    classes: tuple[str, ...],
-    tolerance: float,
-    confidence: float,
-    iou: float,
-    slice_side: int | None,
-    report_dir: Path | None,
-    steps: int,
-    seed: int,
-    device: str,
-    scheduler: str | None,
-    workers: int | None,
+    **options: Any,
 ) -> None:
     """Compare what detectors find in the originals and in the restored images.
 
     Passes if no metric of any class differs by more than the tolerance. Exit code 4: some does;
     1: nothing could be compared, which proves nothing; 3: passed, but without some images.
     """
-    from archive_pipeline.detection.detectors import DEFAULT_DETECTOR
-    from archive_pipeline.detection.labels import parse_groups
-    from archive_pipeline.detection.verification import VerifyOptions
-    from archive_pipeline.jobs.verify import verify, versions_of
-
-    try:
-        groups = parse_groups(classes)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    options = VerifyOptions(
-        models or (DEFAULT_DETECTOR,),
-        groups,
-        originals,
-        labels,
-        names,
-        tolerance,
-        confidence,
-        iou,
-        slice_side,
-        device,
-        steps,
-        seed,
-    )
-    if report_dir is not None:
-        from archive_pipeline.detection.report import prepare_report, write_report
-
-        prepare_report(report_dir)
-    bar = Progress("verify", quiet)
-    with bar:
-        report = verify(
-            archive_url, options, scheduler=scheduler, workers=workers, progress=bar.step
-        )
+    bar, drawing = Progress("verify", quiet), Progress("report", quiet)
+    with bar, drawing:
+        report = api.verify_detection(archive_url, progress=bar.step, drawn=drawing.step, **options)
     for failure in report.failed:
         click.echo(f"Failed: {failure['error']}", err=True)
     for line in report.warnings if not quiet else ():
         click.echo(f"Warning: {line}", err=True)
-    if report_dir is not None:
-        bar = Progress("report", quiet)
-        with bar:
-            write_report(report, report_dir, versions_of(report), bar.step)
     if as_json:
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from archive_pipeline._version import __version__
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.detection.boxes import Boxes, Detections, suppress
 from archive_pipeline.detection.detectors import (
@@ -163,6 +164,7 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive verify-detection --json`."""
         return {
+            "version": __version__,
             "passed": self.passed,
             "models": [model.to_json() for model in self.models],
             "tolerance": self.options.tolerance,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from archive_pipeline import __version__
+from archive_pipeline._version import __version__
 from archive_pipeline.codec.settings import Raise, Settings
 from archive_pipeline.codec.zarr_codec import trimmed_tiles, with_settings
 from archive_pipeline.detection.boxes import Boxes

@@ -2,7 +2,8 @@
 
 Layout (one image a group; everything else is derived or shared)::
 
-    zarr.json                              root group, attribute archive_pipeline.format
+    zarr.json                              root group, attribute archive_pipeline: format, and
+                                           written_by, the version that made it (from 0.2.0 on)
     models/<sha256>/...                    config.json, model.safetensors, perhaps denoiser/
     policies/<sha256>.safetensors          allocation policies; reading needs none of them
     leases/<flight>                        in buckets: whose ingest writes a flight, meanwhile
@@ -33,6 +34,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
+from archive_pipeline._version import __version__
 from archive_pipeline.store._backends import (
     Stored,
     create_key,
@@ -119,7 +121,7 @@ class Archive:
         if archive.read_key("zarr.json") is None:
             # never twice: the file that is there is what processes lock
             data = default_buffer_prototype().buffer.from_bytes(
-                group_json({ATTRIBUTE: {"format": FORMAT}})
+                group_json({ATTRIBUTE: {"format": FORMAT, "written_by": __version__}})
             )
             try:
                 sync(archive.store.set_if_not_exists("zarr.json", data))

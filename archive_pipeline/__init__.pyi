@@ -1,0 +1,15 @@
+from ._version import __version__ as __version__
+from .api import check as check
+from .api import info as info
+from .api import ingest as ingest
+from .api import open as open
+from .api import restore as restore
+from .api import verify_detection as verify_detection
+from .detection.verification import Verification as Verification
+from .errors import ArchivePipelineError as ArchivePipelineError
+from .jobs.check import CheckReport as CheckReport
+from .jobs.ingest import IngestReport as IngestReport
+from .jobs.opened import OpenArchive as OpenArchive
+from .jobs.opened import OpenImage as OpenImage
+from .jobs.opened import Pixels as Pixels
+from .jobs.restore import RestoreReport as RestoreReport

@@ -1,0 +1,383 @@
+"""What the commands of `archive` do, as functions with the names of their options.
+
+>>> import archive_pipeline as ap
+>>> report = ap.ingest("beach", "archive.zarr", ratio=24, workers=0)
+>>> [outcome.status for outcome in report.outcomes]
+['ingested', 'ingested', 'ingested']
+
+Every error is an `ArchivePipelineError`, but for a `ValueError` where an argument is of no use.
+What fails for single images is in the reports, while the other images are done. With `workers`
+other than 0 processes are started that import the calling script: it then needs the usual
+`if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archive_pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from archive_pipeline.detection.verification import Verification
+    from archive_pipeline.geo.georef import Bbox
+    from archive_pipeline.jobs.check import CheckReport
+    from archive_pipeline.jobs.ingest import IngestReport
+    from archive_pipeline.jobs.ingest_image import Outcome
+    from archive_pipeline.jobs.opened import OpenArchive
+    from archive_pipeline.jobs.restore import RestoreReport
+
+DEFAULT_ARCHIVE = "./archive.zarr"
+DEFAULT_RATIO = 100
+
+Count = Callable[[int], None]
+"""Told after each image of the number of all."""
+
+
+def _silent(*_: object) -> None:
+    pass
+
+
+def ingest(
+    flights: str | Path | Iterable[str | Path],
+    archive: str | Path = DEFAULT_ARCHIVE,
+    *,
+    flight: str | None = None,
+    ratio: float | None = None,
+    bpp: float | None = None,
+    source_ratio: float | None = None,
+    model: str | Path | None = None,
+    allocation: str = "uniform",
+    adapt: int = 0,
+    overwrite: bool = False,
+    ground_elevation: float | None = None,
+    detect: Iterable[str] = (),
+    device: str = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[Outcome, int], None] = _silent,
+    part: Callable[[str, int, int, int], None] = _silent,
+) -> IngestReport:
+    """Archive every image of flight directories; images that the archive has are skipped.
+
+    Args:
+        flights: one folder or fsspec URL, or several.
+        archive: path or fsspec URL; made if there is none.
+        flight: id of a single flight; by default its directory's name.
+        ratio: raw bytes (height x width x 3) over archive bytes, 100 by default.
+        bpp: instead, archive bits a pixel.
+        source_ratio: instead, source file bytes over archive bytes.
+        model: name of a shipped model, or a model folder.
+        allocation: "uniform", "objects", "policy" or "greedy".
+        adapt: updates of the policy on each image.
+        overwrite: encode images again that the archive has.
+        ground_elevation: metres, for frames without altitude above take-off.
+        detect: detectors whose detections in the originals are stored.
+        device: "auto", "cpu" or "cuda".
+        scheduler: address of a Dask scheduler.
+        workers: local processes; 0 is this process; by default one a core.
+        progress: called after each image with its outcome and the number of images.
+        part: called after each shard of a large image: its id, how many are done, how many there
+            are, and the number of images.
+
+    Raises:
+        UsageError: arguments exclude each other, or need another.
+        FlightError: a flight directory cannot be used.
+        ModelError, UtilityError, DetectorError: a network, or what it needs, cannot be had.
+        ArchiveError: the archive cannot be written, or no longer.
+        ClusterError: there is no such scheduler, or it was lost.
+
+    >>> import archive_pipeline as ap
+    >>> report = ap.ingest("beach", "archive.zarr", ratio=24, workers=0)
+    >>> [outcome.status for outcome in report.outcomes]  # they were archived above
+    ['skipped', 'skipped', 'skipped']
+    """
+    budgets = [value for value in (ratio, bpp, source_ratio) if value is not None]
+    if len(budgets) > 1:
+        raise UsageError("--ratio, --bpp and --source-ratio exclude each other")
+    if any(not 0 < value < float("inf") for value in budgets):
+        raise UsageError("--ratio, --bpp and --source-ratio must be positive")
+    detectors = tuple(detect)
+    if adapt and allocation != "policy":
+        raise UsageError("--adapt updates the policy: it needs --allocation policy")
+    if allocation == "objects" and not detectors:
+        raise UsageError("--allocation objects needs a detector: --detect MODEL")
+    directories = [flights] if isinstance(flights, str | Path) else list(flights)
+    if flight is not None and len(directories) > 1:
+        raise UsageError("--flight names a single FLIGHT_DIR")
+
+    from archive_pipeline.flight.locations import location, name_of
+    from archive_pipeline.jobs.ingest import ingest as run
+    from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
+
+    places = [location(str(directory)) for directory in directories]
+    named = [(flight or name_of(place) or "flight", place) for place in places]
+    if len({id for id, _ in named}) < len(named):
+        raise UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
+    options = IngestOptions(
+        Budget(ratio, bpp, source_ratio) if budgets else Budget(ratio=DEFAULT_RATIO),
+        None if model is None else str(model),
+        device,
+        overwrite,
+        ground_elevation,
+        detectors,
+        allocation,
+        adapt,
+    )
+    return run(
+        str(archive),
+        named,
+        options,
+        scheduler=scheduler,
+        workers=workers,
+        progress=progress,
+        part=part,
+    )
+
+
+def open(
+    archive: str | Path = DEFAULT_ARCHIVE, *, device: str = "auto", steps: int = 0, seed: int = 0
+) -> OpenArchive:
+    """Open an archive for reading: flights, images, and pixels with their georeference.
+
+    Args:
+        archive: path or fsspec URL.
+        device: where pixels are decoded: "auto", "cpu" or "cuda".
+        steps: denoising steps; 0 is the deterministic decoder.
+        seed: of the denoiser's noise.
+
+    Raises:
+        ArchiveError: there is no archive, or of a format that this version does not know.
+
+    >>> import archive_pipeline as ap
+    >>> archive = ap.open("archive.zarr")
+    >>> archive.flights
+    ['beach']
+    >>> [image.id for image in archive.images]
+    ['DJI_0001.JPG', 'DJI_0002.JPG', 'DJI_0003.JPG']
+
+    An image, or a part of it, in its own pixel grid:
+
+    >>> image = archive["DJI_0002.JPG"]
+    >>> image
+    OpenImage('beach/DJI_0002.JPG', 720 x 304)
+    >>> image.read((100, 50, 64, 32)).values.shape
+    (32, 64, 3)
+
+    A bounding box, north up, of all images that show it; `numpy.asarray` takes it, too:
+
+    >>> west, south = image.footprint[3]
+    >>> box = (west, south, west + 1e-4, south + 1e-4)
+    >>> pixels = archive.window(box)
+    >>> pixels.crs, pixels.values.dtype, len(pixels.transform)
+    ('EPSG:32615', dtype('uint8'), 6)
+    >>> pixels.to_xarray().dims
+    ('band', 'y', 'x')
+    """
+    from archive_pipeline.jobs.opened import OpenArchive
+
+    return OpenArchive(str(archive), device, steps, seed)
+
+
+def restore(
+    archive: str | Path = DEFAULT_ARCHIVE,
+    *,
+    bbox: Bbox | None = None,
+    bbox_crs: str = "EPSG:4326",
+    flight: str | None = None,
+    image: str | Iterable[str] = (),
+    output: str | Path = "restored",
+    format: str = "gtiff",
+    mosaic: bool = False,
+    steps: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Count = _silent,
+) -> RestoreReport:
+    """Write images, or the part of them inside a bounding box, as georeferenced files.
+
+    Args:
+        archive: path or fsspec URL.
+        bbox: (west, south, east, north) in `bbox_crs`; whole images without one.
+        flight: only this flight.
+        image: only this image, or these: ids or "flight/id".
+        output: folder to write to.
+        format: "gtiff", "jpeg" or "png".
+        mosaic: one north-up GeoTIFF of all images.
+        steps: denoising steps; 0 is the deterministic decoder.
+        seed: of the denoiser's noise.
+        device: "auto", "cpu" or "cuda".
+        scheduler: address of a Dask scheduler.
+        workers: local processes; 0 is this process; by default one a core.
+        progress: called after each image, or each block of a mosaic, with their number.
+
+    Raises:
+        UsageError: a mosaic that is no GeoTIFF.
+        ArchiveError: the archive cannot be used, or a name is not in it.
+        OutputError: a mosaic cannot be written.
+        ClusterError: there is no such scheduler, or it was lost.
+        ValueError: the bounding box or its CRS is invalid.
+
+    >>> import archive_pipeline as ap
+    >>> report = ap.restore("archive.zarr", image="DJI_0001.JPG", output="restored", workers=0)
+    >>> [file["window"] for file in report.files], report.failed
+    ([[0, 0, 720, 304]], [])
+    """
+    if mosaic and format != "gtiff":
+        raise UsageError("--mosaic writes a GeoTIFF")
+
+    from archive_pipeline.jobs.restore import Selection
+    from archive_pipeline.jobs.restore import restore as run
+
+    images = (image,) if isinstance(image, str) else tuple(image)
+    return run(
+        str(archive),
+        Selection(bbox, bbox_crs, flight, images),
+        Path(output),
+        format=format,
+        mosaic=mosaic,
+        steps=steps,
+        seed=seed,
+        device=device,
+        scheduler=scheduler,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def check(
+    archive: str | Path = DEFAULT_ARCHIVE, *, repair: bool = False, progress: Count = _silent
+) -> CheckReport:
+    """Verify every checksum, decode every tile, compare the index with the contents.
+
+    Args:
+        archive: path or fsspec URL.
+        repair: write the index anew if it does not agree; nothing else.
+        progress: called after each image with the number of images.
+
+    Raises:
+        ArchiveError: there is no archive to check, or the index cannot be written.
+
+    >>> import archive_pipeline as ap
+    >>> report = ap.check("archive.zarr")
+    >>> report.images, report.problems
+    (3, [])
+    """
+    from archive_pipeline.jobs.check import check as run
+
+    return run(str(archive), progress, repair=repair)
+
+
+def info(archive: str | Path = DEFAULT_ARCHIVE) -> dict[str, Any]:
+    """Flights, images and totals, as `archive info --json` prints them.
+
+    Sizes are bytes, footprints rings of [longitude, latitude] in EPSG:4326, transforms six numbers
+    in rasterio's order. Images whose record is damaged are under "damaged".
+
+    Raises:
+        ArchiveError: the archive cannot be used.
+
+    >>> import archive_pipeline as ap
+    >>> [flight["id"] for flight in ap.info("archive.zarr")["flights"]]
+    ['beach']
+    """
+    from archive_pipeline.jobs.info import describe
+
+    return describe(str(archive))
+
+
+def verify_detection(
+    archive: str | Path = DEFAULT_ARCHIVE,
+    *,
+    originals: str | Path | None = None,
+    labels: str | Path | None = None,
+    names: str | Path | None = None,
+    model: str | Iterable[str] = (),
+    classes: Iterable[str] = (),
+    tolerance: float = 0.02,
+    confidence: float = 0.25,
+    iou: float = 0.5,
+    slice: int | None = None,
+    report: str | Path | None = None,
+    steps: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Count = _silent,
+    drawn: Count = _silent,
+) -> Verification:
+    """Compare what detectors find in the originals and in the restored images.
+
+    Args:
+        archive: path or fsspec URL.
+        originals: folder of the original files; by default where they were archived from.
+        labels: folder of YOLO labels, the reference; else the originals' detections are.
+        names: data.yaml or classes.txt with the labels' class names.
+        model: detector, or several: an Ultralytics name, .pt, .onnx, or OpenVINO folder;
+            "yolo11s.pt" by default.
+        classes: "GROUP" or "GROUP=NAME,..." each: classes judged together.
+        tolerance: largest difference of any metric that passes.
+        confidence: least confidence of detections that count, 0 to 1.
+        iou: least overlap of a detection with its reference object, above 0 to 1.
+        slice: side of the slices that detectors see, pixels; by default the model's input size.
+        report: folder to write report.html, result.json and two CSV tables to.
+        steps: denoising steps; 0 is the deterministic decoder.
+        seed: of the denoiser's noise.
+        device: "auto", "cpu" or "cuda".
+        scheduler: address of a Dask scheduler.
+        workers: local processes; 0 is this process; by default one a core.
+        progress: called after each image with the number of images.
+        drawn: the same for images that the report shows.
+
+    Raises:
+        UsageError: `classes` name nothing.
+        ArchiveError: the archive cannot be used.
+        DetectorError: a detector cannot be had, or none knows a class that is asked for.
+        FlightError: the folder of originals holds no images.
+        LabelError: the labels cannot be used.
+        ReportError: the report cannot be written.
+        ClusterError: there is no such scheduler, or it was lost.
+
+    >>> import archive_pipeline as ap
+    >>> found = ap.verify_detection("archive.zarr", model="detector.torchscript", workers=0)
+    >>> len(found.images), found.failed
+    (3, [])
+    """
+    from archive_pipeline.detection.detectors import DEFAULT_DETECTOR
+    from archive_pipeline.detection.labels import parse_groups
+    from archive_pipeline.detection.verification import VerifyOptions
+    from archive_pipeline.jobs.verify import verify, versions_of
+
+    try:
+        groups = parse_groups(classes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    models = (model,) if isinstance(model, str) else tuple(model)
+    options = VerifyOptions(
+        models or (DEFAULT_DETECTOR,),
+        groups,
+        None if originals is None else Path(originals),
+        None if labels is None else Path(labels),
+        None if names is None else Path(names),
+        tolerance,
+        confidence,
+        iou,
+        slice,
+        device,
+        steps,
+        seed,
+    )
+    if report is not None:
+        from archive_pipeline.detection.report import prepare_report
+
+        prepare_report(Path(report))
+    done = verify(str(archive), options, scheduler=scheduler, workers=workers, progress=progress)
+    if report is not None:
+        from archive_pipeline.detection.report import write_report
+
+        write_report(done, Path(report), versions_of(done), drawn)
+    return done
