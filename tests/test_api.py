@@ -141,7 +141,7 @@ def test_one_error_to_catch(tmp_path: Path) -> None:
         ("import archive_pipeline as ap; ap.info({url!r})", LATER),
         (
             "import archive_pipeline as ap; ap.open({url!r}).images[0].read((0, 0, 9, 9))",
-            {"archive_pipeline.pcdc.training", "dask", "distributed", "torchmetrics"},
+            {"archive_pipeline.pcdc.training", "dask", "distributed", "torchmetrics", "cv2"},
         ),
     ],
     ids=["import", "--help", "open", "info", "decode"],

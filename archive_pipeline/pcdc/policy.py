@@ -25,7 +25,6 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -89,6 +88,8 @@ def residual_statistics(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     Log mean, root mean square and maximum of the finest band's magnitude, log mean of the next
     band's, then mean and deviation of brightness and the mean of both colour differences.
     """
+    import cv2  # only where a policy decides
+
     height, width = tile.shape[:2]
     tile = cv2.copyMakeBorder(
         tile, 0, -height % BLOCK_SIDE, 0, -width % BLOCK_SIDE, cv2.BORDER_REPLICATE
