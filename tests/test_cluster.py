@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from archive_pipeline.jobs import cluster
-from archive_pipeline.pcdc.stages import stage, timed
+from archive_pipeline.stages import stage, timed
 from archive_pipeline.store._locks import is_locked, locked
 
 POISON = 7

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.mapping import window_transform
-from archive_pipeline.pcdc.stages import STAGES
+from archive_pipeline.stages import STAGES
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 

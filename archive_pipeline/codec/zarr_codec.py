@@ -32,7 +32,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from archive_pipeline.codec.settings import DEFAULT, Settings
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, MAX_SIDE
-from archive_pipeline.pcdc.stages import stage
+from archive_pipeline.stages import stage
 
 NAME = "pcdc"
 

@@ -1,4 +1,5 @@
-"""The `archive` command: options in, one call, a table or JSON out.
+"""The `archive` command: options in, one call of `api`, a table or JSON out.
 
-One module a command. May import every other room, heavy ones inside the functions only.
+One module a command; nothing that is heavy is imported before the command runs.
+May import everything.
 """

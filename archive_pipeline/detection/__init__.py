@@ -1,4 +1,9 @@
 """Objects in pictures: boxes, labels, detectors, metrics, verdict and report.
 
-May import `outputs`, `store`, `flight`, `geo` and below; never `jobs`.
+Given pixels by functions that read windows, it knows neither archives nor jobs.
+May import `codec`, `pcdc`, `flight` and `geo`; never `store` or `jobs`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from archive_pipeline.flight.read import open_dataset, read_window
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.pcdc.stages import stage
+from archive_pipeline.stages import stage
 
 HELD_BYTES = 400 << 20  # of decoded pixels in memory; as much as the largest shard
 TILE_SIDE = 2432  # pixels; larger blocks are decoded several times by windows that cut them

@@ -31,7 +31,7 @@ from archive_pipeline.jobs.ingest_image import (
     ingest_image,
     known_outcome,
 )
-from archive_pipeline.pcdc.stages import summed
+from archive_pipeline.stages import summed
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.index import is_current, read_images, write_index
 from archive_pipeline.store.layout import (
@@ -82,7 +82,7 @@ class IngestReport:
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds that images took by stage (`pcdc.stages`), summed over workers."""
+        """Seconds that images took by stage (`stages`), summed over workers."""
         return summed(o.seconds for o in self.outcomes)
 
     @property

@@ -25,7 +25,7 @@ from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
-from archive_pipeline.pcdc.stages import stage, timed
+from archive_pipeline.stages import stage, timed
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.image_writer import ImageWriter, NothingLeft
 from archive_pipeline.store.layout import (

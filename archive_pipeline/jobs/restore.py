@@ -16,7 +16,7 @@ from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs.mosaic import write_mosaic
 from archive_pipeline.outputs import writers as outputs
 from archive_pipeline.outputs.paths import OutputError, output_path
-from archive_pipeline.pcdc.stages import stage, summed, timed
+from archive_pipeline.stages import stage, summed, timed
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
@@ -90,7 +90,7 @@ class RestoreReport:
 
     Attributes:
         seconds: wall time.
-        stages: seconds of work by stage (`pcdc.stages`), summed over workers; none for a mosaic,
+        stages: seconds of work by stage (`stages`), summed over workers; none for a mosaic,
             whose threads work on several at once.
     """
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.errors import ArchivePipelineError
-from archive_pipeline.pcdc.stages import stage
+from archive_pipeline.stages import stage
 
 PRECISION = 14
 TOTAL = 1 << PRECISION

@@ -1,0 +1,15 @@
+from .models import DEFAULT_MODEL as DEFAULT_MODEL
+from .models import codec_for as codec_for
+from .models import find_device as find_device
+from .models import has_denoiser as has_denoiser
+from .models import is_known as is_known
+from .models import is_known_policy as is_known_policy
+from .models import load_named as load_named
+from .models import read_policy as read_policy
+from .models import register as register
+from .models import register_policy as register_policy
+from .settings import Raise as Raise
+from .settings import Settings as Settings
+from .zarr_codec import PCDCCodec as PCDCCodec
+from .zarr_codec import trimmed_tiles as trimmed_tiles
+from .zarr_codec import with_settings as with_settings

@@ -1,0 +1,14 @@
+from .camera import locate as locate
+from .camera import read_pose as read_pose
+from .georef import Affine6 as Affine6
+from .georef import Bbox as Bbox
+from .georef import Georef as Georef
+from .georef import Window as Window
+from .mapping import bbox_to_window as bbox_to_window
+from .mapping import check_bbox as check_bbox
+from .mapping import crs_transformer as crs_transformer
+from .mapping import pixel_mapping as pixel_mapping
+from .mapping import raster_georef as raster_georef
+from .mapping import window_transform as window_transform
+from .neighbours import neighbour_warnings as neighbour_warnings
+from .pose import CameraPose as CameraPose

@@ -1,0 +1,13 @@
+from .allocation import BudgetTooSmall as BudgetTooSmall
+from .bitstream import UnknownModel as UnknownModel
+from .codec import Codec as Codec
+from .encoding import encode_tiles as encode_tiles
+from .encoding import least_error as least_error
+from .model import Model as Model
+from .model import ModelError as ModelError
+from .model import digest as digest
+from .model import read_folder as read_folder
+from .policy import Policy as Policy
+from .policy import PolicyError as PolicyError
+from .policy import load_policy as load_policy
+from .policy import policy_digest as policy_digest

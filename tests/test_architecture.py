@@ -1,0 +1,132 @@
+"""The package's rooms: imports go one way, and never into another room's private modules."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "archive_pipeline"
+EVERYBODYS = {"errors", "stages", "_version"}  # beside the rooms
+MAY_IMPORT: dict[str, set[str]] = {
+    "geo": set(),
+    "pcdc": set(),
+    "flight": {"geo"},
+    "codec": {"pcdc"},
+    "outputs": {"flight", "geo"},
+    "store": {"codec", "pcdc", "flight", "geo"},
+    "detection": {"codec", "pcdc", "flight", "geo"},
+    "jobs": {"detection", "outputs", "store", "codec", "pcdc", "flight", "geo"},
+}
+MAY_IMPORT["api"] = {"jobs"} | MAY_IMPORT["jobs"]
+MAY_IMPORT["commands"] = {"api"} | MAY_IMPORT["api"]
+
+
+def modules() -> dict[str, Path]:
+    """All modules by their dotted names below the package, rooms themselves by theirs."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str, lazy: bool) -> Iterator[str]:
+    """Dotted names that a module imports of the package, those inside functions if `lazy`."""
+    todo: list[ast.AST] = [ast.parse(MODULES[name].read_text())]
+    while todo:
+        node = todo.pop()
+        if not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if not lazy and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            full = [alias.name for alias in node.names]
+        else:
+            continue
+        for target in full:
+            package, _, rest = target.partition(".")
+            if package == PACKAGE.name and rest:
+                # a name inside a module, or a module
+                yield rest if rest in MODULES else rest.rpartition(".")[0] or rest
+
+
+def test_every_room_is_here() -> None:
+    rooms = {name.partition(".")[0] for name in MODULES}
+    assert rooms - EVERYBODYS == MAY_IMPORT.keys()
+    assert list(graphlib.TopologicalSorter(MAY_IMPORT).static_order())  # raises on a circle
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_one_way(name: str) -> None:
+    room = name.partition(".")[0]
+    for target in imported(name, lazy=True):
+        other, *inner = target.split(".")
+        if other == room or target in EVERYBODYS:
+            continue
+        assert other in MAY_IMPORT.get(room, set()), f"{name} imports {target}"
+        private = [part for part in inner if part.startswith("_")]
+        assert not private, f"{name} imports {target}, which is private to {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {name: set(imported(name, lazy=False)) - {name} for name in MODULES}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_codec_does_not_need_its_training() -> None:
+    for name in MODULES:
+        if name.startswith("pcdc.training") or name == "codec.models":
+            continue
+        targets = [t for t in imported(name, lazy=False) if t.startswith("pcdc.training")]
+        assert not targets, f"{name} imports {targets}"
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"api", "commands"}))
+def test_rooms_export_what_they_say(room: str) -> None:
+    package = importlib.import_module(f"{PACKAGE.name}.{room}")
+    assert package.__all__
+    for name in package.__all__:
+        # a module of the same name would hide it, or not, by who was imported first
+        assert f"{room}.{name}" not in MODULES, f"{room}: {name} is a module's name, too"
+        assert getattr(package, name) is not None
+
+
+def test_workflows_and_models_are_not_packages() -> None:
+    for folder in ("workflows", "models", "examples"):
+        assert not list((ROOT / folder).rglob("__init__.py"))
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        wheel = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == [PACKAGE.name]
+    assert list(wheel["force-include"].values()) == [f"{PACKAGE.name}/_models"]
+
+
+def test_workflows_find_the_modules_that_they_share() -> None:
+    shared = {path.stem for path in (ROOT / "workflows" / "_shared").glob("*.py")}
+    line = 'sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))'
+    assert shared
+    for path in (ROOT / "workflows").glob("*/*.py"):
+        text = path.read_text()
+        tops = {
+            alias
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in [getattr(node, "module", None) or node.names[0].name]
+        }
+        if path.parent.name != "_shared" and tops & shared:
+            assert line in text, path
