@@ -34,6 +34,7 @@ from archive_pipeline.detection.boxes import (
     strips,
 )
 from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.flight.locations import sha256
 from archive_pipeline.geo.georef import Window
 
 DEFAULT_DETECTOR = "yolo11s.pt"
@@ -85,10 +86,10 @@ def find_detectors(names: Iterable[str]) -> list[DetectorFile]:
         if not path.exists():
             path = _downloaded(name)
         try:
-            sha256 = _digest(path)
+            digest = _digest(path)
         except OSError as error:
             raise DetectorError(f"{name}: {error.strerror or error}") from error
-        found.setdefault(sha256, DetectorFile(path.name, path.absolute(), sha256))
+        found.setdefault(digest, DetectorFile(path.name, path.absolute(), digest))
     return list(found.values())
 
 
@@ -98,8 +99,7 @@ def _digest(path: Path) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         lines = [f"{p.relative_to(path).as_posix()} {_digest(p)}\n" for p in files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _downloaded(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from rasterio.windows import Window as RasterWindow
 from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
 from archive_pipeline.flight.formats import no_network, open_image
 from archive_pipeline.flight.jpeg_segments import MAX_TRAILER, TRAILER, walk
-from archive_pipeline.flight.locations import Location, open_file
+from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.source_image import (
     EXIF_PREFIX,
     XMP_PREFIX,
@@ -247,9 +246,7 @@ def _reason(path: Location, error: BaseException) -> str:
 
 def _digest(path: Path) -> tuple[str, int]:
     try:
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
+        digest, size = sha256(path), path.stat().st_size
     except FileNotFoundError as error:
         raise SourceError(path, "no such file") from error
     except OSError as error:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.jobs._cores import cpu_count
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -48,13 +49,6 @@ def local_workers(tasks: int) -> int:
     """
     cores = cpu_count()
     return 0 if tasks <= START_UP_TASKS * cores else cores
-
-
-def cpu_count() -> int:
-    """Cores that this process may use, by affinity and container limits."""
-    from dask.system import CPU_COUNT
-
-    return int(CPU_COUNT)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from rasterio.windows import Window as RasterioWindow
 from archive_pipeline.flight.raster import Pixels, Raster
 from archive_pipeline.geo.georef import Affine6, Bbox, Window
 from archive_pipeline.geo.mapping import bbox_to_window, check_bbox, crs_transformer, pixel_mapping
+from archive_pipeline.jobs._cores import cpu_count
 from archive_pipeline.jobs._resampling import Array, catmull_rom, shrink
-from archive_pipeline.jobs.cluster import cpu_count
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.outputs.writers import avoid_nodata, cog_writer, storable_nodata
 from archive_pipeline.store.tile_cache import TileCache

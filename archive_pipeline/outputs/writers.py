@@ -44,7 +44,7 @@ from archive_pipeline.outputs._documents import (
 from archive_pipeline.outputs._sidecar import MADE_NAMESPACES, auxiliary_xml
 from archive_pipeline.outputs.paths import OutputError, publish, workdir
 
-TILE = 512
+COG_BLOCK = 512  # pixels a side
 READ_PIXELS = 1 << 23
 """No single `Raster.read` asks for more pixels than this, unless one block alone is larger."""
 
@@ -53,8 +53,8 @@ JPEG_SIDE = 65535
 _STAGE = {
     "driver": "GTiff",
     "tiled": True,
-    "blockxsize": TILE,
-    "blockysize": TILE,
+    "blockxsize": COG_BLOCK,
+    "blockysize": COG_BLOCK,
     "compress": "ZSTD",
     "zstd_level": 1,
     "sparse_ok": True,
@@ -64,7 +64,7 @@ _STAGE = {
 # DEFLATE rather than ZSTD: photogrammetry tools with their own TIFF readers know it.
 _COG = {
     "driver": "COG",
-    "blocksize": TILE,
+    "blocksize": COG_BLOCK,
     "compress": "DEFLATE",
     "bigtiff": "IF_SAFER",
     "num_threads": "ALL_CPUS",
@@ -228,7 +228,7 @@ def cog_writer(
             stage.update_tags(**{TIFF_ITEM: MARK.decode()})
             yield stage
         size = max(profile["width"], profile["height"])
-        factors = [2**n for n in range(1, 32) if size > TILE * 2 ** (n - 1)]
+        factors = [2**n for n in range(1, 32) if size > COG_BLOCK * 2 ** (n - 1)]
         if factors:
             resampling = Resampling.nearest if palette else Resampling.average
             with rasterio.open(staged, "r+", driver="GTiff") as stage:

@@ -15,7 +15,6 @@ largest resident size of its processes (`os.wait4`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -29,6 +28,8 @@ import click
 import numpy as np
 import rasterio
 from rasterio.windows import Window
+
+from archive_pipeline.flight.locations import sha256
 
 BLOCK = 512
 ORIGIN = (300_000.0, 3_240_000.0)  # EPSG:32615, near Galveston
@@ -102,14 +103,8 @@ def run(*args: object, until: Callable[[], bool] | None = None) -> dict[str, flo
 
 def contents(archive: Path) -> dict[str, str]:
     """SHA-256 of every file of an archive."""
-    found = {}
-    for path in archive.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                found[str(path.relative_to(archive))] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
-    return found
+    files = (path for path in archive.rglob("*") if path.is_file())
+    return {str(path.relative_to(archive)): sha256(path) for path in files}
 
 
 def shards(archive: Path) -> list[Path]:
