@@ -112,8 +112,8 @@ def test_workflows_and_models_are_not_packages() -> None:
         assert not list((ROOT / folder).rglob("__init__.py"))
     with (ROOT / "pyproject.toml").open("rb") as file:
         wheel = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["packages"] == [PACKAGE.name]
-    assert list(wheel["force-include"].values()) == [f"{PACKAGE.name}/_models"]
+    assert wheel["only-include"] == [PACKAGE.name, "models"]
+    assert wheel["sources"] == {"models": f"{PACKAGE.name}/_models"}
 
 
 def test_workflows_find_the_modules_that_they_share() -> None:
