@@ -25,7 +25,7 @@ demo: setup
 		--bbox -94.7963 29.2842 -94.7958 29.2846
 	$(BIN)/python examples/side_by_side.py $(DEMO)/archive.zarr $(DEMO)/side_by_side.png
 	@echo
-	@echo "Restored windows and mosaic.tif: $(DEMO)/restored"
+	@echo "Restored windows (in a folder a flight) and mosaic.tif: $(DEMO)/restored"
 	@echo "Original beside restored pixels: $(DEMO)/side_by_side.png"
 
 test: setup

@@ -190,6 +190,9 @@ def restore(
     output: str | Path = "restored",
     format: str = "gtiff",
     mosaic: bool = False,
+    resolution: float | None = None,
+    crs: str | None = None,
+    overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
     device: str = "auto",
@@ -199,14 +202,20 @@ def restore(
 ) -> RestoreReport:
     """Write images, or the part of them inside a bounding box, as georeferenced files.
 
+    Images go to `output`/flight/image, a mosaic to `output`/mosaic.tif. A file that is there
+    already stays, and its image is among `failed`.
+
     Args:
         archive: path or fsspec URL.
         bbox: (west, south, east, north) in `bbox_crs`; whole images without one.
         flight: only this flight.
         image: only this image, or these: ids or "flight/id".
-        output: folder to write to.
+        output: folder to write to, outside the archive.
         format: "gtiff", "jpeg" or "png".
-        mosaic: one north-up GeoTIFF of all images.
+        mosaic: one north-up GeoTIFF of all images, made by this process.
+        resolution: pixel size of the mosaic in units of its CRS; by default the finest image's.
+        crs: of the mosaic; by default the projected one of most images, `bbox_crs` or UTM.
+        overwrite: replace files that are there, but never an archived original.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         device: "auto", "cpu" or "cuda".
@@ -215,20 +224,17 @@ def restore(
         progress: called after each image, or each block of a mosaic, with their number.
 
     Raises:
-        UsageError: a mosaic that is no GeoTIFF.
+        UsageError: the bounding box, a CRS or the resolution is invalid; or options that make no
+            sense together, as a mosaic that is no GeoTIFF, or that others shall make.
         ArchiveError: the archive cannot be used, or a name is not in it.
-        OutputError: a mosaic cannot be written.
+        OutputError: `output` is inside the archive, or a mosaic cannot be written.
         ClusterError: there is no such scheduler, or it was lost.
-        ValueError: the bounding box or its CRS is invalid.
 
     >>> import archive_pipeline as ap
     >>> report = ap.restore("archive.zarr", image="DJI_0001.JPG", output="restored", workers=0)
     >>> [file["window"] for file in report.files], report.failed
     ([[0, 0, 720, 304]], [])
     """
-    if mosaic and format != "gtiff":
-        raise UsageError("--mosaic writes a GeoTIFF")
-
     from archive_pipeline.jobs.restore import Selection
     from archive_pipeline.jobs.restore import restore as run
 
@@ -239,6 +245,9 @@ def restore(
         Path(output),
         format=format,
         mosaic=mosaic,
+        resolution=resolution,
+        crs=crs,
+        overwrite=overwrite,
         steps=steps,
         seed=seed,
         device=device,

@@ -165,8 +165,8 @@ def test_other_images_restore(run: Run, own_archive: Path, tmp_path: Path, key: 
     (failed,) = result.json["failed"]
     assert failed["image"] == "beach/DJI_0001.JPG"
     assert "DJI_0001.JPG" in failed["error"]
-    assert len(list(out.iterdir())) == FRAMES - 1
-    only = ("restore", "--archive", own_archive, "-o", out, "--workers", 0)
+    assert len(list((out / "beach").iterdir())) == FRAMES - 1
+    only = ("restore", "--archive", own_archive, "-o", tmp_path / "one", "--workers", 0)
     assert run(*only, "--image", "DJI_0001.JPG").code == 1
     assert run(*only, "--image", "DJI_0002.JPG").code == 0
     listed = run("info", "--archive", own_archive, "--json")

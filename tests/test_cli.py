@@ -52,6 +52,17 @@ def test_heavy_modules_are_imported_late() -> None:
         ("restore", "--bbox", "1", "2", "3"),
         ("restore", "--mosaic", "--format", "png"),
         ("restore", "--steps", "-1"),
+        ("restore", "--bbox-crs", "nonsense"),
+        ("restore", "--bbox-crs", "EPSG:5773", "--bbox", "0", "0", "1", "1"),  # heights
+        ("restore", "--mosaic", "--scheduler", "tcp://127.0.0.1:9"),
+        ("restore", "--mosaic", "--workers", "2"),
+        ("restore", "--mosaic", "--crs", "EPSG:0"),
+        ("restore", "--mosaic", "--crs", "EPSG:4978"),  # metres from the earth's centre
+        ("restore", "--mosaic", "--resolution", "0"),
+        ("restore", "--mosaic", "--resolution", "nan"),
+        ("restore", "--mosaic", "--resolution", "inf"),
+        ("restore", "--resolution", "1"),
+        ("restore", "--crs", "EPSG:3857"),
         ("nonsense",),
     ],
 )

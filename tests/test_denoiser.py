@@ -194,7 +194,7 @@ def test_archives_carry_the_denoiser(
         where = ["--archive", url, "--workers", 0, "--image", IMAGE, "-o", out]
         done = run("restore", *where, "--format", "png", *args)
         assert done.code == 0, done.err
-        return {p.name: p.read_bytes() for p in out.glob("*.png")}
+        return {p.name: p.read_bytes() for p in out.rglob("*.png")}
 
     plain, first = restored("plain"), restored("first", "--steps", 1)
     assert first == restored("again", "--steps", 1, "--seed", 0)

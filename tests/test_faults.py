@@ -242,7 +242,7 @@ def test_schedulers_work_and_when_one_is_lost_a_run_continues(
     files = [Path(file["path"]) for file in restored.json["files"]]
     assert len(files) == 12
     assert {f.name: f.read_bytes() for f in files} == {
-        f.name: f.read_bytes() for f in (tmp_path / "here").iterdir()
+        f.name: f.read_bytes() for f in (tmp_path / "here").rglob("*.tif")
     }
 
 
@@ -251,15 +251,15 @@ def test_restore_survives_its_workers(run: Run, undisturbed: Path, tmp_path: Pat
     out = tmp_path / "out"
     args = ("restore", "--archive", undisturbed, "-o", out, "--workers", 2, "--json")
     restore = start(*args)
-    wait_until(lambda: len(list(out.glob("*.tif"))) >= 2, restore)
+    wait_until(lambda: len(list(out.glob("*/*.tif"))) >= 2, restore)
     workers_of(restore)[0].kill()
     result = finish(restore)
     assert result.code == 0, result.err
     assert len(result.json["files"]) == 12
     here = run("restore", "--archive", undisturbed, "-o", tmp_path / "here", "--workers", 0)
     assert here.code == 0
-    assert {f.name: f.read_bytes() for f in out.iterdir()} == {
-        f.name: f.read_bytes() for f in (tmp_path / "here").iterdir()
+    assert {f.name: f.read_bytes() for f in out.rglob("*.tif")} == {
+        f.name: f.read_bytes() for f in (tmp_path / "here").rglob("*.tif")
     }
 
 
@@ -276,8 +276,9 @@ def test_several_commands_at_once(
         checked = command("check", "--archive", url, "--json")
         assert checked.code == 0, checked.json
         restored = command(
-            "restore", "--archive", url, "-o", tmp_path / "out", "--workers", 0, "--json"
-        )
+            "restore", "--archive", url, "-o", tmp_path / "out", "--workers", 0, "--overwrite",
+            "--json",
+        )  # fmt: skip
         assert restored.code == 0, restored.err
     results = [finish(process) for process in ingests]
     assert [result.code for result in results] == [0, 0, 0], [r.err for r in results]

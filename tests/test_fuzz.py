@@ -372,7 +372,7 @@ def read_archive(url: Path, out: Path) -> None:
         window = Selection(bbox=(-94.7965, 29.284, -94.796, 29.2845))
         for selection in (Selection(images=("DJI_0001.JPG",)), window):
             try:
-                restored = restore(str(url), selection, out, workers=0)
+                restored = restore(str(url), selection, out, overwrite=True, workers=0)
             except ArchiveError:
                 continue
             for file in restored.files:

@@ -98,7 +98,9 @@ def test_flights_sub_folders_and_odd_names(run: Run, flight: Path, tmp_path: Pat
     paths = {Path(f["path"]) for f in result.json["files"]}
     assert len(paths) == 4
     assert all(p.is_file() and out in p.parents for p in paths)
-    one = run("restore", "--archive", url, "--flight", "Ünï 100% 写", "-o", out, "--json")
+    one = run(
+        "restore", "--archive", url, "--flight", "Ünï 100% 写", "-o", tmp_path / "one", "--json"
+    )
     assert [f["image"] for f in one.json["files"]] == ["DJI.JPG"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import rasterio
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.geo.mapping import with_footprint
-from archive_pipeline.jobs import mosaic as mosaic_module
-from archive_pipeline.jobs.mosaic import write_mosaic
+from archive_pipeline.jobs import _composing, mosaic
+from archive_pipeline.jobs.mosaic import EmptyMosaic, write_mosaic
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.store import tile_cache
+from archive_pipeline.store.layout import ArchiveError
 
 UTM = "EPSG:32615"
 X0, Y0 = 300000.0, 3250000.0
@@ -215,7 +217,7 @@ def tiles_of(col: int, row: int, width: int, height: int) -> list[tuple[int, int
 def test_reads_stay_small_and_tiles_are_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mosaic_module, "READ_BYTES", 40_000)
+    monkeypatch.setattr(_composing, "READ_BYTES", 40_000)
     frames = [frame("a", yaw=40, size=(500, 400)), frame("b", east=20, yaw=44, size=(500, 400))]
     write_mosaic(tmp_path / "m.tif", frames)
     for one in frames:
@@ -226,7 +228,7 @@ def test_reads_stay_small_and_tiles_are_read_once(
 
     monkeypatch.undo()
     again = frame("a", yaw=40, size=(1500, 900), pitch=0.02)
-    write_mosaic(tmp_path / "m.tif", [again])
+    write_mosaic(tmp_path / "again.tif", [again])
     counts = np.zeros((900 // 64 + 1, 1500 // 64 + 1), int)
     for col, row, w, h in again.reads:
         counts[row // 64 : -(-(row + h) // 64), col // 64 : -(-(col + w) // 64)] += 1
@@ -254,6 +256,103 @@ def test_coarser_mosaics_average(factor: float, tmp_path: Path) -> None:
     assert error.std() < 14 / int(factor)
 
 
+def test_an_image_within_one_pixel_gives_its_mean(tmp_path: Path) -> None:
+    one = frame("a", east=200_000, north=250_000, yaw=15)
+    tracemalloc.start()
+    try:
+        made = write_mosaic(tmp_path / "m.tif", [one], resolution=1e6)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (made.width, made.height) == (1, 1)
+    pixels, _, _, _ = read_back(tmp_path / "m.tif")
+    np.testing.assert_allclose(pixels[0, 0], one.pixels.mean(axis=(0, 1)), atol=1)
+    with pytest.raises(OutputError, match="coarser resolution"):
+        write_mosaic(tmp_path / "n.tif", [one], resolution=1e-300)
+
+
+def test_memory_does_not_grow_with_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosaic, "THREADS", 1)
+    monkeypatch.setattr(tile_cache, "CACHE_BYTES", 1 << 20)
+
+    def peak(count: int) -> int:
+        base = frame("a", size=(560, 560))
+        stack = []
+        for n in range(count):
+            moved = frame("a", east=n % 2 - 0.5, north=0.001 * n, size=(560, 560)).source.georef
+            source = dataclasses.replace(base.source, id=f"{n:03}", georef=moved)
+            stack.append(dataclasses.replace(base, source=source))
+        tracemalloc.start()
+        try:
+            box = (X0 - 25, Y0 - 25, X0 + 25, Y0 + 25)
+            write_mosaic(tmp_path / f"{count}.tif", stack, box, UTM)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    # Distances alone would take another 1 MB a frame.
+    assert peak(40) < peak(8) + (12 << 20)
+
+
+class Damaged(Frame):
+    """A frame that cannot be read below a row."""
+
+    first_row = 0
+
+    def read(self, window: Window) -> npt.NDArray[Any]:
+        if window[1] + window[3] > self.first_row:
+            raise ArchiveError(f"{self.source.id}: damaged tile")
+        return super().read(window)
+
+
+@pytest.mark.parametrize("first_row", [0, 900])
+def test_a_damaged_image_gives_nothing(first_row: int, tmp_path: Path) -> None:
+    size: Any = {"size": (1800, 1400), "pitch": 0.05}
+    good = frame("a", yaw=20, **size)
+    bad = Damaged(**vars(frame("b", east=40, shift=30, **size)))
+    bad.first_row = first_row
+    box = (X0 - 28, Y0 - 22, X0 + 28, Y0 + 22)  # 3 x 2 blocks, all of which `good` covers
+    write_mosaic(tmp_path / "alone.tif", [good], box, UTM, resolution=0.05)
+    found: list[tuple[Any, str]] = []
+    made = write_mosaic(
+        tmp_path / "m.tif", [good, bad], box, UTM, resolution=0.05,
+        damaged=lambda one, why: found.append((one, str(why))),
+    )  # fmt: skip
+    assert found == [(bad, "b: damaged tile")]
+    assert made.used == ("a",)
+    for got, want in zip(
+        read_back(tmp_path / "m.tif"), read_back(tmp_path / "alone.tif"), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+    assert bool(bad.reads) == bool(first_row)  # it was in blocks that were written already
+    with pytest.raises(ArchiveError, match="damaged tile"):
+        write_mosaic(tmp_path / "x.tif", [good, bad], box, UTM)
+    with pytest.raises(EmptyMosaic, match="no image has valid pixels"):
+        write_mosaic(tmp_path / "x.tif", [bad], box, UTM, damaged=lambda raster, error: None)
+    assert not (tmp_path / "x.tif").exists()
+
+
+def test_an_image_that_cannot_be_placed_is_left_out(tmp_path: Path) -> None:
+    flat = frame("flat")
+    georef = dataclasses.replace(flat.source.georef, transform=(0.0, 0.0, X0, 0.0, 0.0, Y0))
+    unknown = dataclasses.replace(flat.source.georef, crs="EPSG:0")
+    far = frame("far")
+    place = dataclasses.replace(far.source.georef, transform=(1e9, 0.0, 0.0, 0.0, -1e9, 0.0))
+    images = [
+        frame("a"),
+        dataclasses.replace(flat, source=dataclasses.replace(flat.source, georef=georef)),
+        dataclasses.replace(flat, source=dataclasses.replace(flat.source, georef=unknown)),
+        dataclasses.replace(far, source=dataclasses.replace(far.source, georef=place)),
+    ]
+    found: list[str] = []
+    made = write_mosaic(
+        tmp_path / "m.tif", images, out_crs="EPSG:3857", resolution=1,
+        damaged=lambda raster, error: found.append(raster.source.id),
+    )  # fmt: skip
+    assert made.used == ("a",)
+    assert sorted(found) == ["far", "flat", "flat"]
+
+
 def test_four_corner_frames_in_another_crs(tmp_path: Path) -> None:
     frames = [frame("a", yaw=33, gcps=True), frame("b", east=5, yaw=3, crs="EPSG:4326")]
     result = write_mosaic(tmp_path / "m.tif", frames)
@@ -267,7 +366,7 @@ def test_utm_zone_and_pixel_size_follow_from_the_images(tmp_path: Path) -> None:
     result = write_mosaic(tmp_path / "m.tif", [frame("a", crs="EPSG:4326")])
     assert result.crs == UTM
     assert result.transform[0] == pytest.approx(0.1, rel=1e-3)
-    result = write_mosaic(tmp_path / "m.tif", [frame("a")], out_crs="EPSG:3857", resolution=0.25)
+    result = write_mosaic(tmp_path / "n.tif", [frame("a")], out_crs="EPSG:3857", resolution=0.25)
     assert result.crs == "EPSG:3857"
     assert result.transform[0] == 0.25
 

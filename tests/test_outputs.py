@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import itertools
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.outputs import writers as outputs
 from archive_pipeline.outputs.paths import OutputError, output_path
+from archive_pipeline.outputs.publish import existing, is_inside, publish
 from archive_pipeline.outputs.writers import read_windows, write_gtiff, write_jpeg, write_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -310,6 +314,98 @@ def test_failure_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
     assert out.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("taken", ["x.jpg", "x.jpg.aux.xml", "x.jgw"])
+def test_what_is_there_stays(taken: str, tmp_path: Path) -> None:
+    source = SOURCES["rgb"](tmp_path)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / taken).write_text("somebody's")
+    with pytest.raises(OutputError, match=f"{taken} is already there"):
+        write_jpeg(folder / "x.jpg", whole(source))
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {taken: "somebody's"}
+    seen = existing(folder / "x.jpg")
+    write_jpeg(folder / "x.jpg", whole(source), seen)
+    assert sorted(os.listdir(folder)) == ["x.jgw", "x.jpg", "x.jpg.aux.xml"]
+    assert b"somebody" not in (folder / taken).read_bytes()
+    # What came since it was looked at is another file.
+    written = {p.name: p.read_bytes() for p in folder.iterdir()}
+    flipped = whole(source, change=lambda pixels: 255 - pixels)
+    with pytest.raises(OutputError, match="is already there"):
+        write_jpeg(folder / "x.jpg", flipped, seen)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == written
+
+
+def no_links(source: object, target: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_at_once_one_wins(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:  # as on FAT
+        monkeypatch.setattr(os, "link", no_links)
+    for number in range(40):
+        path = tmp_path / "out" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        start = threading.Barrier(4)
+
+        def attempt(writer: int, path: Path = path, start: threading.Barrier = start) -> bool:
+            folder = tmp_path / path.stem / str(writer)
+            folder.mkdir(parents=True)
+            for name in ("final.jpg", "final.jpg.aux.xml", "final.jgw"):
+                (folder / name).write_text(f"by {writer}" * 999)
+            start.wait()
+            try:
+                publish(folder / "final.jpg", path)
+            except OutputError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as pool:
+            won = [writer for writer, done in enumerate(pool.map(attempt, range(4))) if done]
+        assert len(won) == 1
+        found = [p.read_text() for p in path.parent.glob(f"{number}.*")]
+        assert found == 3 * [f"by {won[0]}" * 999]
+
+
+def test_the_same_bytes_count_as_written(tmp_path: Path) -> None:
+    source = SOURCES["rgb"](tmp_path)
+    write_png(tmp_path / "x.png", whole(source))
+    before = (tmp_path / "x.png").stat()
+    write_png(tmp_path / "x.png", whole(source))
+    after = (tmp_path / "x.png").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    source = SOURCES["rgb"](tmp_path)
+    (tmp_path / "real.tif").write_bytes(b"real")
+    (tmp_path / "x.tif").symlink_to("real.tif")
+    (tmp_path / "y.tif").symlink_to("nowhere.tif")
+    for name in ("x.tif", "y.tif"):
+        with pytest.raises(OutputError, match=f"{name} is already there"):
+            write_gtiff(tmp_path / name, whole(source))
+        write_gtiff(tmp_path / name, whole(source), existing(tmp_path / name))
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "real.tif").read_bytes() == b"real"
+    assert not (tmp_path / "nowhere.tif").exists()
+    (tmp_path / "z.tif").mkdir()
+    with pytest.raises(OutputError, match=r"z\.tif is there and is no file"):
+        existing(tmp_path / "z.tif")
+
+
+def test_inside_is_told_through_links(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("home/a")
+    (tmp_path / "loop").symlink_to("loop")
+    for inside in (home, home / "a/b/c", tmp_path / "link", tmp_path / "link/none/x"):
+        assert is_inside(inside, home)
+    for outside in (tmp_path, tmp_path / "home2", home / "../x", tmp_path / "loop" / "x"):
+        assert not is_inside(outside, home)
+
+
 def test_unwritable_folder_is_an_output_error(tmp_path: Path) -> None:
     source = make_tiff(tmp_path / "a.tif", noise(3))
     with pytest.raises(OutputError, match=r"x\.tif: File exists"):
@@ -414,7 +510,7 @@ def test_a_file_without_position_loses_old_sidecars(tmp_path: Path) -> None:
     out = tmp_path / "x.jpg"
     write_jpeg(out, whole(SOURCES["rgb"](tmp_path)))
     assert (tmp_path / "x.jgw").exists()
-    write_jpeg(out, whole(SOURCES["no_position"](tmp_path)))
+    write_jpeg(out, whole(SOURCES["no_position"](tmp_path)), existing(out))
     assert not (tmp_path / "x.jgw").exists()
     assert not (tmp_path / "x.jpg.aux.xml").exists()
 
@@ -513,10 +609,11 @@ HOSTILE = [
 def test_output_paths_stay_inside_and_apart(suffix: str, tmp_path: Path) -> None:
     seen: dict[Path, object] = {}
     windows = [((0, 0, 8, 8), True), ((0, 0, 8, 8), False), ((0, 8, 8, 8), False)]
-    for image_id, (window, full) in itertools.product(HOSTILE, windows):
-        path = output_path(tmp_path, image_id, window, full, suffix)
-        assert path not in seen, (image_id, seen.get(path))
-        seen[path] = image_id, window
+    names = [("beach", name) for name in HOSTILE] + [(name, "a.jpg") for name in HOSTILE]
+    for (flight, image_id), (window, full) in itertools.product(names, windows):
+        path = output_path(tmp_path, flight, image_id, window, full, suffix)
+        assert path not in seen, (flight, image_id, seen.get(path))
+        seen[path] = flight, image_id, window
         assert path.resolve().is_relative_to(tmp_path.resolve())
         assert path != tmp_path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -526,12 +623,18 @@ def test_output_paths_stay_inside_and_apart(suffix: str, tmp_path: Path) -> None
 
 def test_output_paths_of_honest_ids(tmp_path: Path) -> None:
     name = "a/DJI_0001.JPG"
-    window = (5, 6, 70, 80)
-    assert output_path(tmp_path, name, window, True, ".jpg") == tmp_path / name
-    assert output_path(tmp_path, name, window, True, ".tif") == tmp_path / "a/DJI_0001.JPG.tif"
-    expected = tmp_path / "a/DJI_0001.JPG@5,6,70x80.tif"
-    assert output_path(tmp_path, name, window, False, ".tif") == expected
-    assert output_path(tmp_path, "o.tif", window, False, ".tif") == tmp_path / "o@5,6,70x80.tif"
+    window, flight = (5, 6, 70, 80), tmp_path / "beach"
+
+    def path(image_id: str, full: bool, suffix: str) -> Path:
+        return output_path(tmp_path, "beach", image_id, window, full, suffix)
+
+    assert path(name, True, ".jpg") == flight / name
+    assert path(name, True, ".tif") == flight / "a/DJI_0001.JPG.tif"
+    assert path(name, False, ".tif") == flight / "a/DJI_0001.JPG@5,6,70x80.tif"
+    assert path("o.tif", False, ".tif") == flight / "o@5,6,70x80.tif"
+    # The images of a flight lie together, however long its name is.
+    long = [output_path(tmp_path, "x" * 999, name, window, True, ".tif") for name in ("a", "b")]
+    assert len({one.parent for one in long}) == 1
 
 
 def test_per_dataset_mask_is_internal(tmp_path: Path) -> None:

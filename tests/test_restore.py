@@ -86,13 +86,14 @@ def test_a_box_comes_back_with_its_window(
         ((1, 2, 1, 3), "EPSG:4326"),
         ((2, 1, 1, 3), "EPSG:4326"),
         ((float("nan"), 1, 2, 3), "EPSG:4326"),
+        ((0, 0, float("inf"), 1), "EPSG:32615"),
         ((0, 0, 1, 1), "EPSG:0"),
         ((0, 0, 1, 1), "nonsense"),
     ],
 )
 def test_boxes_that_are_none(run: Run, archive: Path, tmp_path: Path, box: tuple, crs: str) -> None:
     result = run("restore", "--archive", archive, "--bbox", *box, "--bbox-crs", crs, "-o", tmp_path)
-    assert result.code in (1, 2)
+    assert result.code == 2
     assert len(result.err.strip().splitlines()[-1]) < 300
     assert not list(tmp_path.iterdir())
 
@@ -178,7 +179,7 @@ def test_every_exif_and_xmp_tag_comes_back(
         "restore", "--archive", archive, "--format", "jpeg", "-o", tmp_path, "--workers", 0
     )
     assert result.code == 0, result.err
-    before, after = tags(flight), tags(tmp_path)
+    before, after = tags(flight), tags(tmp_path / flight.name)
     assert len(before) == FRAMES
     assert all(any(k.startswith("XMP-drone-dji:") for k in f) for f in before.values())
     assert after == before

@@ -37,16 +37,17 @@ def test_every_writer_leaves_the_mark(tmp_path: Path) -> None:
         write(path, whole(source))
         assert is_restored(path)
         # Names do not matter; a restored copy of a restored file has the mark once.
-        write(tmp_path / "twice", whole(read_source(path, "a")))
-        assert is_restored(tmp_path / "twice")
-        assert (tmp_path / "twice").read_bytes().count(MARK) == 1
+        twice = tmp_path / f"twice as {suffix[1:]}"
+        write(twice, whole(read_source(path, "a")))
+        assert is_restored(twice)
+        assert twice.read_bytes().count(MARK) == 1
     for make in (rgba, palette, gcps):
         source = make(tmp_path)
         assert not is_restored(Path(source.path))
-        write_gtiff(tmp_path / "b.tif", whole(source))
-        write_png(tmp_path / "b.png", whole(source))
-        assert is_restored(tmp_path / "b.tif")
-        assert is_restored(tmp_path / "b.png")
+        for write in (write_gtiff, write_png):
+            path = tmp_path / f"{source.id} by {write.__name__}"
+            write(path, whole(source))
+            assert is_restored(path)
     write_mosaic(tmp_path / "mosaic.tif", [frame("a")])
     assert is_restored(tmp_path / "mosaic.tif")
 

@@ -52,6 +52,20 @@ from archive_pipeline.commands._options import (
     help="Cloud Optimized GeoTIFF, JPEG with the original EXIF and XMP, or PNG.",
 )
 @click.option("--mosaic", is_flag=True, help="One north-up GeoTIFF of all images.")
+@click.option(
+    "--resolution",
+    type=float,
+    metavar="METRES",
+    help="Pixel size of the mosaic, in units of its CRS.  [default: the finest image's]",
+)
+@click.option(
+    "--crs",
+    metavar="CRS",
+    help="CRS of the mosaic.  [default: the projected one of most images, or --bbox-crs, or UTM]",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Replace files that are there, but never archived originals."
+)
 @decoding
 @parallel
 @common
@@ -67,6 +81,9 @@ def restore(
     output: Path,
     file_format: str,
     mosaic: bool,
+    resolution: float | None,
+    crs: str | None,
+    overwrite: bool,
     steps: int,
     seed: int,
     device: str,
@@ -75,12 +92,16 @@ def restore(
 ) -> None:
     """Write images, or the part of them inside a bounding box, as georeferenced files.
 
-    A window keeps the image's own pixel grid: a frame flown askew keeps its rotated transform.
-    --mosaic resamples all of them to one north-up raster. Exit code 3: some images failed.
-    """
-    if mosaic and file_format != "gtiff":
-        raise click.UsageError("--mosaic writes a GeoTIFF")
+    They go to OUTPUT/FLIGHT/IMAGE, a mosaic to OUTPUT/mosaic.tif. A window keeps the image's own
+    pixel grid: a frame flown askew keeps its rotated transform. --mosaic resamples all of them to
+    one north-up raster, in this process.
 
+    A file that is there already stays, and its image counts as failed; --overwrite replaces it. An
+    archived original is never replaced, and nothing is written inside the archive.
+
+    Exit code 3: some images failed, each named with its reason, and others were written. 1: none
+    was written. 0 also where nothing in the archive matches: no file is written then.
+    """
     from archive_pipeline.jobs.restore import Selection
     from archive_pipeline.jobs.restore import restore as run
 
@@ -92,6 +113,9 @@ def restore(
             output,
             format=file_format,
             mosaic=mosaic,
+            crs=crs,
+            resolution=resolution,
+            overwrite=overwrite,
             steps=steps,
             seed=seed,
             device=device,

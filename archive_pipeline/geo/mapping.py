@@ -258,6 +258,13 @@ def crs_transformer(source: str, target: str) -> Transformer:
         raise ValueError(f"no transformation from {source} to {target}") from error
 
 
+def check_crs(text: str) -> None:
+    """Raise ``ValueError`` unless pyproj knows the CRS and it says where on a map a point lies."""
+    if not (_crs(text).is_projected or _crs(text).is_geographic):
+        raise ValueError(f"{text!r} is no projected or geographic reference system")
+    crs_transformer("EPSG:4326", text)
+
+
 def _outline(georef: Georef, cols: Array, rows: Array, crs: str) -> tuple[Array, Array]:
     """Carry pixel coordinates to ``crs``; ``ValueError`` where that gives no finite position."""
     if georef.crs is None:

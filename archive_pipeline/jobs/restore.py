@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from archive_pipeline.codec.settings import Settings
+from archive_pipeline.errors import UsageError
+from archive_pipeline.flight.raster import Raster
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Georef, Window
-from archive_pipeline.geo.mapping import bbox_to_window, check_bbox, window_transform
+from archive_pipeline.geo.mapping import bbox_to_window, check_bbox, check_crs, window_transform
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs.mosaic import write_mosaic
+from archive_pipeline.jobs._targets import Targets
+from archive_pipeline.jobs.mosaic import EmptyMosaic, check_grid, write_mosaic
 from archive_pipeline.outputs import writers as outputs
 from archive_pipeline.outputs.paths import OutputError, output_path
+from archive_pipeline.outputs.publish import Stamps
 from archive_pipeline.stages import stage, summed, timed
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -78,7 +82,21 @@ class RestoreTask:
     entry: ImageEntry
     window: Window
     path: Path
+    replace: Stamps
     format: str
+    device: str
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class MosaicTask:
+    """One mosaic to write."""
+
+    path: Path
+    selection: Selection
+    crs: str | None
+    resolution: float | None
     device: str
     steps: int
     seed: int
@@ -169,6 +187,9 @@ def restore(
     *,
     format: str = "gtiff",
     mosaic: bool = False,
+    crs: str | None = None,
+    resolution: float | None = None,
+    overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
     device: str = "auto",
@@ -178,74 +199,166 @@ def restore(
 ) -> RestoreReport:
     """Write what a selection means below `output`, an image that fails being reported.
 
+    Images go to `output`/flight/image, a mosaic to `output`/mosaic.tif. A file that is there
+    already stays, and the image fails.
+
     Args:
-        format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF, `output`/mosaic.tif.
+        format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF.
+        mosaic: one raster of all images, made by this process.
+        crs, resolution: of the mosaic, see `write_mosaic`.
+        overwrite: replace files that are there, but never an archived original.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
+        scheduler, workers: see `cluster.connect`.
         progress: called after each image, or each block of a mosaic, with their number.
 
     Raises:
+        UsageError: the bounding box, a CRS or the resolution is invalid, or a mosaic shall be
+            made by a scheduler or other processes.
         ArchiveError: the archive cannot be used, or a name is not in it.
-        ValueError: the bounding box or its CRS is invalid.
-        OutputError: a mosaic cannot be written.
+        OutputError: `output` is inside the archive, or a mosaic cannot be written.
         ClusterError: there is no such scheduler, or it was lost.
     """
     started = time.monotonic()
+    _check_usage(selection, format, mosaic, crs, resolution, scheduler, workers)
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url, output = absolute(archive_url), output.absolute()
     archive = Archive.open(archive_url)
+    targets = Targets(archive, output, overwrite)
     chosen, failed = select(archive, selection)
+    report = RestoreReport([], failed, [], 0.0)
     if mosaic:
-        from archive_pipeline.codec.models import find_device
+        task = MosaicTask(output / MOSAIC_NAME, selection, crs, resolution, device, steps, seed)
+        if chosen:
+            _restore_mosaic(archive, chosen, task, targets, report, progress)
+    else:
+        tasks = []
+        for entry, window in chosen:
+            full = window == (0, 0, entry.record["width"], entry.record["height"])
+            path = output_path(output, entry.flight, entry.id, window, full, SUFFIXES[format])
+            try:
+                replace = targets.claim(path)
+            except OutputError as error:
+                failed.append(_failure(entry, error))
+                continue
+            place = (window, path, replace, format)
+            tasks.append(RestoreTask(archive_url, entry, *place, device, steps, seed))
+        # a window is decoded sooner than a worker process has started
+        local = 0 if selection.bbox is not None and workers is None else workers
+        _restore_images(archive_url, tasks, scheduler, local, report, progress)
+    report.seconds = time.monotonic() - started
+    return report
 
-        settings = Settings(find_device(device), steps, seed)
-        if steps:
-            for entry, _ in chosen:
-                archive.require_denoiser(entry)
-        views = (View(ArchivedImage(archive, entry, settings), window) for entry, window in chosen)
-        path = output / MOSAIC_NAME
-        made = write_mosaic(path, views, selection.bbox, selection.bbox_crs, progress=progress)
-        file = {
-            "path": str(path),
-            "image": list(made.used),
-            "window": [0, 0, made.width, made.height],
-            "crs": made.crs,
-            "transform": list(made.transform),
-        }
-        return RestoreReport([file], failed, list(made.skipped), time.monotonic() - started)
 
-    repeated = len({e.flight for e, _ in chosen}) > 1
-    tasks = []
-    for entry, window in chosen:
-        full = window == (0, 0, entry.record["width"], entry.record["height"])
-        name = f"{entry.flight}/{entry.id}" if repeated else entry.id
-        path = output_path(output, name, window, full, SUFFIXES[format])
-        tasks.append(RestoreTask(archive_url, entry, window, path, format, device, steps, seed))
-    files: list[dict[str, Any]] = []
-    spent_by_task: list[dict[str, float]] = []
-    # a window is decoded sooner than a worker process has started
-    local = 0 if selection.bbox is not None and workers is None else workers
+def _check_usage(
+    selection: Selection,
+    format: str,
+    mosaic: bool,
+    crs: str | None,
+    resolution: float | None,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Raise `UsageError` for what makes no sense, before anything is opened."""
+    if mosaic and format != "gtiff":
+        raise UsageError("--mosaic writes a GeoTIFF")
+    if mosaic and (scheduler is not None or workers):
+        raise UsageError("--mosaic is made by this process: leave out --scheduler and --workers")
+    if not mosaic and (resolution is not None or crs is not None):
+        raise UsageError("--resolution and --crs are a mosaic's: they need --mosaic")
+    try:
+        check_crs(selection.bbox_crs)
+        if selection.bbox is not None:
+            check_bbox(selection.bbox, selection.bbox_crs)
+        check_grid(crs, resolution)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _restore_images(
+    archive_url: str,
+    tasks: list[RestoreTask],
+    scheduler: str | None,
+    workers: int | None,
+    report: RestoreReport,
+    progress: Callable[[int], None],
+) -> None:
+    """Write images on workers and report them."""
     if in_process_only(archive_url):
-        local = 0
+        workers = 0
         if scheduler is not None:
             raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
-    with cluster.connect(scheduler, local, len(tasks), device) as pool:
+    if not tasks:
+        return
+    spent_by_task: list[dict[str, float]] = []
+    with cluster.connect(scheduler, workers, len(tasks), tasks[0].device) as pool:
         for task, result in pool.run(restore_image, tasks):
             if isinstance(result, BaseException):
-                name = f"{task.entry.flight}/{task.entry.id}"
-                text = f"{name}: {type(result).__name__}: {result}"
-                if isinstance(result, (ArchiveError, OutputError)):
-                    text = str(result)
-                elif isinstance(result, cluster.WorkerDied):
-                    text = f"{name}: {result}"
-                failed.append({"image": name, "error": " ".join(text.split())})
+                report.failed.append(_failure(task.entry, result))
             else:
                 file, spent = result
-                files.append(file)
+                report.files.append(file)
                 spent_by_task.append(spent)
             progress(len(tasks))
-    files.sort(key=lambda f: f["path"])
-    return RestoreReport(files, failed, [], time.monotonic() - started, summed(spent_by_task))
+    report.files.sort(key=lambda f: f["path"])
+    report.stages = summed(spent_by_task)
+
+
+def _failure(entry: ImageEntry, error: BaseException) -> dict[str, str]:
+    name = f"{entry.flight}/{entry.id}"
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ArchiveError | OutputError | cluster.WorkerDied):
+        text = str(error)  # says all there is to say
+    if not text.startswith(f"{name}: "):
+        text = f"{name}: {text.removeprefix(f'{entry.id}: ')}"
+    return {"image": name, "error": " ".join(text.split())}
+
+
+def _restore_mosaic(
+    archive: Archive,
+    chosen: list[tuple[ImageEntry, Window]],
+    task: MosaicTask,
+    targets: Targets,
+    report: RestoreReport,
+    progress: Callable[[int], None],
+) -> None:
+    """Write a mosaic and report it, with the images that are left out because they are damaged."""
+    from archive_pipeline.codec.models import find_device
+
+    replace = targets.claim(task.path)
+    settings = Settings(find_device(task.device), task.steps, task.seed)
+    views: list[View] = []
+    for entry, window in chosen:
+        view = View(ArchivedImage(archive, entry, settings), window)
+        try:
+            if task.steps:
+                archive.require_denoiser(entry)
+            _ = view.source  # read here, where damage concerns this image alone
+            views.append(view)
+        except ArchiveError as error:
+            report.failed.append(_failure(entry, error))
+
+    def leave_out(raster: Raster, error: Exception) -> None:
+        assert isinstance(raster, View)
+        report.failed.append(_failure(raster.image.entry, error))
+
+    box = task.selection.bbox, task.selection.bbox_crs
+    grid = task.crs, task.resolution
+    try:
+        made = write_mosaic(task.path, views, *box, *grid, progress, leave_out, replace)
+    except EmptyMosaic:
+        if not report.failed:
+            raise
+        return
+    file = {
+        "path": str(task.path),
+        "image": list(made.used),
+        "window": [0, 0, made.width, made.height],
+        "crs": made.crs,
+        "transform": list(made.transform),
+    }
+    report.files.append(file)
+    report.skipped += made.skipped
 
 
 def restore_image(task: RestoreTask) -> tuple[dict[str, Any], dict[str, float]]:
@@ -267,7 +380,7 @@ def _write(task: RestoreTask) -> dict[str, Any]:
     if task.steps:
         archive.require_denoiser(task.entry)
     view = View(ArchivedImage(archive, task.entry, settings), task.window)
-    WRITERS[task.format](task.path, view)
+    WRITERS[task.format](task.path, view, task.replace)
     georef = window_transform(Georef.from_json(task.entry.record["georef"]), task.window)
     return {
         "path": str(task.path),

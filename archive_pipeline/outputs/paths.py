@@ -1,17 +1,11 @@
-"""Where restored files go: names that stay inside the output folder, files that appear whole."""
+"""Where restored files go: names that stay inside the output folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import rasterio
-from rasterio.errors import RasterioError
 
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
@@ -33,17 +27,21 @@ class OutputError(ArchivePipelineError):
     """An image that cannot be written as asked; the message is one line and names the image."""
 
 
-def output_path(directory: Path, image_id: str, window: Window, full: bool, suffix: str) -> Path:
-    """Return where to write an image: always inside ``directory``, whatever the id holds.
+def output_path(
+    directory: Path, flight: str, image_id: str, window: Window, full: bool, suffix: str
+) -> Path:
+    """Return where to write an image: always inside ``directory``, whatever the names hold.
 
-    ``a/DJI_0001.JPG`` becomes ``a/DJI_0001.JPG`` as JPEG and ``a/DJI_0001.JPG.tif`` as GeoTIFF;
-    windows get ``@col,row,widthxheight`` before the suffix.  Different ids and windows never share
-    a path (up to case and Unicode normalisation on file systems that fold them): characters that
-    are special in paths on any common system become ``%XX``, as do ``%`` and ``@`` themselves,
-    and overlong names end in a digest of the id.
+    ``a/DJI_0001.JPG`` of the flight ``beach`` becomes ``beach/a/DJI_0001.JPG`` as JPEG and
+    ``beach/a/DJI_0001.JPG.tif`` as GeoTIFF; windows get ``@col,row,widthxheight`` before the
+    suffix.  Different flights, ids and windows never share a path (up to case and Unicode
+    normalisation on file systems that fold them): characters that are special in paths on any
+    common system become ``%XX``, as do ``%`` and ``@`` themselves, and overlong names end in a
+    digest.
 
     Args:
         directory: the output directory; it need not exist.
+        flight: the flight's id, the name of a folder; not trusted.
         image_id: the image's id, folders separated by ``/``; not trusted.
         window: ``(col, row, width, height)``.
         full: whether the window is the whole image.
@@ -59,47 +57,25 @@ def output_path(directory: Path, image_id: str, window: Window, full: bool, suff
         # "a.tif" keeps its name, so "a" must not take it.
         stem = name
         ending = ("" if extension.lower() in _IMAGE_SUFFIXES else "@") + tag + suffix
-    digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    # "%-" and a lone "%" are never the result of escaping, hence cannot collide with a name.
-    parts = [_escape(part) or "%" for part in folders]
-    parts = [
-        f"{p[: NAME_BYTES // 4]}%-{digest}" if len(p.encode()) > NAME_BYTES else p for p in parts
-    ]
-    stem = _escape(stem)
-    if len(stem.encode()) > NAME_BYTES:
-        stem = f"{stem[: NAME_BYTES // 4]}%-{digest}"
+    parts = [_part(folder, folder) for folder in (flight, *folders)]
     if sum(len(part.encode()) + 1 for part in parts) > PATH_BYTES:
-        parts, stem = [], f"{stem[: NAME_BYTES // 4]}%-{digest}"
+        parts, stem = parts[:1], f"{_escape(stem)[: NAME_BYTES // 4]}%-{_digest(image_id)}"
+    else:
+        stem = _part(stem, image_id)
     return directory.joinpath(*parts, stem + ending)
 
 
-@contextmanager
-def workdir(path: Path) -> Iterator[Path]:
-    """Make a hidden folder beside ``path``, removed afterwards; failures become `OutputError`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=".restore-", dir=path.parent) as folder,
-            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        ):
-            yield Path(folder)
-    except (OSError, RasterioError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OutputError(f"{path}: {' '.join(reason.split())}") from error
+def _part(name: str, whole: str) -> str:
+    """One component of a path; an overlong one is told apart by the digest of ``whole``."""
+    escaped = _escape(name)
+    if len(escaped.encode()) > NAME_BYTES:
+        return f"{escaped[: NAME_BYTES // 4]}%-{_digest(whole)}"
+    # "%-" and a lone "%" are never the result of escaping, hence cannot collide with a name.
+    return escaped or "%"
 
 
-def publish(final: Path, path: Path) -> None:
-    """Move a finished file and its sidecars into place, the file itself last."""
-    sidecars = [(Path(f"{final}.aux.xml"), Path(f"{path}.aux.xml"))]
-    if final.suffix == ".jpg":
-        sidecars.append((final.with_suffix(".jgw"), path.with_suffix(".jgw")))
-    for new, old in sidecars:
-        if new.exists():
-            os.replace(new, old)
-        else:
-            # One from an earlier run would lie about the new file.
-            old.unlink(missing_ok=True)
-    os.replace(final, path)
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _escape(name: str) -> str:

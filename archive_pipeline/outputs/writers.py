@@ -1,8 +1,9 @@
 """Writing restored pixels as Cloud Optimized GeoTIFF, JPEG or PNG.
 
 Every writer works in a hidden folder beside its output and moves the finished file into place, so
-a killed restore leaves no half file under a final name.  GeoTIFF and PNG are streamed block by
-block and may be far larger than memory; a JPEG is composed in memory.
+a killed restore leaves no half file under a final name; a file that is there already stays.
+GeoTIFF and PNG are streamed block by block and may be far larger than memory; a JPEG is composed
+in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from archive_pipeline.outputs._documents import (
     set_dimensions,
 )
 from archive_pipeline.outputs._sidecar import MADE_NAMESPACES, auxiliary_xml
-from archive_pipeline.outputs.paths import OutputError, publish, workdir
+from archive_pipeline.outputs.paths import OutputError
+from archive_pipeline.outputs.publish import NOTHING, Stamps, publish, workdir
 
 COG_BLOCK = 512  # pixels a side
 READ_PIXELS = 1 << 23
@@ -73,7 +75,7 @@ _COG = {
 _MARKED = "COM", MARK
 
 
-def write_gtiff(path: Path, raster: Raster) -> None:
+def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     """Write a lossless Cloud Optimized GeoTIFF.
 
     Georeference (transform, GCPs or RPCs, moved to the window), band descriptions, units, scales
@@ -91,9 +93,10 @@ def write_gtiff(path: Path, raster: Raster) -> None:
     Args:
         path: the output file; its folder is created.
         raster: the pixels.
+        replace: what may be replaced, see `publish`.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or another is there.
     """
     source = raster.source
     embedded = embedded_documents(source)
@@ -102,13 +105,13 @@ def write_gtiff(path: Path, raster: Raster) -> None:
         profile["source_icc_profile"] = base64.b64encode(embedded.icc).decode()
     # GDAL's COG driver leaves namespaces of the user's own behind.
     pam = auxiliary_xml(Georef(), source.tags, source.band_tags)
-    with cog_writer(path, profile, source.colormap is not None, pam) as stage:
+    with cog_writer(path, profile, source.colormap is not None, pam, replace) as stage:
         exif = {k: v for k, v in exif_tags(embedded.exif).items() if k not in stage.tags()}
         _write_tags(stage, {"": exif, "xml:XMP": {"": embedded.xmp.decode("utf-8", "replace")}})
         _stage(stage, raster)
 
 
-def write_png(path: Path, raster: Raster) -> None:
+def write_png(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     """Write a PNG of 8 or 16 bits: grey, RGB or palette, with the mask as alpha.
 
     ICC, EXIF and XMP go into PNG's own chunks; georeference and tags into GDAL's ``.aux.xml``
@@ -117,10 +120,11 @@ def write_png(path: Path, raster: Raster) -> None:
     Args:
         path: the output file; its folder is created.
         raster: the pixels.
+        replace: what may be replaced, see `publish`.
 
     Raises:
         OutputError: the image is not uint8 or uint16 with 1 or 3 colour bands, has a palette
-            together with a mask, or the file cannot be written.
+            together with a mask, the file cannot be written, or another is there.
     """
     source = raster.source
     if source.dtype not in ("uint8", "uint16"):
@@ -142,10 +146,10 @@ def write_png(path: Path, raster: Raster) -> None:
         pam = Path(f"{plain}.aux.xml")
         if pam.exists():
             pam.rename(f"{final}.aux.xml")
-        publish(final, path)
+        publish(final, path, replace)
 
 
-def write_jpeg(path: Path, raster: Raster, quality: int = 95) -> None:
+def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: int = 95) -> None:
     """Write a baseline JPEG (4:4:4) that carries the original file's metadata.
 
     For a whole image the original segments come back byte for byte, with the EXIF thumbnail made
@@ -160,11 +164,13 @@ def write_jpeg(path: Path, raster: Raster, quality: int = 95) -> None:
     Args:
         path: the output file; its folder is created.
         raster: the pixels; the whole window is held in memory.
+        replace: what may be replaced, see `publish`.
         quality: libjpeg's quality, 1 to 100.
 
     Raises:
         OutputError: the image is not uint8 with 1 or 3 bands, has a palette, pixels that are not
-            fully opaque or more than 65535 pixels on a side, or the file cannot be written.
+            fully opaque or more than 65535 pixels on a side, the file cannot be written, or
+            another is there.
     """
     source, (col, row, width, height) = raster.source, raster.window
     if source.dtype != "uint8" or source.bands not in (1, 3) or source.colormap is not None:
@@ -198,7 +204,7 @@ def write_jpeg(path: Path, raster: Raster, quality: int = 95) -> None:
             a, b, c_, d, e, f = georef.transform
             centre = (a, d, b, e, c_ + (a + b) / 2, f + (d + e) / 2)
             (work / "final.jgw").write_text("".join(f"{value!r}\n" for value in centre))
-        publish(final, path)
+        publish(final, path, replace)
 
 
 @contextmanager
@@ -207,6 +213,7 @@ def cog_writer(
     profile: dict[str, Any],
     palette: bool = False,
     pam: str = "",
+    replace: Stamps = NOTHING,
 ) -> Iterator[DatasetWriter]:
     """Give a staging dataset to fill; on leaving, make it a Cloud Optimized GeoTIFF at ``path``.
 
@@ -218,9 +225,10 @@ def cog_writer(
         profile: rasterio's creation profile: size, count, dtype, georeference, photometric, ...
         palette: pixel values are classes: overviews pick pixels rather than average them.
         pam: text of GDAL's ``.aux.xml`` beside the output; none where empty.
+        replace: what may be replaced, see `publish`.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or another is there.
     """
     with workdir(path) as work:
         staged, final = work / "stage.tif", work / "final.tif"
@@ -238,7 +246,7 @@ def cog_writer(
         rasterio.shutil.copy(staged, final, predictor=predictor, **_COG)
         if pam:
             Path(f"{final}.aux.xml").write_text(pam, encoding="utf-8")
-        publish(final, path)
+        publish(final, path, replace)
 
 
 def read_windows(raster: Raster) -> Iterator[Window]:

@@ -7,6 +7,7 @@ import glob
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -48,6 +49,18 @@ def open_store(url: str, read_only: bool) -> Store:
 def has_versions(store: Store) -> bool:
     """Whether listings of a store may tell versions."""
     return isinstance(store, FsspecStore)
+
+
+def local_folder(store: Store) -> Path | None:
+    """The folder of a store on this machine's file systems."""
+    if isinstance(store, LocalStore):
+        return store.root
+    if isinstance(store, FsspecStore):
+        from fsspec.implementations.local import LocalFileSystem
+
+        if isinstance(getattr(store.fs, "sync_fs", store.fs), LocalFileSystem):
+            return Path(store.path)
+    return None
 
 
 async def list_keys(store: Store, prefix: str) -> dict[str, Stored]:

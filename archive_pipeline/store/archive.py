@@ -42,6 +42,7 @@ from archive_pipeline.store._backends import (
     has_versions,
     is_url,
     list_keys,
+    local_folder,
     open_store,
 )
 from archive_pipeline.store._locks import is_locked, locked
@@ -169,6 +170,11 @@ class Archive:
 
     def _lock_file(self) -> Path | None:
         return self.store.root / "zarr.json" if isinstance(self.store, LocalStore) else None
+
+    @property
+    def folder(self) -> Path | None:
+        """Its folder on this machine's file systems; None of an archive that is elsewhere."""
+        return local_folder(self.store)
 
     # ------------------------------------------------------------ plain keys
 

@@ -1,0 +1,169 @@
+"""Files that appear whole, and never in place of another that is not meant to be replaced."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import rasterio
+from rasterio.errors import RasterioError
+
+from archive_pipeline.outputs.paths import OutputError
+
+Stamps = Mapping[Path, tuple[int, int]]
+"""Files by what tells whether they changed: bytes and time of modification in nanoseconds."""
+
+NOTHING: Stamps = {}
+
+
+@contextmanager
+def workdir(path: Path) -> Iterator[Path]:
+    """Make a hidden folder beside ``path``, removed afterwards; failures become `OutputError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix=".restore-", dir=path.parent) as folder,
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        ):
+            yield Path(folder)
+    except (OSError, RasterioError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OutputError(f"{path}: {' '.join(reason.split())}") from error
+
+
+def existing(path: Path) -> dict[Path, tuple[int, int]]:
+    """The file at ``path`` and its sidecars, as far as there are any, links not followed.
+
+    Raises:
+        OutputError: something is there that is no file, such as a folder.
+        OSError: it cannot be told what is there.
+    """
+    world = path.suffix.lower() in (".jpg", ".jpeg")
+    found = {}
+    for place in (path, *_sidecars(path, world)):
+        stamp = _stamp(place)
+        if stamp is None:
+            continue
+        # A link that leads nowhere can be replaced, too.
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(place.stat().st_mode):
+                raise OutputError(f"{place} is there and is no file")
+        found[place] = stamp
+    return found
+
+
+def publish(final: Path, path: Path, replace: Stamps = NOTHING) -> None:
+    """Move a finished file and its sidecars into place, the file itself last.
+
+    A sidecar of an earlier file that the new one does not have goes: it would lie about it.
+
+    Args:
+        final: the finished file, in a folder of its own on the same file system.
+        path: where it shall be.
+        replace: what `existing` found there and may be replaced, as long as it is as it was.
+
+    Raises:
+        OutputError: something else is there, unless it holds the same bytes already; nothing has
+            changed then.
+        OSError: a file cannot be moved.
+    """
+    world = final.suffix == ".jpg"
+    pairs = [
+        *zip(_sidecars(final, world), _sidecars(path, world), strict=True),
+        (final, path),
+    ]
+    for new, old in pairs:
+        if _stamp(old) is not None and not (_may_go(old, replace) or _same(new, old)):
+            raise _taken(old)
+    made: list[Path] = []
+    try:
+        for new, old in pairs:
+            if _place(new, old, replace):
+                made.append(old)
+    except BaseException:
+        for old in made:
+            old.unlink(missing_ok=True)
+        raise
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies below it, links and letter case being what they are there.
+
+    Raises:
+        OSError: the folder cannot be looked at.
+    """
+    there = folder.stat()
+    real = Path(os.path.realpath(path))
+    for part in (real, *real.parents):
+        with suppress(OSError):
+            if os.path.samestat(part.stat(), there):
+                return True
+    return False
+
+
+def _sidecars(path: Path, world: bool) -> list[Path]:
+    """GDAL's file of metadata, and a JPEG's world file."""
+    return [Path(f"{path}.aux.xml"), *([path.with_suffix(".jgw")] if world else [])]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _may_go(old: Path, replace: Stamps) -> bool:
+    stamp = _stamp(old)
+    return stamp is not None and stamp == replace.get(old)
+
+
+def _same(new: Path, old: Path) -> bool:
+    """Whether the same bytes are there: this very run's, by a worker that then died, say."""
+    return new.exists() and old.is_file() and filecmp.cmp(new, old, shallow=False)
+
+
+def _place(new: Path, old: Path, replace: Stamps) -> bool:
+    """Put a file, or its absence, at a place; whether a file is there where none was."""
+    if not new.exists():
+        if _may_go(old, replace):
+            old.unlink()
+        return False
+    try:
+        _put_new(new, old)
+    except FileExistsError:
+        if _may_go(old, replace):
+            os.replace(new, old)
+        elif not _same(new, old):
+            raise _taken(old) from None
+        return False
+    return True
+
+
+def _put_new(new: Path, old: Path) -> None:
+    """Move a file to where none is, in one step even if others try the same.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    try:
+        os.link(new, old)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as FAT: then an empty file keeps the place
+        os.close(os.open(old, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.replace(new, old)
+        except OSError:
+            old.unlink(missing_ok=True)
+            raise
+
+
+def _taken(path: Path) -> OutputError:
+    return OutputError(f"{path} is already there and was not replaced")
