@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,11 @@ def test_workflows_find_the_modules_that_they_share() -> None:
         }
         if path.parent.name != "_shared" and tops & shared:
             assert line in text, path
+
+
+def test_scripts_that_are_named_exist() -> None:
+    texts = [p for folder in ("archive_pipeline", "workflows", "docs", "models", "examples")
+             for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".md")]  # fmt: skip
+    for path in [*texts, *ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]:
+        for name in re.findall(r"workflows/[\w/]+\.(?:py|md)", path.read_text()):
+            assert (ROOT / name).is_file(), f"{path}: {name}"
