@@ -311,6 +311,7 @@ def verify_detection(
     iou: float = 0.5,
     slice: int | None = None,
     report: str | Path | None = None,
+    overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
     device: str = "auto",
@@ -334,6 +335,7 @@ def verify_detection(
         iou: least overlap of a detection with its reference object, above 0 to 1.
         slice: side of the slices that detectors see, pixels; by default the model's input size.
         report: folder to write report.html, result.json and two CSV tables to.
+        overwrite: replace files of these names that are there, else an error.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         device: "auto", "cpu" or "cuda".
@@ -382,11 +384,12 @@ def verify_detection(
     )
     if report is not None:
         from archive_pipeline.detection.report import prepare_report
+        from archive_pipeline.store.archive import Archive
 
-        prepare_report(Path(report))
+        replace = prepare_report(Path(report), Archive.open(archive).folder, overwrite)
     done = verify(str(archive), options, scheduler=scheduler, workers=workers, progress=progress)
     if report is not None:
         from archive_pipeline.detection.report import write_report
 
-        write_report(done, Path(report), versions_of(done), drawn)
+        write_report(done, Path(report), versions_of(done), drawn, replace)
     return done

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codec": {"pcdc"},
     "outputs": {"flight", "geo"},
     "store": {"codec", "pcdc", "flight", "geo"},
-    "detection": {"codec", "pcdc", "flight", "geo"},
+    "detection": {"outputs", "codec", "pcdc", "flight", "geo"},
     "jobs": {"detection", "outputs", "store", "codec", "pcdc", "flight", "geo"},
 }
 MAY_IMPORT["api"] = {"jobs"} | MAY_IMPORT["jobs"]

@@ -10,6 +10,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from conftest import Run
 from PIL import Image
 from toy_detector import Objects, paint, save_toy_detector
 
+from archive_pipeline.detection import report as report_module
 from archive_pipeline.detection.metrics import METRICS
-from archive_pipeline.detection.report import Shape, _spots
+from archive_pipeline.detection.report import FILES, Shape, _spots
 
 if importlib.util.find_spec("ultralytics") is None:
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
@@ -143,6 +145,40 @@ def test_places_that_cannot_be_written(
     assert result.code == 1
     assert len(result.err.splitlines()) == 1
     assert str(tmp_path / "file") in result.err
+
+
+def test_what_is_there_stays(
+    run: Run, made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url, toy = made
+    args = ("verify-detection", "--archive", url, "--model", toy, "--workers", 0, "--report")
+    (tmp_path / "result.json").write_text("somebody's")
+    refused = run(*args, tmp_path)
+    assert (refused.code, refused.out) == (1, "")
+    there = tmp_path / "result.json"
+    assert refused.err == f"Error: {there} is already there (--overwrite replaces it)\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    assert there.read_text() == "somebody's"
+    report(run, made, tmp_path, "--overwrite")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FILES)
+    assert json.loads(there.read_text())["passed"] is True
+    # What comes while it works stays, too.
+    late = tmp_path / "late"
+    real = report_module._draw
+
+    def slow(*drawn: Any) -> Any:
+        (late / "images.csv").write_text("somebody's")
+        return real(*drawn)
+
+    monkeypatch.setattr(report_module, "_draw", slow)
+    refused = run(*args, late, "--tolerance", 1)
+    assert refused.code == 1
+    assert "images.csv is already there" in refused.err
+    assert (late / "images.csv").read_text() == "somebody's"
+    inside = run(*args, url / "report")
+    assert inside.code == 1
+    assert "is inside the archive" in inside.err
+    assert not (url / "report").exists()
 
 
 def test_parts_lie_inside_the_image() -> None:

@@ -84,6 +84,9 @@ from archive_pipeline.commands._options import (
     type=click.Path(file_okay=False, path_type=Path),
     help="Write report.html, result.json and two CSV tables there.",
 )
+@click.option(
+    "--overwrite", is_flag=True, help="Replace an earlier report's files; else they are an error."
+)
 @decoding
 @parallel
 @common

@@ -1,7 +1,7 @@
 """Objects in pictures: boxes, labels, detectors, metrics, verdict and report.
 
 Given pixels by functions that read windows, it knows neither archives nor jobs.
-May import `codec`, `pcdc`, `flight` and `geo`; never `store` or `jobs`.
+May import `outputs`, `codec`, `pcdc`, `flight` and `geo`; never `store` or `jobs`.
 """
 
 import lazy_loader

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,15 @@ from archive_pipeline.detection.verdict import GroupResult
 from archive_pipeline.detection.verification import ImageResult, Verification, Versions
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
+from archive_pipeline.outputs.paths import OutputError
+from archive_pipeline.outputs.publish import (
+    NOTHING,
+    Stamps,
+    existing,
+    is_inside,
+    publish,
+    workdir,
+)
 
 WORST, TYPICAL, CLOSE_UPS = 6, 3, 3  # images shown, and parts of each at full resolution
 OVERVIEW_SIDE = 1600  # pixels at most
@@ -38,6 +48,7 @@ METRIC_NAMES = {
     "map50": "mAP50",
     "map50_95": "mAP50-95",
 }
+FILES = "result.json", "summary.csv", "images.csv", "report.html"
 IMAGE_FIELDS = (
     "image", "model", "class", "original", "reference_objects", "original_detections",
     "restored_detections", "original_matched", "restored_matched", "lost", "change",
@@ -73,21 +84,36 @@ class Pair:
     restored: str
 
 
-def prepare_report(directory: Path) -> None:
+def prepare_report(directory: Path, archive: Path | None = None, overwrite: bool = False) -> Stamps:
     """Make the folder, and find out early what would fail late.
 
+    Args:
+        archive: the archive's folder, inside which no report is written.
+        overwrite: files of a report's names that are there may be replaced.
+
+    Returns:
+        Those files, for `write_report`.
+
     Raises:
-        ReportError: it cannot be written to, or a package is missing.
+        ReportError: it cannot be written there, files are there, or a package is missing.
     """
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
         raise ReportError(f"--report needs jinja2: {EXTRA}") from error
     try:
+        if archive is not None and is_inside(directory, archive):
+            raise ReportError(f"{directory} is inside the archive; choose another --report")
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "result.json").write_text("{}\n")
+        there = {k: v for name in FILES for k, v in existing(directory / name).items()}
+        if there and not overwrite:
+            raise ReportError(f"{min(there)} is already there (--overwrite replaces it)")
+        with tempfile.TemporaryFile(dir=directory):
+            return there
     except OSError as error:
         raise ReportError(f"{directory}: {error.strerror}") from error
+    except OutputError as error:
+        raise ReportError(str(error)) from error
 
 
 def write_report(
@@ -95,6 +121,7 @@ def write_report(
     directory: Path,
     versions: Versions,
     progress: Callable[[int], None] = lambda total: None,
+    replace: Stamps = NOTHING,
 ) -> Path:
     """Write report.html, result.json, summary.csv and images.csv.
 
@@ -102,12 +129,13 @@ def write_report(
         directory: what `prepare_report` made.
         versions: opens an image to draw; what it raises of this package's errors is shown instead.
         progress: called after each image that is drawn with their number.
+        replace: what `prepare_report` returned.
 
     Returns:
         The page's path.
 
     Raises:
-        ReportError: a file cannot be written.
+        ReportError: a file cannot be written, or another is there.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -126,16 +154,19 @@ def write_report(
     )
     path = directory / "report.html"
     try:
-        with _open(directory / "result.json") as file:
-            json.dump(report.to_json(), file, indent=1, allow_nan=False)
-        with _open(directory / "summary.csv") as file:
-            _write_summary(report, file)
-        with _open(directory / "images.csv") as file:
-            _write_images(report, file)
-        with _open(path) as file:
-            file.write(page)
-    except OSError as error:
-        raise ReportError(f"{directory}: {error.strerror}") from error
+        with workdir(path) as work:
+            with _open(work / "result.json") as file:
+                json.dump(report.to_json(), file, indent=1, allow_nan=False)
+            with _open(work / "summary.csv") as file:
+                _write_summary(report, file)
+            with _open(work / "images.csv") as file:
+                _write_images(report, file)
+            with _open(work / path.name) as file:
+                file.write(page)
+            for name in FILES:
+                publish(work / name, directory / name, replace)
+    except OutputError as error:
+        raise ReportError(str(error)) from error
     return path
 
 
