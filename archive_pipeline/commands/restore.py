@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
     seconds_of_work,
@@ -32,9 +34,7 @@ from archive_pipeline.commands._options import (
     "--bbox-crs", default="EPSG:4326", show_default=True, metavar="CRS", help="CRS of --bbox."
 )
 @click.option("--flight", metavar="ID", help="Only this flight.")
-@click.option(
-    "--image", "images", multiple=True, metavar="NAME", help="Only this image; may be repeated."
-)
+@click.option("--image", multiple=True, metavar="NAME", help="Only this image; may be repeated.")
 @click.option(
     "-o",
     "--output",
@@ -45,7 +45,6 @@ from archive_pipeline.commands._options import (
 )
 @click.option(
     "--format",
-    "file_format",
     type=click.Choice(["gtiff", "jpeg", "png"]),
     default="gtiff",
     show_default=True,
@@ -74,21 +73,7 @@ def restore(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    bbox: tuple[float, float, float, float] | None,
-    bbox_crs: str,
-    flight: str | None,
-    images: tuple[str, ...],
-    output: Path,
-    file_format: str,
-    mosaic: bool,
-    resolution: float | None,
-    crs: str | None,
-    overwrite: bool,
-    steps: int,
-    seed: int,
-    device: str,
-    scheduler: str | None,
-    workers: int | None,
+    **options: Any,
 ) -> None:
     """Write images, or the part of them inside a bounding box, as georeferenced files.
 
@@ -102,27 +87,9 @@ def restore(
     Exit code 3: some images failed, each named with its reason, and others were written. 1: none
     was written. 0 also where nothing in the archive matches: no file is written then.
     """
-    from archive_pipeline.jobs.restore import Selection
-    from archive_pipeline.jobs.restore import restore as run
-
-    bar = Progress("restore", quiet, "block" if mosaic else "image")
+    bar = Progress("restore", quiet, "block" if options["mosaic"] else "image")
     with bar:
-        report = run(
-            archive_url,
-            Selection(bbox, bbox_crs, flight, images),
-            output,
-            format=file_format,
-            mosaic=mosaic,
-            crs=crs,
-            resolution=resolution,
-            overwrite=overwrite,
-            steps=steps,
-            seed=seed,
-            device=device,
-            scheduler=scheduler,
-            workers=workers,
-            progress=bar.step,
-        )
+        report = api.restore(archive_url, progress=bar.step, **options)
     for failure in report.failed:
         click.echo(f"Failed: {failure['error']}", err=True)
     for image, reason in report.skipped if not quiet else ():
