@@ -105,10 +105,10 @@ def test_find_images_walks_folders_in_order(tmp_path: Path) -> None:
         path.touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "linked.png").symlink_to(tmp_path / "ortho.TIF")
-    assert [id for id, _ in find_images(tmp_path)] == [
+    assert [file.id for file in find_images(tmp_path)] == [
         "a/DJI_0001.jpg", "DJI_0002.jpg", "b/DJI_0001.JPG", "linked.png", "ortho.TIF",
     ]  # fmt: skip
-    assert all(path.is_file() for _, path in find_images(tmp_path))
+    assert all(Path(file.path).is_file() for file in find_images(tmp_path))
 
 
 def test_find_images_refuses_what_is_no_flight(tmp_path: Path) -> None:

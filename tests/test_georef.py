@@ -417,8 +417,8 @@ def test_made_frames_agree_on_the_ground(flight: Path) -> None:
 
 def test_made_frames_and_orthomosaic_share_a_bbox(flight: Path) -> None:
     box = (-94.80, 29.28, -94.79, 29.29)
-    for id, path in find_images(flight):
-        source = read_source(path, id)
+    for file in find_images(flight):
+        source = read_source(Path(file.path), file.id)
         assert bbox_to_window(source.georef, source.width, source.height, box) is not None
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import signal
 import struct
 import subprocess
@@ -75,14 +74,16 @@ def test_bad_files_are_named_and_the_rest_is_archived(run: Run, own_flight: Path
 def test_flights_sub_folders_and_odd_names(run: Run, flight: Path, tmp_path: Path) -> None:
     frames = sorted(flight.iterdir())
     first, second = tmp_path / "1" / "Ünï 100% 写", tmp_path / "2" / "second"
-    for target in (
-        first / "DJI.JPG",
-        second / "DJI.JPG",
-        second / "sub dir" / "twice.JPG",
-        second / "other%2F" / "twice.JPG",
+    for number, target in enumerate(
+        (
+            first / "DJI.JPG",
+            second / "DJI.JPG",
+            second / "sub dir" / "twice.JPG",
+            second / "other%2F" / "twice.JPG",
+        )
     ):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(frames[0], target)
+        target.write_bytes(frames[0].read_bytes() + bytes([number]))
     url = tmp_path / "my archive %41.zarr"
     result = run("ingest", first, second, "--archive", url, "--ratio", 16, "--workers", 0)
     assert result.code == 0, result.err

@@ -72,11 +72,11 @@ class Progress:
 
 def print_warnings(report: IngestReport, verbose: int) -> None:
     """Print what is odd: each kind of it once with an example, unless all are asked for."""
-    own = [f"{o.path}: {warning}" for o in report.outcomes for warning in o.warnings]
+    own = [f"{o.path}: {warning}" for o in report.outcomes for warning in o.remarks]
     if not verbose:
         kinds: dict[str, list[str]] = {}
         for outcome in report.outcomes:
-            for warning in outcome.warnings:
+            for warning in outcome.remarks:
                 kind = re.sub(r"\d+", "#", warning)  # the same but for its numbers
                 kinds.setdefault(kind, []).append(f"{outcome.path}: {warning}")
         own = [

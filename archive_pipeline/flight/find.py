@@ -2,60 +2,115 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from os.path import splitext
 from pathlib import Path
 
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.formats import IMAGE_SUFFIXES
 from archive_pipeline.flight.locations import Location, list_remote
+from archive_pipeline.flight.sidecars import Sidecar, endings
+
+ZARR = "zarr.json"  # of an archive or another Zarr hierarchy, whose files are not the flight's
 
 
 class FlightError(ArchivePipelineError):
     """A flight directory that cannot be used; the message is one line."""
 
 
-def find_images(directory: Location) -> list[tuple[str, Location]]:
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of a flight, and the files beside it that belong to it.
+
+    Attributes:
+        id: its name, or `below` where names repeat in the flight (letter case aside).
+        below: its path below the flight's directory, with forward slashes.
+        path: where it is.
+        sidecars: what GDAL reads with it.
+        size: bytes, of a file at a URL, where the store tells.
+        version: changes with the contents of the file at a URL or of its sidecars, where the
+            store has versions.
+    """
+
+    id: str
+    below: str
+    path: Location
+    sidecars: tuple[Sidecar, ...] = ()
+    size: int | None = None
+    version: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.below.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A file of the directory, whatever it is."""
+
+    parts: tuple[str, ...]
+    path: Location
+    size: int | None = None
+    version: str | None = None
+
+
+def find_images(directory: Location) -> list[ImageFile]:
     """List the images of a flight directory and of the folders in it.
 
-    Hidden files and folders, and every file without an image's extension (sidecars, logs, video),
-    are passed over.  Links to files are followed, links to folders are not: they may lead in
-    circles or out of the flight.
+    Hidden files and folders, folders that are Zarr groups or arrays (archives), and every file
+    without an image's extension (logs, video) are passed over.  Links to files are followed, links
+    to folders are not: they may lead in circles or out of the flight.
 
     Args:
         directory: the flight, a folder or an fsspec URL.
 
     Returns:
-        ``(id, path)`` sorted by path.  The id is the file's name, or its path below ``directory``
-        with forward slashes where names repeat (letter case aside).
+        Images sorted by path.
 
     Raises:
         FlightError: the directory does not exist, cannot be listed, or holds no image.
     """
-    found = [
-        (parts, place)
-        for parts, place in _list_files(directory)
-        if Path(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in parts)
-    ]
+    found: list[tuple[_Listed, dict[str, _Listed]]] = []
+    for files in _folders(directory):
+        images = [f for f in files if splitext(f.parts[-1])[1].lower() in IMAGE_SUFFIXES]
+        names = {file.parts[-1].casefold(): file for file in files} if images else {}
+        found += ((image, names) for image in images)
     if not found:
         raise FlightError(f"{directory}: no images")
-    found.sort()
-    repeats = Counter(parts[-1].casefold() for parts, _ in found)
-    return [
-        (parts[-1] if repeats[parts[-1].casefold()] == 1 else "/".join(parts), place)
-        for parts, place in found
-    ]
+    found.sort(key=lambda item: item[0].parts)
+    repeats = Counter(image.parts[-1].casefold() for image, _ in found)
+    return [_image_file(*item, repeats[item[0].parts[-1].casefold()] > 1) for item in found]
 
 
-def _list_files(directory: Location) -> Iterator[tuple[tuple[str, ...], Location]]:
-    """Yield the parts of each file's path below a folder or URL, and its place."""
+def _image_file(image: _Listed, siblings: dict[str, _Listed], repeated: bool) -> ImageFile:
+    name, below = image.parts[-1], "/".join(image.parts)
+    stem = splitext(name)[0].casefold()
+    version, sidecars = image.version, []
+    for ending in endings(name):
+        file = siblings.get(stem + ending)
+        if file is None:
+            continue
+        # endings are ASCII: as long as in the name as it is written
+        sidecars.append(Sidecar(file.parts[-1][-len(ending) :], file.path, file.size))
+        if version is not None:
+            version = file.version and _joined(version, ending, file.version)
+    id = below if repeated else name
+    return ImageFile(id, below, image.path, tuple(sidecars), image.size, version)
+
+
+def _joined(version: str, ending: str, other: str) -> str:
+    return hashlib.sha256(f"{version} {ending} {other}".encode()).hexdigest()
+
+
+def _folders(directory: Location) -> Iterator[list[_Listed]]:
+    """Yield the files of each folder of a flight that is not hidden and no Zarr hierarchy."""
     if isinstance(directory, str):
-        try:
-            yield from (item for item in list_remote(directory) if item[0])
-        except OSError as error:
-            raise FlightError(f"{directory}: {error}") from error
+        yield from _remote_folders(directory)
         return
     if not directory.exists():
         raise FlightError(f"{directory}: no such directory")
@@ -66,7 +121,33 @@ def _list_files(directory: Location) -> Iterator[tuple[tuple[str, ...], Location
         raise FlightError(f"{error.filename}: {error.strerror}")
 
     for folder, subfolders, names in os.walk(directory, onerror=refuse):
+        place = Path(folder)
+        above = place.relative_to(directory).parts
+        if ZARR in names:
+            _refuse_zarr(directory, above)
+            subfolders.clear()
+            continue
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            yield path.relative_to(directory).parts, path
+        yield [_Listed((*above, n), place / n) for n in names if not n.startswith(".")]
+
+
+def _remote_folders(url: str) -> Iterator[list[_Listed]]:
+    try:
+        listed = list_remote(url)
+    except OSError as error:
+        raise FlightError(f"{url}: {error}") from error
+    folders: dict[tuple[str, ...], list[_Listed]] = defaultdict(list)
+    for parts, file in listed:
+        if parts and not any(part.startswith(".") for part in parts):
+            folders[parts[:-1]].append(_Listed(parts, file.url, file.size, file.version))
+    zarr = {above for above, files in folders.items() if any(f.parts[-1] == ZARR for f in files)}
+    if () in zarr:
+        _refuse_zarr(url, ())
+    for above, files in folders.items():
+        if not any(above[:depth] in zarr for depth in range(1, len(above) + 1)):
+            yield files
+
+
+def _refuse_zarr(directory: Location, above: tuple[str, ...]) -> None:
+    if not above:
+        raise FlightError(f"{directory}: a Zarr hierarchy (an archive?), not a flight's directory")

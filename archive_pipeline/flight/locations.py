@@ -7,8 +7,9 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from urllib.request import url2pathname
 
 Location = Path | str
 """A path of this machine, or an fsspec URL as text."""
+MAX_NAME, MAX_SUFFIX = 200, 10  # bytes of a copy's name; file systems take 255
 
 
 # By fsspec's protocol. Listings that are cached in one process would hide what others write;
@@ -48,17 +50,44 @@ def name_of(place: Location) -> str:
     return place.resolve().name if isinstance(place, Path) else PurePosixPath(place).name
 
 
-def list_remote(url: str) -> list[tuple[tuple[str, ...], str]]:
-    """All files below a URL: the parts of their paths below it, and their URLs.
+@dataclass(frozen=True)
+class RemoteFile:
+    """What a listing says of a file at a URL.
+
+    Attributes:
+        url: its URL.
+        size: bytes, where the store tells.
+        version: its ETag, which changes with its contents, where the store has them.
+    """
+
+    url: str
+    size: int | None = None
+    version: str | None = None
+
+
+def list_remote(url: str) -> list[tuple[tuple[str, ...], RemoteFile]]:
+    """All files below a URL: the parts of their paths below it, and what is known of them.
 
     Raises:
         OSError: they cannot be listed; its text is one line.
     """
     with _one_line():
         fs, root = _filesystem(url)
-        found = fs.find(root)
         depth = len(PurePosixPath(root).parts)
-        return [(PurePosixPath(f).parts[depth:], str(fs.unstrip_protocol(f))) for f in found]
+        listed = []
+        for path, info in fs.find(root, detail=True).items():
+            size, tag = info.get("size"), info.get("ETag")
+            listed.append(
+                (
+                    PurePosixPath(path).parts[depth:],
+                    RemoteFile(
+                        str(fs.unstrip_protocol(path)),
+                        None if size is None else int(size),
+                        None if tag is None else str(tag),
+                    ),
+                )
+            )
+        return listed
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -89,16 +118,17 @@ def _require_regular(found: os.stat_result, path: str) -> None:
         raise OSError(errno.EINVAL, f"not a file but {kind}", path)
 
 
-def version(url: str) -> str | None:
-    """An object's ETag, which changes with its contents; None where the store has none.
+def size(place: Location) -> int:
+    """Bytes of a file.
 
     Raises:
         OSError: there is no such file; its text is one line.
     """
+    if isinstance(place, Path):
+        return place.stat().st_size
     with _one_line():
-        fs, path = _filesystem(url)
-        tag = fs.info(path).get("ETag")
-        return None if tag is None else str(tag)
+        fs, path = _filesystem(place)
+        return int(fs.info(path)["size"])
 
 
 def sha256(place: Location) -> str:
@@ -117,20 +147,32 @@ def sha256(place: Location) -> str:
 
 
 @contextmanager
-def local_file(place: Location) -> Iterator[Path]:
+def local_file(place: Location, beside: Mapping[str, Location] | None = None) -> Iterator[Path]:
     """A file on this machine: the file itself, or a copy of a URL's while the body runs.
 
+    The copy keeps its name, which GDAL looks for sidecars by, unless that is overlong.
+
+    Args:
+        place: the file.
+        beside: files that are copied with it, by what their names have behind its stem.
+
     Raises:
-        OSError: it cannot be copied; its text is one line.
+        OSError: one cannot be copied; its text is one line.
     """
     if isinstance(place, Path):
         yield place
         return
+    name = PurePosixPath(place)
     with tempfile.TemporaryDirectory(prefix="archive-source-") as folder:
-        copy = Path(folder, "source" + PurePosixPath(place).suffix)
-        with _one_line():
-            fs, path = _filesystem(place)
-            fs.get_file(path, str(copy))
+        stem, suffix = name.stem, name.suffix
+        if len(os.fsencode(name.name)) > MAX_NAME or stem.startswith("."):
+            stem, suffix = "source", suffix[:MAX_SUFFIX]
+        copy = Path(folder, stem + suffix)
+        copies = {Path(folder, stem + ending): other for ending, other in (beside or {}).items()}
+        for target, source in {**copies, copy: place}.items():
+            with _one_line():
+                fs, path = _filesystem(str(source))
+                fs.get_file(path, str(target))
         yield copy
 
 

@@ -31,6 +31,7 @@ from archive_pipeline.jobs.ingest_image import (
     ingest_image,
     known_outcome,
 )
+from archive_pipeline.jobs.known_images import Place, find_places
 from archive_pipeline.stages import summed
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.index import is_current, read_images, write_index
@@ -88,7 +89,7 @@ class IngestReport:
     @property
     def warnings(self) -> list[Warned]:
         """All warnings: the images' own, then those of the comparison with neighbours."""
-        own = [Warned(o.path, warning) for o in self.outcomes for warning in o.warnings]
+        own = [Warned(o.path, warning) for o in self.outcomes for warning in o.remarks]
         return own + self.neighbours
 
     def to_json(self) -> dict[str, Any]:
@@ -158,9 +159,9 @@ def ingest(
     detectors = _find_detectors(options)
     archive = Archive.create(archive_url)
     tasks = [
-        IngestTask(archive_url, flight, id, path, options, detectors=detectors)
-        for flight, images in listed
-        for id, path in images
+        IngestTask(archive_url, flight, file.id, file, options, detectors=detectors)
+        for flight, files in listed
+        for file in files
     ]
     outcomes: list[Outcome] = []
 
@@ -203,22 +204,34 @@ def ingest(
 def _pending(
     archive: Archive, tasks: list[IngestTask], note: Callable[[Outcome], None]
 ) -> list[IngestTask]:
-    """Tasks of images that are not archived yet; the others' outcomes are noted."""
-    entries = {
-        entry.key: entry
-        for flight in sorted({task.flight for task in tasks})
-        for entry in read_images(archive, flight, lambda name, error: None)  # written anew
-    }
+    """Tasks of images that are not archived yet, by their ids; the others' outcomes are noted."""
     pending = []
+    by_flight: dict[str, list[IngestTask]] = {}
+    for task in tasks:
+        by_flight.setdefault(task.flight, []).append(task)
     with ThreadPoolExecutor() as threads:
-        for task, known in zip(
-            tasks, threads.map(partial(known_outcome, entries), tasks), strict=True
-        ):
-            if known is None:
-                pending.append(task)
-            else:
-                note(known)
+        for flight, some in sorted(by_flight.items()):
+            entries = read_images(archive, flight, lambda name, error: None)  # written anew
+            files, overwrite = [task.file for task in some], some[0].options.overwrite
+            places = find_places(archive, flight, files, entries, overwrite, threads)
+            for task, place in zip(some, places, strict=True):
+                outcome = _known(task, place)
+                if outcome is None:
+                    pending.append(replace(task, id=place.id, replaces=place.replaces))
+                else:
+                    note(outcome)
     return pending
+
+
+def _known(task: IngestTask, place: Place) -> Outcome | None:
+    """The outcome of a file that need not be encoded; None where it must be."""
+    if place.error is not None:
+        return failed(task, place.error)
+    if place.known is not None:
+        return known_outcome(task, place.known, place.reason)
+    if place.reason is not None:
+        return Outcome(task.flight, place.id, str(task.path), "skipped", reason=place.reason)
+    return None
 
 
 def _prepared(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,16 @@ from archive_pipeline.codec.settings import Raise, Settings
 from archive_pipeline.codec.zarr_codec import trimmed_tiles, with_settings
 from archive_pipeline.detection.boxes import Boxes
 from archive_pipeline.detection.object_blocks import RaisedBlocks
-from archive_pipeline.flight import locations as sources
+from archive_pipeline.flight.find import ImageFile
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import Location, local_file
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.read import read_source
+from archive_pipeline.flight.restored_tag import is_restored
+from archive_pipeline.flight.sidecars import digest
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.stages import stage, timed
 from archive_pipeline.store.archive import Archive
@@ -94,27 +97,44 @@ class IngestOptions:
 
 @dataclass(frozen=True)
 class IngestTask:
-    """One image to archive."""
+    """One image to archive.
+
+    Attributes:
+        id: of the image that it becomes.
+        file: what it is made of.
+        replaces: SHA-256 of the file whose image it replaces; None where there is none yet.
+    """
 
     archive: str
     flight: str
     id: str
-    path: Location
+    file: ImageFile
     options: IngestOptions
+    replaces: str | None = None
     model: str = ""  # SHA-256 of a model that is in the archive
     policy: str = ""  # SHA-256 of a policy that is in the archive, where allocation is by it
     detectors: tuple[DetectorFile, ...] = ()
 
+    @property
+    def path(self) -> Location:
+        """Where the file is."""
+        return self.file.path
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image; `error` is None unless it failed."""
+    """What became of one image.
+
+    `error` is None unless it failed; `reason` says why a file was skipped that the archive does not
+    have under an id of its own.
+    """
 
     flight: str
     id: str
     path: str
     status: str  # "ingested" | "skipped" | "failed"
     error: str | None = None
+    reason: str | None = None
     codec: str | None = None
     warnings: tuple[str, ...] = ()
     source_bytes: int = 0
@@ -123,6 +143,13 @@ class Outcome:
     pixels: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `IngestReport.stages`
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of an image that did not fail."""
+        if self.reason is None:
+            return self.warnings
+        return (f"skipped: it {self.reason}", *self.warnings)
+
 
 def failed(task: IngestTask, error: str) -> Outcome:
     """The outcome of an image that is not archived, for a reason told in one line."""
@@ -130,42 +157,37 @@ def failed(task: IngestTask, error: str) -> Outcome:
     return Outcome(task.flight, task.id, str(task.path), "failed", line)
 
 
-def known_outcome(entries: dict[str, ImageEntry], task: IngestTask) -> Outcome | None:
-    """The outcome of an image that need not be encoded; None where it must be."""
-    entry = entries.get(image_key(task.flight, task.id))
-    if entry is None or task.options.overwrite:
-        return None
-    try:
-        same = _is_same(entry, task.path)
-    except OSError as error:
-        return failed(task, error.strerror or str(error))
+def known_outcome(task: IngestTask, entry: ImageEntry, reason: str | None = None) -> Outcome:
+    """The outcome of an image that the archive has."""
     wanted = {detector.sha256 for detector in task.detectors}
-    if same and entry.detectable and wanted - set(entry.record.get("detectors", ())):
-        reason = "archived without detections by this model; use --overwrite to store them"
-        return failed(task, reason)
-    if same:
-        return Outcome(task.flight, task.id, str(task.path), "skipped")
-    return failed(
-        task,
-        f"the archive holds another image as {task.flight}/{task.id}; "
-        "use --overwrite to replace it or --flight to archive under another name",
-    )
+    if entry.detectable and wanted - set(entry.record.get("detectors", ())):
+        missing = "archived without detections by this model; use --overwrite to store them"
+        return failed(task, missing)
+    return Outcome(task.flight, entry.id, str(task.path), "skipped", reason=reason)
 
 
-def _entry_at(archive: Archive, key: str) -> dict[str, ImageEntry]:
+def _outcome_now(archive: Archive, task: IngestTask, sha256: str, sidecars: str) -> Outcome | None:
+    """The outcome of an image that somebody else has archived meanwhile; None where nobody has.
+
+    Another ingest, or a worker that died before it could say so.
+    """
+    key = image_key(task.flight, task.id)
+    overwrite, held = task.options.overwrite, _entry_at(archive, key)
+    if task.replaces is None:
+        for other in keys_of(task.flight, task.file):
+            entry = held if other == key else _entry_at(archive, other)
+            if entry is not None and is_of(entry, task.flight, task.file, sha256, sidecars):
+                return None if overwrite and other == key else known_outcome(task, entry)
+    if held is None or (overwrite and held.record["sha256"] in (task.replaces, sha256)):
+        return None
+    return failed(task, held_by_another(task.flight, task.id, not overwrite))
+
+
+def _entry_at(archive: Archive, key: str) -> ImageEntry | None:
     """The image that is committed at a key now, if one is; a damaged record is written anew."""
     with suppress(ArchiveError):
-        entry = archive.entry(key)
-        return {} if entry is None else {key: entry}
-    return {}
-
-
-def _is_same(entry: ImageEntry, place: Location) -> bool:
-    """Whether a file is the one that was archived; one at a URL need not be read for that."""
-    recorded = entry.record.get("source_version")
-    if isinstance(place, str) and recorded and recorded == sources.version(place):
-        return True
-    return sources.sha256(place) == entry.record["sha256"]
+        return archive.entry(key)
+    return None
 
 
 def ingest_image(task: IngestTask, tell: Tell = lambda id, done, parts: None) -> Outcome:
@@ -205,16 +227,19 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
 
         expected = (*expected, DetectorError)
     try:
-        with archive.exclusive(key):
-            # archived since by another ingest, or by a worker that died before it could say so
-            known = known_outcome(_entry_at(archive, key), task)
-            if known is not None:
-                return known
-            with _fetched(task) as (path, version):
-                with stage("read"):
-                    source = read_source(path, task.id, options.ground_elevation)
+        with archive.exclusive(key), _fetched(task) as path:
+            if is_restored(path):
+                return Outcome(task.flight, task.id, str(task.path), "skipped", reason=RESTORED)
+            with stage("read"):
+                source = read_source(path, task.id, options.ground_elevation)
+                sidecars = _digest(task)
+            # whoever has this file, too, may archive it under another of its ids
+            with archive.exclusive(f"{task.flight}/{source.sha256}"):
+                known = _outcome_now(archive, task, source.sha256, sidecars)
+                if known is not None:
+                    return known
                 with SourcePixels(source) as pixels:
-                    entry = _write(archive, task, pixels, version, settings, tell)
+                    entry = _write(archive, task, pixels, sidecars, settings, tell)
     except SourceError as error:
         return failed(task, error.reason)
     except expected as error:
@@ -241,27 +266,37 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
 
 
 @contextmanager
-def _fetched(task: IngestTask) -> Iterator[tuple[Path, str | None]]:
-    """The task's file on this machine, and the version of the object at a URL.
+def _fetched(task: IngestTask) -> Iterator[Path]:
+    """The task's file on this machine, with its sidecars beside it.
 
     Raises:
-        SourceError: it cannot be copied.
+        SourceError: they cannot be copied.
     """
     with ExitStack() as stack:
+        for sidecar in task.file.sidecars:
+            if sidecar.is_too_large:
+                name = PurePosixPath(sidecar.path).name
+                raise SourceError(task.path, f"its sidecar {name} has {sidecar.size} bytes")
         try:
-            # before the copy: of an object that is replaced meanwhile the version is then stale
-            version = sources.version(task.path) if isinstance(task.path, str) else None
-            path = stack.enter_context(local_file(task.path))
+            beside = {sidecar.ending: sidecar.path for sidecar in task.file.sidecars}
+            path = stack.enter_context(local_file(task.path, beside))
         except OSError as error:
             raise SourceError(task.path, error.strerror or str(error)) from error
-        yield path, version
+        yield path
+
+
+def _digest(task: IngestTask) -> str:
+    try:
+        return digest(task.file.sidecars)
+    except OSError as error:
+        raise SourceError(task.path, f"its sidecars: {error.strerror or error}") from error
 
 
 def _write(
     archive: Archive,
     task: IngestTask,
     reader: SourcePixels,
-    version: str | None,
+    sidecars: str,
     settings: Settings,
     tell: Tell,
 ) -> ImageEntry:
@@ -272,6 +307,7 @@ def _write(
     record: dict[str, Any] = {
         "id": source.id,
         "sha256": source.sha256,
+        "sidecars": sidecars,
         "width": source.width,
         "height": source.height,
         "bands": source.bands,
@@ -283,8 +319,8 @@ def _write(
         "georef": source.georef.to_json(),
         "warnings": list(source.warnings),
     }
-    if version is not None:
-        record["source_version"] = version
+    if task.file.version is not None:
+        record["source_version"] = task.file.version
     options = task.options
     bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
     plan = [__version__, record, repr(bits), task.detectors]

@@ -23,8 +23,8 @@ def by_name(folder: Path) -> dict[str, list[Path]]:
         FlightError: there are none.
     """
     found: dict[str, list[Path]] = {}
-    for _, place in find_images(folder):
-        path = Path(place)
+    for file in find_images(folder):
+        path = Path(file.path)
         found.setdefault(path.name.casefold(), []).append(path)
     return found
 

@@ -57,7 +57,8 @@ class ImageEntry:
         record: the `archive_pipeline` attribute: sha256, width, height, bands, dtype, codec
             ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
             detectors (SHA-256 of those whose detections are stored; absent without any),
-            source_version (ETag of a source at a URL).
+            source_version (changes with a source at a URL or its sidecars), sidecars (digest of
+            the source's, "" where it had none; absent in archives of earlier releases).
     """
 
     flight: str
@@ -142,8 +143,9 @@ def check_record(record: dict[str, Any]) -> None:
         raise ValueError(f"mask {record['mask']!r} is unknown")
     if not all(isinstance(record[name], str) and record[name] for name in ("id", "sha256")):
         raise ValueError("id and sha256 are not names")
-    if not isinstance(record.get("source_version"), str | None):
-        raise ValueError("source_version is not a text")
+    for name in ("source_version", "sidecars"):
+        if not isinstance(record.get(name), str | None):
+            raise ValueError(f"{name} is not a text")
     if not isinstance(record["captured"], str | None):
         raise ValueError("captured is not a time")
     detectors = record.get("detectors", [])
