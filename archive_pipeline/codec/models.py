@@ -172,25 +172,26 @@ def encode(
     """Encode an image's tiles as `encode_tiles` does, its bits spread as the settings say.
 
     Raises:
-        BudgetTooSmall: even the coarsest coding takes more.
+        BudgetTooSmall: even the coarsest coding takes more, and the settings do not allow that.
     """
     codec = codec_for(sha256, settings.device)
+    strict = settings.overspent is None
     if settings.allocation == "policy":
         policy = _policies[settings.policy]
         if settings.adapt:
             from archive_pipeline.pcdc.training.adaptation import encode_adapted
 
-            return encode_adapted(codec, tiles, budget, policy, settings.adapt)
-        return encode_tiles(codec, tiles, budget, policy.block_worth)
+            return encode_adapted(codec, tiles, budget, policy, settings.adapt, strict)
+        return encode_tiles(codec, tiles, budget, policy.block_worth, strict=strict)
     if settings.allocation == "greedy":
-        return encode_tiles(codec, tiles, budget, least_error)
+        return encode_tiles(codec, tiles, budget, least_error, strict=strict)
     raised = None if settings.raised is None else settings.raised(tiles)
     while raised is not None and any(blocks.any() for blocks in raised):
         try:
             return encode_tiles(codec, tiles, budget, raised=raised)
         except BudgetTooSmall:  # for finer blocks, not always for the image
             raised = [blocks - (blocks > 0) for blocks in raised]
-    return encode_tiles(codec, tiles, budget)
+    return encode_tiles(codec, tiles, budget, strict=strict)
 
 
 def has_denoiser(sha256: str) -> bool:

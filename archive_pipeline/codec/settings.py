@@ -25,6 +25,8 @@ class Settings:
         policy: SHA-256 of a registered policy, where the allocation is "policy".
         adapt: updates that the policy is given on every image.
         raised: makes some blocks finer than the others, which are alike.
+        overspent: told of a write that takes more than its array's bits_per_pixel even at the
+            coarsest: how many bits a coded pixel it takes. Without it that is an error.
     """
 
     device: str = "cpu"
@@ -34,6 +36,7 @@ class Settings:
     policy: str = ""
     adapt: int = 0
     raised: Raise | None = None
+    overspent: Callable[[float], None] | None = None
 
 
 DEFAULT = Settings()

@@ -6,9 +6,10 @@ configuration::
     {"name": "pcdc", "configuration": {"model": "<sha256>", "bits_per_pixel": 0.24}}
 
 `model` names the weights (see `archive_pipeline.codec.models`); `bits_per_pixel` is the budget of a
-write: its streams take at most that many bits a coded pixel, margins not counted. Sharding hands
-a whole image to one call when `codec_pipeline.batch_size` allows it, so the budget is then
-image-wide. Readers ignore it.
+write: its streams take at most that many bits a coded pixel, margins not counted. A write whose
+pixels take more even at the coarsest raises `BudgetTooSmall`, a ValueError that says how many bytes
+they need, and stores nothing. Sharding hands a whole image to one call when
+`codec_pipeline.batch_size` allows it, so the budget is then image-wide. Readers ignore it.
 """
 
 from __future__ import annotations
@@ -118,11 +119,13 @@ class PCDCCodec(ArrayBytesCodec):
             tiles.append(trim(chunk.as_numpy_array(), int(spec.fill_value or 0)))
         # what an empty tile takes is not taken from the others
         pixels = sum(t.shape[0] * t.shape[1] for t in tiles)
-        budget = int(self.bits_per_pixel * pixels / 8) + EMPTY_BYTES * sum(
-            not t.size for t in tiles
-        )
+        empty = EMPTY_BYTES * sum(not t.size for t in tiles)
+        budget = int(self.bits_per_pixel * pixels / 8) + empty
         with stage("encode"):
             streams = encode(self.model, tiles, budget, self.settings)
+        taken = sum(map(len, streams))
+        if self.settings.overspent is not None and taken > budget:
+            self.settings.overspent(8 * (taken - empty) / pixels)
         out: list[Buffer | None] = [None] * len(batch)
         for i, stream in zip(at, streams, strict=True):
             out[i] = batch[i][1].prototype.buffer.from_bytes(stream)

@@ -91,6 +91,20 @@ def print_warnings(report: IngestReport, verbose: int) -> None:
         click.echo(f"... and {len(lines) - len(shown)} more warnings (-v lists all)", err=True)
 
 
+def print_over_budget(report: IngestReport, verbose: int) -> None:
+    """Print which images take more than they may, and why."""
+    over = report.over_budget
+    shown = over if verbose else over[:SHOWN_WARNINGS]
+    for path, image in shown:
+        click.echo(
+            f"Over budget: {path}: takes {image.archive_bytes} bytes, may take "
+            f"{image.budget_bytes}: {image.reason}",
+            err=True,
+        )
+    if len(shown) < len(over):
+        click.echo(f"... and {len(over) - len(shown)} more over budget (-v lists all)", err=True)
+
+
 def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:
     click.echo(
         f"{archive_url}: {result['ingested']} ingested, {result['skipped']} skipped, "
@@ -115,6 +129,14 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
     lossless = sum(o.codec == "lossless" for o in report.outcomes)
     if lossless:
         click.echo(f"  {lossless} of the images stored losslessly")
+    if report.over_budget:
+        excess = sum(over.excess_bytes for _, over in report.over_budget)
+        images = (
+            "1 image takes"
+            if len(report.over_budget) == 1
+            else (f"{len(report.over_budget)} images take")
+        )
+        click.echo(f"  over budget: {images} {_size(excess)} more than allowed")
     click.echo(f"  models, once an archive: {_size(result['model_bytes'])}")
     click.echo(
         f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time"

@@ -12,6 +12,7 @@ from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
     print_ingest,
+    print_over_budget,
     print_warnings,
 )
 from archive_pipeline.commands._options import (
@@ -74,9 +75,12 @@ def ingest(
 ) -> None:
     """Archive every image of the flight directories.
 
-    A flight is a folder or an fsspec URL (s3://bucket/flight). Each image takes at most its
-    budget, everything stored for it counted. Photographs (8-bit RGB) go through the learned
-    codec, everything else is kept losslessly. Ingesting again skips what the archive has, and
+    A flight is a folder or an fsspec URL (s3://bucket/flight). Photographs (8-bit RGB) go through
+    the learned codec, and each takes at most its budget, everything stored for it counted, and no
+    more than its file. Metadata and mask are kept byte for byte: where these leave too little, the
+    pixels are coded as coarsely as can be (or kept losslessly, if that takes less), and the result
+    names the image and the excess; the exit code is still 0. Everything else is kept losslessly,
+    without a budget. Ingesting again skips what the archive has, and
     goes on inside a large raster that was interrupted. Exit code 3: some images failed, each is
     named.
     """
@@ -96,6 +100,7 @@ def ingest(
         )
     if not quiet:
         print_warnings(report, verbose)
+        print_over_budget(report, verbose)
     result = report.to_json()
     if as_json:
         click.echo(json.dumps(result))

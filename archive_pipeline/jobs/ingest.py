@@ -26,6 +26,7 @@ from archive_pipeline.jobs.ingest_image import (
     IngestOptions,
     IngestTask,
     Outcome,
+    OverBudget,
     StoreFailed,
     failed,
     ingest_image,
@@ -92,6 +93,11 @@ class IngestReport:
         own = [Warned(o.path, warning) for o in self.outcomes for warning in o.remarks]
         return own + self.neighbours
 
+    @property
+    def over_budget(self) -> list[tuple[str, OverBudget]]:
+        """Images that take more than their budgets, with the paths of their files."""
+        return [(o.path, o.over_budget) for o in self.outcomes if o.over_budget is not None]
+
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive ingest --json`."""
         done = [o for o in self.outcomes if o.status == "ingested"]
@@ -113,6 +119,7 @@ class IngestReport:
             "workers": self.workers,
             "workers_lost": self.workers_lost,
             "retries": self.retries,
+            "over_budget": [{"path": path, **asdict(over)} for path, over in self.over_budget],
             "warnings": [asdict(w) for w in self.warnings],
             "images": [asdict(o) for o in self.outcomes],
         }

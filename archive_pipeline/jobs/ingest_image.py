@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from archive_pipeline._version import __version__
-from archive_pipeline.codec.settings import Raise, Settings
-from archive_pipeline.codec.zarr_codec import trimmed_tiles, with_settings
-from archive_pipeline.detection.boxes import Boxes
-from archive_pipeline.detection.object_blocks import RaisedBlocks
+from archive_pipeline.codec.settings import Settings
 from archive_pipeline.flight.find import ImageFile
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import Location, local_file
@@ -25,18 +22,17 @@ from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.restored_tag import is_restored
 from archive_pipeline.flight.sidecars import digest
 from archive_pipeline.flight.source_image import SourceError, SourceImage
-from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.geo.georef import Georef
+from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area
 from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
-from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.stages import stage, timed
 from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.image_writer import ImageWriter, NothingLeft
+from archive_pipeline.store.image_writer import ImageWriter
 from archive_pipeline.store.layout import (
     TILE,
     ArchiveError,
     ImageEntry,
     image_key,
-    shard_count,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +42,6 @@ if TYPE_CHECKING:
 STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 Tell = Callable[[str, int, int], None]  # an image's id, its shards that are done, and all
 SURE = 0.25  # least score of an object whose blocks are coded finer; what detectors report
-SMALL_BUDGET = 1 << 16  # bytes; below, an image may be stored losslessly instead
 # Zarr conventions of georeferenced arrays, by their registered identifiers.
 PROJ = {"uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f", "name": "proj"}
 SPATIAL = {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"}
@@ -122,6 +117,24 @@ class IngestTask:
 
 
 @dataclass(frozen=True)
+class OverBudget:
+    """An image that takes more bytes than it may, since less cannot be had.
+
+    Attributes:
+        image: its id.
+        budget_bytes: what it may take: its budget, or the size of its file where that is less.
+        archive_bytes, excess_bytes: what it takes, and by how much that is more.
+        reason: what takes them, in one line.
+    """
+
+    image: str
+    budget_bytes: int
+    archive_bytes: int
+    excess_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of one image.
 
@@ -142,6 +155,7 @@ class Outcome:
     archive_bytes: int = 0
     pixels: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `IngestReport.stages`
+    over_budget: OverBudget | None = None
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -239,7 +253,11 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
                 if known is not None:
                     return known
                 with SourcePixels(source) as pixels:
+<<<<<<< HEAD
                     entry = _write(archive, task, pixels, sidecars, settings, tell)
+=======
+                    entry, over = _write(archive, task, pixels, version, settings, tell)
+>>>>>>> e61b05d (A byte budget is kept, or the image and its excess are named)
     except SourceError as error:
         return failed(task, error.reason)
     except expected as error:
@@ -262,6 +280,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
         raw_bytes=source.width * source.height * source.bands * np.dtype(source.dtype).itemsize,
         archive_bytes=entry.record["archive_bytes"],
         pixels=source.width * source.height,
+        over_budget=over,
     )
 
 
@@ -299,7 +318,7 @@ def _write(
     sidecars: str,
     settings: Settings,
     tell: Tell,
-) -> ImageEntry:
+) -> tuple[ImageEntry, OverBudget | None]:
     source = reader.source
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
@@ -332,7 +351,7 @@ def _write(
         for window in writer.missing(mask):
             part = reader.read(window)[1]
             assert part is not None
-            mask[_area(window)] = part
+            mask[area(window)] = part
     objects = np.zeros((0, 4))
     if task.detectors and source.dtype == "uint8" and source.bands == 3:
         from archive_pipeline.detection.detectors import detect_all, pack_detections
@@ -345,71 +364,42 @@ def _write(
             sure = [objects.boxes[objects.scores >= SURE] for _, objects in found]
             objects = np.concatenate(sure)
         record["detectors"] = [detector.sha256 for detector in task.detectors]
-    pixels = None
+
+    def done(number: int, parts: int) -> None:
+        tell(task.id, number, parts)
+
     conventions = _conventions(source)
-    if source.lossy:
-        budget = options.budget.bytes_for(source)
-        lossy = record | {"codec": "pcdc", "model": task.model}
-        # metadata are most of a very small image's bytes: loss would gain little
-        least = budget // 2 if budget <= SMALL_BUDGET else 0
-        coded = _coded_pixels(reader)
-        try:
-            pixels = writer.create_pixels(task.model, budget, coded, lossy, conventions, least)
-            record = lossy
-        except NothingLeft as error:
-            if budget > SMALL_BUDGET:
-                reason = f"its metadata and mask alone exceed the budget of {budget} bytes"
-                raise SourceError(source.path, reason) from error
-            record["warnings"].append(f"stored losslessly: {budget} bytes are too few for it")
-    if pixels is None:
-        pixels = writer.create_lossless()
-    parts, missing = shard_count(pixels), writer.missing(pixels)
-    for done, window in enumerate(missing, parts - len(missing) + 1):
-        part = reader.read(window)[0]
-        try:
-            finer = replace(settings, raised=_raised(part, window, objects))
-            with_settings(pixels, finer)[_area(window)] = part
-        except BudgetTooSmall as error:
-            raise SourceError(source.path, f"does not fit its budget: it {error}") from error
-        if parts > 1:
-            tell(task.id, done, parts)
-    return writer.commit(record, conventions)
+    pixels = PixelJob(writer, reader, settings, objects, done)
+    if not source.lossy:
+        pixels.write_lossless()
+        return writer.commit(record, conventions), None
+    allowed = allowed_bytes(source, options.budget.bytes_for(source))
+    coded = record | {"codec": "pcdc", "model": task.model}
+    if pixels.write_coded(task.model, allowed, coded, conventions):
+        record = coded
+    entry = writer.commit(record, conventions)
+    return entry, _exceeded(entry, allowed, writer.sizes)
 
 
-def _raised(part: np.ndarray, window: Window, objects: Boxes) -> Raise | None:
-    """What makes blocks with objects in them finer, where pixels of a window are written."""
-    if not len(objects):
+def _exceeded(
+    entry: ImageEntry, allowed: int, sizes: Callable[[], dict[str, int]]
+) -> OverBudget | None:
+    """What is to be said of an image that takes more than it may; None of others."""
+    taken = entry.record["archive_bytes"]
+    if taken <= allowed:
         return None
-    col, row, _, _ = window
-    return RaisedBlocks(part, objects - [col, row, col, row], TILE).of
-
-
-def _coded_pixels(reader: SourcePixels) -> tuple[int, int]:
-    """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles.
-
-    Of an image that would have to be decoded for it, all pixels, and as many empty tiles as may lie
-    around it: its budget is then not used to the full.
-    """
-    width, height = reader.source.width, reader.source.height
-    if not reader.held:
-        return width * height, 4 * -(-width // TILE) * -(-height // TILE)
-    coded = empty = 0
-    for row in range(0, height, TILE):
-        band = reader.read((0, row, width, min(TILE, height - row)))[0]
-        for _, _, part in trimmed_tiles(band, TILE):
-            coded += part.shape[0] * part.shape[1]
-            empty += not part.size
-    return coded, empty
+    parts = sizes()
+    parts["record"] = taken - sum(parts.values())
+    listed = ", ".join(f"{name} {size}" for name, size in sorted(parts.items()))
+    how = "as coarse as can be" if entry.record["codec"] == "pcdc" else "lossless, which is less"
+    return OverBudget(
+        entry.id, allowed, taken, taken - allowed, f"bytes of {listed}; pixels are {how}"
+    )
 
 
 def _without_preview(name: str, payload: bytes) -> tuple[str, bytes]:
     """Blank a JPEG's EXIF thumbnail, which restoring makes again from the pixels."""
     return name, blank_thumbnail(payload)[0] if name == "APP1" else payload
-
-
-def _area(window: Window) -> tuple[slice, slice]:
-    col, row, width, height = window
-    return slice(row, row + height), slice(col, col + width)
 
 
 def _conventions(source: SourceImage) -> dict[str, Any]:

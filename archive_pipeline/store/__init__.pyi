@@ -2,8 +2,8 @@ from .archive import Archive as Archive
 from .archive import absolute as absolute
 from .archive import in_process_only as in_process_only
 from .archived_image import ArchivedImage as ArchivedImage
+from .image_writer import LEAST_BITS as LEAST_BITS
 from .image_writer import ImageWriter as ImageWriter
-from .image_writer import NothingLeft as NothingLeft
 from .index import is_current as is_current
 from .index import read_images as read_images
 from .index import read_index as read_index

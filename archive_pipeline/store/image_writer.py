@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.array_spec import ArrayConfig
 from zarr.core.buffer import default_buffer_prototype
@@ -34,12 +36,10 @@ Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
 UNFINISHED = "archive_pipeline_unfinished"  # the plan of an image that is being written
 SHARD_INDEX_BYTES = 16  # a tile's offset and length
 CHECKSUM_BYTES = 4  # of every tile and of every shard's index
+LEAST_BITS = 1e-6  # of bits_per_pixel, which must be positive
 BITS_DIGITS = 12  # of bits_per_pixel in the metadata, at most
+ARRAYS = ("detections", "mask", "metadata", "pixels")
 ARRAY_CONFIG = ArrayConfig.from_dict({"write_empty_chunks": True})  # an absent tile is damage
-
-
-class NothingLeft(ValueError):
-    """All but the pixels takes an image's whole budget; its argument is that many bytes."""
 
 
 class ImageWriter:
@@ -94,12 +94,14 @@ class ImageWriter:
 
     def create_lossless(self) -> zarr.Array:
         """Create a lossless pixel array (height, width, bands) of the source's dtype."""
+        return self._create("pixels", self._lossless_pixels())
+
+    def _lossless_pixels(self) -> tuple[zarr.Array, bytes]:
         s = self.source
         shape = (s.height, s.width, s.bands)
         dtype = np.dtype(s.dtype)
         shuffle: Shuffle = "shuffle" if dtype.itemsize > 1 else "noshuffle"
-        spec = self._lossless(shape, dtype, *grid(shape, dtype.itemsize), shuffle=shuffle)
-        return self._create("pixels", spec)
+        return self._lossless(shape, dtype, *grid(shape, dtype.itemsize), shuffle=shuffle)
 
     def create_pixels(
         self,
@@ -108,8 +110,7 @@ class ImageWriter:
         coded: tuple[int, int],
         record: dict[str, Any],
         conventions: dict[str, Any],
-        least: int = 0,
-    ) -> zarr.Array:
+    ) -> tuple[zarr.Array, float]:
         """Create the pcdc pixel array, uint8 (height, width, 3), after all others.
 
         Args:
@@ -117,10 +118,10 @@ class ImageWriter:
             budget: bytes for everything stored for the image.
             coded: pixels that are coded, and tiles that hold none.
             record, conventions: what `commit` will be given.
-            least: bytes that the pixels should have at least.
 
-        Raises:
-            NothingLeft: everything else takes the budget.
+        Returns:
+            The array, and its bits a coded pixel: `LEAST_BITS` where everything else takes the
+            budget.
         """
         # Its own metadata count too; their length depends on the number of bits in them alone.
         probe = 0.5
@@ -140,23 +141,52 @@ class ImageWriter:
             + EMPTY_BYTES * empty
         )
         left = budget - fixed - BITS_DIGITS
-        if left <= least:
-            raise NothingLeft(budget)
         bits = math.floor(8e6 * left / max(pixels, 1)) / 1e6
-        return self._create("pixels", self._pixels(model, max(bits, 1e-6)))
+        bits = max(bits, LEAST_BITS)
+        return self._create("pixels", self._pixels(model, bits)), bits
+
+    def restate_bits(self, model: str, bits_per_pixel: float) -> None:
+        """Have the pixel array's metadata say how many bits a coded pixel its streams take.
+
+        For streams that take more than they were to.
+        """
+        spec = self._pixels(model, math.ceil(1e6 * bits_per_pixel) / 1e6)
+        self.archive.write_key(f"{self.key}/pixels/zarr.json", spec[1])
+
+    def bits_of(self, array: zarr.Array, window: Window, coded: int, empty: int) -> float:
+        """Bits a coded pixel of a shard that an earlier run left.
+
+        Args:
+            coded, empty: its pixels that are coded, and its tiles that hold none.
+        """
+        tiles = math.prod(s // c for s, c in zip(array.shards or (), array.chunks, strict=True))
+        size = self._kept[self._shard_key(array, window)].size
+        streams = size - SHARD_INDEX_BYTES * tiles - CHECKSUM_BYTES * (tiles + 1)
+        return 8 * max(0, streams - EMPTY_BYTES * empty) / max(coded, 1)
+
+    def lossless_bytes(self, pixels: NDArray[Any]) -> int:
+        """Bytes that the whole image's pixels would take as `create_lossless` stores them."""
+        array, _ = self._lossless_pixels()
+        array[:] = pixels
+        return sum(sync(_sizes(array.store)))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each array by its name."""
+        total = self._stored()
+        sizes = {name: total - self._stored(without=name) for name in ARRAYS}
+        return {name: size for name, size in sizes.items() if size}
 
     def missing(self, array: zarr.Array) -> list[Window]:
         """Windows (col, row, width, height) of the shards that are still to be written."""
-        name = array.path.rpartition("/")[2]
+        windows = shard_windows(array)
+        return [w for w in windows if self._shard_key(array, w) not in self._kept]
+
+    def _shard_key(self, array: zarr.Array, window: Window) -> str:
+        """Key of the shard at a window."""
         rows, cols = (array.shards or array.chunks)[:2]
-        rest = (0,) * (array.ndim - 2)
-        windows = []
-        for window in shard_windows(array):
-            place = (window[1] // rows, window[0] // cols, *rest)
-            shard = array.metadata.encode_chunk_key(place)
-            if f"{self.key}/{name}/{shard}" not in self._kept:
-                windows.append(window)
-        return windows
+        place = (window[1] // rows, window[0] // cols, *(0,) * (array.ndim - 2))
+        name = array.path.rpartition("/")[2]
+        return f"{self.key}/{name}/{array.metadata.encode_chunk_key(place)}"
 
     def commit(self, record: dict[str, Any], conventions: dict[str, Any]) -> ImageEntry:
         """Make the image visible, by writing its record."""
@@ -225,6 +255,11 @@ class ImageWriter:
             ],
             dimension_names=("y", "x", "band")[: len(shape)] if len(shape) > 1 else ("byte",),
         )
+
+
+async def _sizes(store: Store) -> list[int]:
+    """Bytes of every key of a store."""
+    return [await store.getsize(key) async for key in store.list()]
 
 
 def _draft(**spec: Any) -> tuple[zarr.Array, bytes]:
