@@ -253,11 +253,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
                 if known is not None:
                     return known
                 with SourcePixels(source) as pixels:
-<<<<<<< HEAD
-                    entry = _write(archive, task, pixels, sidecars, settings, tell)
-=======
-                    entry, over = _write(archive, task, pixels, version, settings, tell)
->>>>>>> e61b05d (A byte budget is kept, or the image and its excess are named)
+                    entry, over = _write(archive, task, pixels, sidecars, settings, tell)
     except SourceError as error:
         return failed(task, error.reason)
     except expected as error:
