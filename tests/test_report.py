@@ -20,7 +20,7 @@ from toy_detector import Objects, paint, save_toy_detector
 
 from archive_pipeline.detection import report as report_module
 from archive_pipeline.detection.metrics import METRICS
-from archive_pipeline.detection.report import FILES, Shape, _spots
+from archive_pipeline.detection.report import FILES, Shape, _spots, _Table
 
 if importlib.util.find_spec("ultralytics") is None:
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
@@ -118,6 +118,28 @@ def test_tables_beside_it(run: Run, made: tuple[Path, Path, Path], tmp_path: Pat
         images = list(csv.DictReader(file))
     assert len(images) == 4
     assert {r["image"] for r in images} == {f"{HOSTILE}/{HOSTILE}.png", f"{HOSTILE}/=cmd().png"}
+
+
+def test_names_are_no_formulas(run: Run, made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """In the tables; and on the page they are no tags."""
+    group = '+1"><b onclick>'
+    page = report(run, made, tmp_path, "--classes", f"{group}=car")
+    assert group in page.text
+    assert "b" not in {tag for tag, _ in page.tags}
+    for name in ("images.csv", "summary.csv"):
+        with (tmp_path / name).open(newline="") as file:
+            assert {row["class"] for row in csv.DictReader(file)} == {f"'{group}"}
+
+
+@pytest.mark.parametrize("start", "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+def test_cells_that_spreadsheets_would_compute(start: str) -> None:
+    file = io.StringIO(newline="")
+    names = (f"{start}cmd()", f"a;{start}1", f'a"{start}1', "a", "", "1.5")
+    _Table(file).row(*names, -0.5, 3, None, True)
+    assert file.getvalue().startswith(f'"\'{start}cmd()","a;{start}1","a""{start}1",')
+    assert file.getvalue().endswith(',"a","","1.5",-0.5,3,"",True\r\n')
+    file.seek(0)
+    assert next(csv.reader(file))[:6] == ["'" + names[0], *names[1:]]
 
 
 def test_originals_gone(run: Run, made: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ METRIC_NAMES = {
     "map50_95": "mAP50-95",
 }
 FILES = "result.json", "summary.csv", "images.csv", "report.html"
+# Of cells that spreadsheets compute; the wide forms count in East Asian versions.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 IMAGE_FIELDS = (
     "image", "model", "class", "original", "reference_objects", "original_detections",
     "restored_detections", "original_matched", "restored_matched", "lost", "change",
@@ -181,10 +183,30 @@ def _number(value: float | None, sign: bool = False) -> str:
     return f"{value:+.3f}".replace("-", "\u2212") if sign else f"{value:.3f}"
 
 
+class _Table:
+    """Rows of a CSV that spreadsheets open as data, whatever names are in them.
+
+    A text that they would take for a formula gets an apostrophe before it, as OWASP advises against
+    CSV injection, and all texts are quoted, so that none starts a cell of its own where cells end
+    at semicolons. Numbers stay as they are, negative ones too.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+
+    def row(self, *cells: object) -> None:
+        """Write texts, numbers, and None as an empty cell."""
+        self._writer.writerow([self._safe(c) if isinstance(c, str) else c for c in cells])
+
+    @staticmethod
+    def _safe(text: str) -> str:
+        return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
 def _write_summary(report: Verification, file: TextIO) -> None:
     fields = ("model", "class", "metric", "original", "restored", "delta", "low", "high", "passed")
-    writer = csv.writer(file)
-    writer.writerow(fields)
+    table = _Table(file)
+    table.row(*fields)
     for model in report.models:
         failed = {(f.group, f.metric) for f in model.failures}
         for group, delta in model.delta.items():
@@ -192,13 +214,13 @@ def _write_summary(report: Verification, file: TextIO) -> None:
                 low, high = model.intervals[group][name] or (None, None)
                 numbers = (model.original[group][name], model.restored[group][name], delta[name])
                 passed = None if delta[name] is None else (group, name) not in failed
-                writer.writerow([model.model, group, name, *numbers, low, high, passed])
+                table.row(model.model, group, name, *numbers, low, high, passed)
 
 
 def _write_images(report: Verification, file: TextIO) -> None:
     least = report.options.confidence
-    writer = csv.writer(file)
-    writer.writerow(IMAGE_FIELDS)
+    table = _Table(file)
+    table.row(*IMAGE_FIELDS)
     for image in report.images:
         name = image.name
         original = "stored detections" if image.original is None else str(image.original)
@@ -210,7 +232,7 @@ def _write_images(report: Verification, file: TextIO) -> None:
                 ]
                 amount, lost = model.changes[group][name]
                 row = [name, model.model, group, original, len(result.reference)]
-                writer.writerow([*row, *counts, *hits, lost, round(amount, 4)])
+                table.row(*row, *counts, *hits, lost, round(amount, 4))
 
 
 def _versions(result: GroupResult) -> tuple[Any, Any]:
