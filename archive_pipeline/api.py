@@ -324,7 +324,8 @@ def verify_detection(
 
     Args:
         archive: path or fsspec URL.
-        originals: folder of the original files; by default where they were archived from.
+        originals: folder or URL of the original files; by default the folders that this user
+            archived from on this machine. What the archive itself names is not followed.
         labels: folder of YOLO labels, the reference; else the originals' detections are.
         names: data.yaml or classes.txt with the labels' class names.
         model: detector, or several: an Ultralytics name, .pt, .onnx, or OpenVINO folder;
@@ -361,6 +362,7 @@ def verify_detection(
     from archive_pipeline.detection.detectors import DEFAULT_DETECTOR
     from archive_pipeline.detection.labels import parse_groups
     from archive_pipeline.detection.verification import VerifyOptions
+    from archive_pipeline.flight.locations import location
     from archive_pipeline.jobs.verify import verify, versions_of
 
     try:
@@ -371,7 +373,7 @@ def verify_detection(
     options = VerifyOptions(
         models or (DEFAULT_DETECTOR,),
         groups,
-        None if originals is None else Path(originals),
+        None if originals is None else location(str(originals)),
         None if labels is None else Path(labels),
         None if names is None else Path(names),
         tolerance,

@@ -277,14 +277,16 @@ def test_flight_on_s3_and_back_by_its_url(
     upload([sorted(flight.iterdir())[0]], f"{s3}/beach")
     assert ingest(run, f"{s3}/beach", str(url)).json["skipped"] == FRAMES
 
-    from archive_pipeline.jobs.originals import find_original, original_pixels
+    from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 
     def copies() -> list[Path]:
         return list(Path(tempfile.gettempdir()).glob("archive-source-*/*"))
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     entry = next(opened.images())
-    original, _, other_file = find_original(ArchivedImage(opened, entry), None)
+    original, _, other_file = find_original(
+        ArchivedImage(opened, entry), Originals(str(url), None).candidates(entry)
+    )
     assert original is not None
     assert not other_file
     with original_pixels(original) as read:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
 import os
 import resource
+import select
 import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import rasterio
+import zarr
 from conftest import HEIGHT, WIDTH, Run
 from PIL import Image, ImageFilter
 from test_cluster import dask_processes
@@ -21,8 +29,10 @@ from toy_detector import NAMES, Objects, paint, paint_frame, save_toy_detector, 
 
 from archive_pipeline.detection.boxes import Detections
 from archive_pipeline.detection.metrics import METRICS, Summary, intervals, match
+from archive_pipeline.flight.locations import location
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.layout import pack_metadata
 
 if importlib.util.find_spec("ultralytics") is None:  # not imported: it would write settings
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
@@ -276,7 +286,7 @@ def test_missing_and_other_originals_are_counted(
     assert result.json["passed"] is True
     assert result.json["models"][0]["images"] == 1
     errors = {f["image"]: f["error"] for f in result.json["failed"]}
-    assert "the original is not at" in errors[f"town/{first.name}"]
+    assert f"the original is not in {moved}" in errors[f"town/{first.name}"]
     assert "--originals" in errors[f"town/{first.name}"]
     assert "not the file that was archived" in errors[f"town/{second.name}"]
     assert result.err.count("Failed: ") == 2
@@ -293,6 +303,92 @@ def test_missing_and_other_originals_are_counted(
         "Error: nothing is proven: no image could be compared (3 were not)"
     )
     assert set(result.json["models"][0]["delta"]["vehicle"].values()) == {None}
+
+
+def test_originals_at_a_url_and_of_an_archive_that_moved(
+    verify: Run, run: Run, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "a.zarr"
+    monkeypatch.chdir(painted.parent)  # folders are noted so that any working directory will do
+    ingest = ("ingest", painted.name, "--archive", url, "--ratio", 8, "--workers", 0)
+    assert run(*ingest).code == 0
+    monkeypatch.chdir(tmp_path)
+    url = url.rename(tmp_path / "moved.zarr")
+    assert verify(url, *SOFT).json["models"][0]["images"] == 3
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user's"))
+    result = verify(url, *SOFT)
+    assert result.code == 1
+    assert f"was archived from {painted.name}/" in result.json["failed"][0]["error"]
+    assert "name the folder: --originals" in result.json["failed"][0]["error"]
+    fs = fsspec.filesystem("memory")
+    fs.put(str(painted), "/originals/town", recursive=True)
+    try:
+        result = verify(url, "--originals", "memory://originals", *SOFT)
+        assert (result.code, result.json["models"][0]["images"]) == (0, 3), result.err
+    finally:
+        fs.rm("/originals", recursive=True)
+    result = verify(url, "--originals", "memory://nowhere")
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert "memory://nowhere" in result.err
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # nowhere to write to
+    assert run(*ingest[:1], painted, *ingest[2:3], url, *ingest[4:]).code == 0
+
+
+@contextmanager
+def recorded_opens() -> Iterator[list[str]]:
+    """Paths that Python opens meanwhile."""
+    opened: list[str] = []
+    watching = [True]  # a hook stays for ever
+
+    def note(event: str, args: tuple[Any, ...]) -> None:
+        if watching and event == "open":
+            opened.append(str(args[0]))
+
+    sys.addaudithook(note)
+    yield opened
+    watching.clear()
+
+
+def test_places_that_an_archive_names_are_not_followed(
+    verify: Run, run: Run, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's archive: its records name a server, a pipe, and a file of this machine."""
+    source = Path(shutil.copytree(painted, tmp_path / "town"))
+    url = tmp_path / "a.zarr"
+    assert run("ingest", source, "--archive", url, "--ratio", 8, "--workers", 0).code == 0
+    os.mkfifo(tmp_path / "pipe")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        places = [f"http://127.0.0.1:{port}/a.jpg", str(tmp_path / "pipe"), str(source / "x")]
+        archive = Archive.open(url, writable=True)
+        for entry, place in zip(list(archive.images()), places, strict=True):
+            stored = ArchivedImage(archive, entry).source
+            data = pack_metadata(dataclasses.replace(stored, path=location(place)))
+            array = zarr.open_array(url, path=f"{entry.key}/metadata", mode="r+")
+            array.resize(len(data))
+            array[:] = np.frombuffer(data, np.uint8)
+            assert ArchivedImage(archive, entry).source.path == location(place)
+        # what this user archived from is found all the same
+        assert verify(url, *SOFT).json["models"][0]["images"] == 3
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        with recorded_opens() as opened:
+            result = verify(url, *SOFT)
+        assert result.code == 1
+        errors = sorted(f["error"] for f in result.json["failed"])
+        assert all(any(f"archived from {place};" in e for e in errors) for place in places)
+        assert not {*places} & {*opened}
+        assert not select.select([listener], [], [], 0)[0]
+    # pipes and devices among the originals are not opened, either
+    names = [path.name for path in sorted(source.iterdir())]
+    for name, make in zip(names, (os.mkfifo, lambda p: p.symlink_to("/dev/zero")), strict=False):
+        (source / name).unlink()
+        make(source / name)
+    result = verify(url, "--originals", source, *SOFT)
+    assert (result.code, result.json["models"][0]["images"]) == (3, 1)
+    errors = sorted(f["error"] for f in result.json["failed"])
+    assert "not a file but a pipe" in errors[0]
+    assert "not a file but a device" in errors[1]
 
 
 def test_stored_detections_stand_in_for_deleted_originals(

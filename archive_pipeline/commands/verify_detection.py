@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,22 @@ from archive_pipeline.commands._options import (
 )
 
 
+class FolderOrURL(click.Path):
+    """A folder that there is, or any URL."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        return value if "://" in value else super().convert(value, param, ctx)
+
+
 @click.command()
 @click.option(
     "--originals",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the original files lie; by default where they were archived from.",
+    type=FolderOrURL(exists=True, file_okay=False),
+    metavar="DIR_OR_URL",
+    help="Where the original files lie; by default in the folders that you archived from on this "
+    "machine.",
 )
 @click.option(
     "--labels",

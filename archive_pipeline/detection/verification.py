@@ -37,7 +37,8 @@ class VerifyOptions:
     Attributes:
         models: detectors, see `detectors.find_detectors`.
         groups: class names by group; without them, see `detectors.group_classes`.
-        originals: where the originals lie; by default where they were when archived.
+        originals: folder or URL in which the originals lie; by default the folders that this user
+            archived from on this machine.
         labels: YOLO labels, the reference; without them the originals' detections are.
         names: data.yaml or classes.txt of the labels.
         tolerance: largest difference of any metric that passes.
@@ -50,7 +51,7 @@ class VerifyOptions:
 
     models: tuple[str, ...] = (DEFAULT_DETECTOR,)
     groups: Groups | None = None
-    originals: Path | None = None
+    originals: Location | None = None
     labels: Path | None = None
     names: Path | None = None
     tolerance: float = 0.02

@@ -32,6 +32,7 @@ from archive_pipeline.jobs.ingest_image import (
     ingest_image,
     known_outcome,
 )
+from archive_pipeline.jobs.ingested import note_sources
 from archive_pipeline.jobs.known_images import Place, find_places
 from archive_pipeline.stages import summed
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
@@ -165,6 +166,7 @@ def ingest(
     listed = [(flight, find_images(directory)) for flight, directory in flights]
     detectors = _find_detectors(options)
     archive = Archive.create(archive_url)
+    note_sources(archive_url, flights)
     tasks = [
         IngestTask(archive_url, flight, file.id, file, options, detectors=detectors)
         for flight, files in listed

@@ -3,61 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from archive_pipeline.detection.detectors import Read
-from archive_pipeline.flight.find import find_images
+from archive_pipeline.flight.find import FlightError, find_images
 from archive_pipeline.flight.locations import Location, local_file, sha256
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.source_image import SourceError, SourceImage
+from archive_pipeline.jobs.ingested import noted_sources
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
 
+Named = dict[str, list[Location]]
+"""Files by their names, letter case aside."""
 
-def by_name(folder: Path) -> dict[str, list[Path]]:
-    """Images of a folder by their names, letter case aside.
+
+def by_name(folder: Location) -> Named:
+    """Images of a folder or below a URL by their names.
 
     Raises:
         FlightError: there are none.
     """
-    found: dict[str, list[Path]] = {}
+    found: Named = {}
     for file in find_images(folder):
-        path = Path(file.path)
-        found.setdefault(path.name.casefold(), []).append(path)
+        found.setdefault(_parts(file.path)[-1].casefold(), []).append(file.path)
     return found
 
 
-def candidates(found: dict[str, list[Path]], entry: ImageEntry) -> tuple[Path, ...]:
-    """Files that may be an image's original, the likeliest first; their SHA-256 decides."""
-    paths = found.get(entry.id.rpartition("/")[2].casefold(), [])
-    parts = Path(entry.flight, entry.id).parts
+class Originals:
+    """Where originals are looked for: only in places that this user has named.
 
-    def alike(path: Path) -> int:
-        ends = zip(reversed(path.parts), reversed(parts), strict=False)
-        return next((i for i, (a, b) in enumerate(ends) if a != b), len(parts))
+    Those are the folder or URL that is given; without one, the folders that this user archived from
+    on this machine (`ingested`). Where an archive says that its images came from is never followed.
 
-    return tuple(sorted(paths, key=alike, reverse=True))
+    Raises:
+        FlightError: the folder that is given holds no images.
+    """
+
+    def __init__(self, archive_url: str, given: Location | None) -> None:
+        self._given = None if given is None else by_name(given)
+        self._noted = {} if given is not None else noted_sources(archive_url)
+        self._found: dict[str, Named] = {}
+
+    def candidates(self, entry: ImageEntry) -> tuple[Location, ...]:
+        """Files that may be an image's original, the likeliest first; their SHA-256 decides."""
+        named = self._given if self._given is not None else self._of_flight(entry.flight)
+        places = named.get(entry.id.rpartition("/")[2].casefold(), [])
+        parts = PurePosixPath(entry.flight, entry.id).parts
+
+        def alike(place: Location) -> int:
+            ends = zip(reversed(_parts(place)), reversed(parts), strict=False)
+            return next((i for i, (a, b) in enumerate(ends) if a != b), len(parts))
+
+        return tuple(sorted(places, key=alike, reverse=True))
+
+    def problem(self, entry: ImageEntry) -> str | None:
+        """What to say of an image that has no candidate; None where nobody has named a place."""
+        if self._given is not None:
+            return "no file of its name is among the originals"
+        places = self._noted.get(entry.flight)
+        if not places:
+            return None
+        some = " or ".join(map(str, places[:3])) + (" or ..." if len(places) > 3 else "")
+        return f"the original is not in {some} (see --originals)"
+
+    def _of_flight(self, flight: str) -> Named:
+        if flight not in self._found:
+            found = self._found[flight] = Named()
+            for place in self._noted.get(flight, ()):
+                with suppress(FlightError):  # moved or deleted since
+                    for name, places in by_name(place).items():
+                        found.setdefault(name, []).extend(places)
+        return self._found[flight]
 
 
 def find_original(
-    image: ArchivedImage, paths: tuple[Path, ...] | None
+    image: ArchivedImage, places: tuple[Location, ...], problem: str | None = None
 ) -> tuple[SourceImage | None, str, bool]:
     """The original of an archived image, by its SHA-256.
 
     Args:
-        paths: files that may be it; None for the path that it was archived from.
+        places: files that may be it.
+        problem: what to say where none is there; None: where it was archived from, and to name it.
 
     Returns:
         A source to read pixels from; or None, what became of it, and whether another file is there.
     """
     source = image.source
-    problem = f"the original is not at {source.path} (see --originals)"
-    if paths is not None:
-        problem = "no file of its name is among the originals"
+    if problem is None:
+        problem = (
+            f"the original was archived from {source.path}; to look for it there or elsewhere, "
+            "name the folder: --originals"
+        )
     other = False
-    places: tuple[Location, ...] = (source.path,) if paths is None else paths
     for path in places:
         try:
             found = sha256(path)
@@ -70,6 +110,10 @@ def find_original(
             return replace(source, path=path), "", False
         problem, other = f"{path} is not the file that was archived (its SHA-256 differs)", True
     return None, problem, other
+
+
+def _parts(place: Location) -> tuple[str, ...]:
+    return place.parts if isinstance(place, Path) else PurePosixPath(place).parts
 
 
 @contextmanager

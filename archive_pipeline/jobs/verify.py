@@ -39,9 +39,11 @@ from archive_pipeline.detection.verification import (
     summarise,
 )
 from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.flight import locations
+from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs.originals import by_name, candidates, find_original, original_pixels
+from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
@@ -69,7 +71,8 @@ class VerifyTask:
 
     archive: str
     entry: ImageEntry
-    originals: tuple[Path, ...] | None  # candidates below --originals; None: the recorded path
+    originals: tuple[Location, ...]  # files that may be the original
+    missing: str | None  # what to say where none of them is, see `find_original`
     label: Path | None
     label_names: dict[int, str] | None
     detectors: DetectorGroups
@@ -104,7 +107,7 @@ def verify(
         archive_url = absolute(archive_url)
         options = replace(
             options,
-            originals=options.originals and options.originals.absolute(),
+            originals=options.originals and locations.absolute(options.originals),
             labels=options.labels and options.labels.absolute(),
         )
     if in_process_only(archive_url):
@@ -129,7 +132,7 @@ def _tasks(
     archive: Archive, labels: Labels | None, groups: DetectorGroups, done: Verification
 ) -> list[VerifyTask]:
     """The images to compare; `done` is told of those that cannot be."""
-    found = None if done.options.originals is None else by_name(done.options.originals)
+    found = Originals(archive.url, done.options.originals)
     names = None if labels is None else labels.names
 
     def damaged(name: str, error: ArchiveError) -> None:
@@ -155,8 +158,8 @@ def _tasks(
                 done.failed.append({"image": name, "error": text})
                 continue
             used.add(label)
-        originals = None if found is None else candidates(found, entry)
-        tasks.append(VerifyTask(archive.url, entry, originals, label, names, groups, done.options))
+        originals = found.candidates(entry), found.problem(entry)
+        tasks.append(VerifyTask(archive.url, entry, *originals, label, names, groups, done.options))
     if labels is not None:
         done.warnings += _unused(labels, used)
     return tasks
@@ -219,7 +222,7 @@ def verify_image(task: VerifyTask) -> ImageResult:
         archive.require_denoiser(task.entry)
     image = ArchivedImage(archive, task.entry, settings)
     width, height = task.entry.record["width"], task.entry.record["height"]
-    original, problem, other = find_original(image, task.originals)
+    original, problem, other = find_original(image, task.originals, task.missing)
     stored = image.detections(unpack_detections) if original is None else None
     if original is None and stored is None:
         raise VerifyError(f"{task.name}: {problem}, and the archive has no detections of it")

@@ -51,7 +51,7 @@ from archive_pipeline.detection.verification import (
 )
 from archive_pipeline.jobs.ingest import ingest
 from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
-from archive_pipeline.jobs.originals import find_original, original_pixels
+from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
@@ -111,7 +111,8 @@ def run_image(
         images[name] = ArchivedImage(archive, entry)
     first, image = next(iter(archives.values())), next(iter(images.values()))
     entry = image.entry
-    source, problem, _ = find_original(image, None)
+    places = Originals(first.url, None).candidates(entry)  # where this run archived it from
+    source, problem, _ = find_original(image, places)
     if source is None:
         raise click.ClickException(problem)
     width, height = source.width, source.height
