@@ -221,13 +221,16 @@ def test_ingest_archives_pictures_only(
             "zero.tif": "not a file but a device",
             "socket.png": "not a file but a socket",
         }
-        for _ in range(2):  # what is archived is compared with the file
+        for _ in range(2):  # the second time a pipe lies where an archived image was
             result = run(*args)
             assert result.code == 3, result.err
             assert {Path(f["path"]).name: f["error"] for f in result.json["failed"]} == errors
             (folder / "real.png").unlink(missing_ok=True)
             os.mkfifo(folder / "real.png")
-            errors["real.png"] = "not a file but a pipe"
+            errors["real.png"] = (
+                "the archive holds another image as flight/real.png; use --overwrite to replace it "
+                "or --flight to archive under another name"
+            )
     assert server.connections() == 0
 
 
