@@ -19,7 +19,9 @@ from archive_pipeline.jobs import ingest as ingesting
 from archive_pipeline.jobs import ingest_image
 from archive_pipeline.store import layout
 from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.image_writer import ImageWriter
 from archive_pipeline.store.layout import grid
+from archive_pipeline.store.leftovers import Replaced
 
 SHARDS = 2  # of a frame, once a tile is a shard
 
@@ -50,19 +52,29 @@ def arguments(flight: Path, url: Path, *more: object) -> list[str]:
     return [str(a) for a in args]
 
 
+def all_shards(url: Path) -> list[Path]:
+    """Shards of both generations."""
+    return [*shards(url), *url.glob("flights/*/*/pixels/c.*")]
+
+
+def stop_after(count: int, url: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let an ingest stop as it reads the pixels behind so many shards."""
+    plain, before = ingest_image.SourcePixels.read, len(all_shards(url))
+
+    def stops(reader: SourcePixels, window: Window) -> Any:
+        if len(all_shards(url)) == before + count:
+            raise KeyboardInterrupt
+        return plain(reader, window)
+
+    patch.setattr(ingest_image.SourcePixels, "read", stops)
+
+
 @pytest.fixture
 def interrupted(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An archive whose writer stopped after the first of two shards."""
     url = tmp_path / "a.zarr"
-    plain = ingest_image.SourcePixels.read
-
-    def stops(reader: SourcePixels, window: Window) -> Any:
-        if shards(url):
-            raise KeyboardInterrupt
-        return plain(reader, window)
-
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_image.SourcePixels, "read", stops)
+        stop_after(1, url, patch)
         assert CliRunner().invoke(main, arguments(one, url)).exit_code == 1
     assert len(shards(url)) == 1
     assert list(Archive.open(url).images()) == []
@@ -131,8 +143,56 @@ def test_a_committed_image_is_never_gone_on_with(run: Run, one: Path, tmp_path: 
     assert run(*arguments(one, url)).code == 0
     before, expected = shards(url), contents(url)
     assert run(*arguments(one, url, "--overwrite")).code == 0
+    assert shards(url) == {}  # the other generation's have other names
+    assert run(*arguments(one, url, "--overwrite")).code == 0
     assert all(shards(url)[path] != time for path, time in before.items())
     assert contents(url) == expected
+
+
+def test_an_interrupted_overwrite_keeps_the_old_image_and_goes_on(
+    run: Run, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, again = tmp_path / "a.zarr", ("--overwrite", "--ratio", 20)
+    assert run(*arguments(one, url)).code == 0
+    expected = contents(url)
+    with monkeypatch.context() as patch:
+        stop_after(1, url, patch)
+        assert CliRunner().invoke(main, arguments(one, url, *again)).exit_code == 1
+    left = contents(url)
+    assert {key: left[key] for key in expected} == expected
+    checked = run("check", "--archive", url, "--json").json
+    assert (checked["problems"], checked["images"], len(checked["notes"])) == ([], 1, 1)
+    (first,) = url.glob("flights/*/*/pixels/c.*")
+    time = first.stat().st_mtime_ns
+    assert run(*arguments(one, url, *again)).code == 0
+    assert first.stat().st_mtime_ns == time  # gone on behind it
+    whole = contents(url)
+    undisturbed = tmp_path / "undisturbed.zarr"
+    assert run(*arguments(one, undisturbed)).code == 0
+    assert run(*arguments(one, undisturbed, *again)).code == 0
+    assert whole == contents(undisturbed)
+    assert run("check", "--archive", url, "--json").json["notes"] == []
+
+
+def test_an_old_generation_is_never_gone_on_with(
+    run: Run, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after its commit, an ingest leaves its plan beside the shards before."""
+    url, again = tmp_path / "a.zarr", ("--overwrite", "--ratio", 20)
+    assert run(*arguments(one, url)).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageWriter, "_tidy", lambda *_: None)
+        patch.setattr(Replaced, "collect", lambda *_, **__: None)
+        assert run(*arguments(one, url, *again)).code == 0
+    assert len(shards(url)) == SHARDS
+    assert len(list(url.glob("flights/*/*/unfinished.json"))) == 1
+    assert run("check", "--archive", url).code == 0
+    before = shards(url)
+    assert run(*arguments(one, url, *again)).code == 0
+    assert all(shards(url)[path] != time for path, time in before.items())
+    undisturbed = tmp_path / "undisturbed.zarr"
+    assert run(*arguments(one, undisturbed, "--ratio", 20)).code == 0
+    assert contents(url) == contents(undisturbed)
 
 
 def test_shards_of_many_bands_are_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:

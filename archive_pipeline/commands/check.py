@@ -18,14 +18,18 @@ from archive_pipeline.commands._options import (
 
 @click.command()
 @click.option(
-    "--repair", is_flag=True, help="Write the index anew if it does not agree; nothing else."
+    "--repair",
+    is_flag=True,
+    help="Write the index anew if it does not agree, and remove what interrupted ingests left of "
+    "images that were not committed; nothing else.",
 )
 @common
 def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bool) -> None:
     """Verify every checksum, decode every tile, compare the index with the contents.
 
     Exit code 1 when anything is broken, each thing named. Broken images are mended by ingesting
-    them again with --overwrite.
+    them again with --overwrite. What interrupted ingests left takes room, but breaks nothing: it
+    is told with its bytes.
     """
     bar = Progress("check", quiet)
     with bar:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from archive_pipeline.jobs._leftovers import leftover_bytes, remove, told
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import KEY, read_index, read_records, write_index
@@ -23,7 +24,8 @@ class CheckReport:
     images: int = 0
     models: int = 0
     problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what was left out or mended
+    notes: list[str] = field(default_factory=list)  # what was left out, left over or mended
+    leftover_bytes: int = 0  # of interrupted ingests, still there
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive check --json`."""
@@ -33,6 +35,7 @@ class CheckReport:
             "models": self.models,
             "problems": self.problems,
             "notes": self.notes,
+            "leftover_bytes": self.leftover_bytes,
         }
 
 
@@ -48,10 +51,11 @@ def check(
 
     Args:
         progress: called after each image with the number of images.
-        repair: write the index anew if it does not agree.
+        repair: write the index anew if it does not agree, and remove what interrupted ingests
+            left.
 
     Raises:
-        ArchiveError: there is no archive to check, or the index cannot be written.
+        ArchiveError: there is no archive to check, or it cannot be repaired.
     """
     archive = Archive.open(archive_url, writable=repair)
     report = CheckReport()
@@ -62,6 +66,8 @@ def check(
         _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
     keys = list(archive.keys())
     found: dict[str, dict[str, Any]] = {}
+    left: dict[str, int] = {}
+    listed = _listed(archive)
     for key in keys:
         entry, problems = _check_key(archive, key)
         before = None if entry is None else entry.record
@@ -72,10 +78,14 @@ def check(
             report.images += 1
             found[key] = entry.record
         report.problems += problems
+        left[key] = leftover_bytes(archive, key, listed)
         progress(len(keys))
     if archive.is_written() and not repair:
-        report.notes.append(f"{KEY} was not compared: an ingest is running, which will write it")
+        report.notes.append(
+            f"{KEY} was not compared, nor leftovers looked for: an ingest is running"
+        )
         return report
+    _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, listed, repair)
     differences = _compare_index(archive, found)
     if differences and repair:
         count = write_index(archive)
@@ -84,6 +94,31 @@ def check(
         differences = _compare_index(archive, found)
     report.problems += differences
     return report
+
+
+def _listed(archive: Archive) -> frozenset[str]:
+    """Images that the index has, as far as it can be read."""
+    try:
+        return frozenset(read_index(archive) or ())
+    except ArchiveError:
+        return frozenset()
+
+
+def _see_to_leftovers(
+    archive: Archive,
+    report: CheckReport,
+    left: dict[str, int],
+    listed: frozenset[str],
+    repair: bool,
+) -> None:
+    """Note what interrupted ingests left of images, or remove it."""
+    if repair:
+        notes = remove(archive, left, listed)
+        report.notes += notes.values()
+        left = {key: leftover_bytes(archive, key, listed) for key in left}
+    else:
+        report.notes += [told(archive, key, size) for key, size in left.items()]
+    report.leftover_bytes = sum(left.values())
 
 
 def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]]:
@@ -127,19 +162,17 @@ def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
         image.detections(len)
     except ArchiveError as error:
         problems.append(str(error))
-    problems += _check_array(archive, image, "pixels", image.read)
+    problems += _check_array(image, "pixels", image.read)
     if entry.record["mask"] != "none":
-        problems += _check_array(archive, image, "mask", image.read_mask)
+        problems += _check_array(image, "mask", image.read_mask)
     return problems
 
 
-def _check_array(
-    archive: Archive, image: ArchivedImage, name: str, read: Callable[..., Any]
-) -> list[str]:
+def _check_array(image: ArchivedImage, name: str, read: Callable[..., Any]) -> list[str]:
     problems: list[str] = []
     try:
         array = image.array(name)
-        stored, expected = len(archive.stored(f"{image.entry.key}/{name}")) - 1, shard_count(array)
+        stored, expected = image.count_shards(name), shard_count(array)
         if stored != expected:
             problems.append(
                 f"{image.entry.flight}/{image.entry.id}: {name} has {stored} shards, not {expected}"

@@ -42,7 +42,8 @@ from archive_pipeline.store.layout import (
     check_flight,
     image_key,
 )
-from archive_pipeline.store.leases import leased
+from archive_pipeline.store.leases import Leases, leased
+from archive_pipeline.store.leftovers import Replaced
 
 if TYPE_CHECKING:
     from archive_pipeline.detection.detectors import DetectorFile
@@ -186,6 +187,7 @@ def ingest(
         with (
             archive.writing(),
             _index_kept(archive, bool(pending)),
+            _collected(archive, leases) as replaced,
             cluster.connect(scheduler, workers, len(pending), options.device) as pool,
         ):
             size = pool.size
@@ -194,6 +196,7 @@ def ingest(
             job = partial(ingest_image, tell=tell) if pool.client is None else ingest_on_worker
             for task, result in pool.run(job, pending):
                 leases.check()
+                replaced.collect()
                 if isinstance(result, StoreFailed):
                     done = sum(outcome.status == "ingested" for outcome in outcomes)
                     raise StoreFailed(
@@ -203,6 +206,8 @@ def ingest(
                     result = failed(task, str(result))
                 elif isinstance(result, BaseException):
                     result = failed(task, f"{type(result).__name__}: {result}")
+                if result.replaced:
+                    replaced.add(image_key(task.flight, task.id))
                 note(result)
             neighbours = _compare_neighbours(archive, pool, outcomes)
     models = archive.size_of("models") + archive.size_of("policies")
@@ -253,6 +258,20 @@ def _prepared(
     for flight in sorted({task.flight for task in pending}):
         archive.create_flight(flight)
     return [replace(task, model=model, policy=policy) for task in pending]
+
+
+@contextmanager
+def _collected(archive: Archive, leases: Leases) -> Iterator[Replaced]:
+    """Remove the old generations of images that were replaced, even if the ingest ends early."""
+    replaced = Replaced(archive)
+    try:
+        yield replaced
+    except (ArchiveError, cluster.ClusterError):
+        if not leases.lost:
+            replaced.collect(wait=True)  # makes room for the index
+        raise
+    if not leases.lost:
+        replaced.collect(wait=True)
 
 
 @contextmanager

@@ -29,11 +29,14 @@ from archive_pipeline.stages import stage, timed
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.image_writer import ImageWriter
 from archive_pipeline.store.layout import (
+    PLAN,
     TILE,
     ArchiveError,
     ImageEntry,
+    RecordError,
     image_key,
 )
+from archive_pipeline.store.leftovers import settle
 
 if TYPE_CHECKING:
     from archive_pipeline.detection.detectors import DetectorFile
@@ -139,7 +142,8 @@ class Outcome:
     """What became of one image.
 
     `error` is None unless it failed; `reason` says why a file was skipped that the archive does not
-    have under an id of its own.
+    have under an id of its own; `replaced` whether another image stood in its place, what remains
+    of which is to be removed.
     """
 
     flight: str
@@ -156,6 +160,7 @@ class Outcome:
     pixels: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `IngestReport.stages`
     over_budget: OverBudget | None = None
+    replaced: bool = False
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -184,6 +189,9 @@ def _outcome_now(archive: Archive, task: IngestTask, sha256: str, sidecars: str)
     """The outcome of an image that somebody else has archived meanwhile; None where nobody has.
 
     Another ingest, or a worker that died before it could say so.
+
+    Raises:
+        ArchiveError: the store fails.
     """
     key = image_key(task.flight, task.id)
     overwrite, held = task.options.overwrite, _entry_at(archive, key)
@@ -198,8 +206,12 @@ def _outcome_now(archive: Archive, task: IngestTask, sha256: str, sidecars: str)
 
 
 def _entry_at(archive: Archive, key: str) -> ImageEntry | None:
-    """The image that is committed at a key now, if one is; a damaged record is written anew."""
-    with suppress(ArchiveError):
+    """The image that is committed at a key now, if one is; a damaged record is written anew.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    with suppress(RecordError):
         return archive.entry(key)
     return None
 
@@ -252,15 +264,14 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
                 known = _outcome_now(archive, task, source.sha256, sidecars)
                 if known is not None:
                     return known
-                with SourcePixels(source) as pixels:
-                    entry, over = _write(archive, task, pixels, sidecars, settings, tell)
+                cleared = _cleared(archive, key, (SourceError, *expected))
+                with cleared, SourcePixels(source) as pixels:
+                    entry, over, replaced = _write(archive, task, pixels, sidecars, settings, tell)
     except SourceError as error:
         return failed(task, error.reason)
     except expected as error:
-        cause = error.__cause__ if isinstance(error, ArchiveError) else error
-        if isinstance(cause, OSError) and cause.errno in STORE_ERRORS:
-            with suppress(ArchiveError):
-                archive.delete(archive.stored(key))  # makes room for the index
+        cause = _store_error(error)
+        if cause is not None:
             raise StoreFailed(f"cannot write to {task.archive}: {cause.strerror}") from error
         if isinstance(error, OSError):  # of the source, they are SourceErrors
             return failed(task, f"cannot write to {task.archive}: {error.strerror or error}")
@@ -277,7 +288,31 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
         archive_bytes=entry.record["archive_bytes"],
         pixels=source.width * source.height,
         over_budget=over,
+        replaced=replaced,
     )
+
+
+def _store_error(error: BaseException) -> OSError | None:
+    """What a store fails with for all images, if this error is of that."""
+    cause = error.__cause__ if isinstance(error, ArchiveError) else error
+    return cause if isinstance(cause, OSError) and cause.errno in STORE_ERRORS else None
+
+
+@contextmanager
+def _cleared(archive: Archive, key: str, expected: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Remove what was written of an image that fails; nothing that is committed.
+
+    A full store needs the room for its index. Else what an image of several shards has stays: the
+    next run goes on with it.
+    """
+    try:
+        yield
+    except expected as error:
+        with suppress(ArchiveError):  # `check` tells of it
+            found = archive.stored(key)
+            if found and (_store_error(error) or f"{key}/{PLAN}" not in found):
+                settle(archive, key)
+        raise
 
 
 @contextmanager
@@ -314,7 +349,8 @@ def _write(
     sidecars: str,
     settings: Settings,
     tell: Tell,
-) -> tuple[ImageEntry, OverBudget | None]:
+) -> tuple[ImageEntry, OverBudget | None, bool]:
+    """Returns the image, by how much it exceeds its budget, and whether it replaced another."""
     source = reader.source
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
@@ -368,13 +404,13 @@ def _write(
     pixels = PixelJob(writer, reader, settings, objects, done)
     if not source.lossy:
         pixels.write_lossless()
-        return writer.commit(record, conventions), None
+        return writer.commit(record, conventions), None, writer.replaces
     allowed = allowed_bytes(source, options.budget.bytes_for(source))
     coded = record | {"codec": "pcdc", "model": task.model}
     if pixels.write_coded(task.model, allowed, coded, conventions):
         record = coded
     entry = writer.commit(record, conventions)
-    return entry, _exceeded(entry, allowed, writer.sizes)
+    return entry, _exceeded(entry, allowed, writer.sizes), writer.replaces
 
 
 def _exceeded(

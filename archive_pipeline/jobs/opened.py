@@ -266,7 +266,7 @@ class OpenArchive:
         """One of its images for what reads rasters."""
         if self._decoding[1]:
             self._archive.require_denoiser(entry)
-        return ArchivedImage(self._archive, entry, self._settings)
+        return ArchivedImage(self._archive, entry, self._settings, fixed=("georef",))
 
     @cached_property
     def _settings(self) -> Settings:

@@ -19,7 +19,7 @@ from archive_pipeline.jobs._targets import Targets
 from archive_pipeline.jobs.mosaic import EmptyMosaic, check_grid, write_mosaic
 from archive_pipeline.outputs import writers as outputs
 from archive_pipeline.outputs.paths import OutputError, output_path
-from archive_pipeline.outputs.publish import Stamps
+from archive_pipeline.outputs.publish import Stamps, existing
 from archive_pipeline.stages import stage, summed, timed
 from archive_pipeline.store.archive import Archive, absolute, in_process_only
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -329,7 +329,8 @@ def _restore_mosaic(
     settings = Settings(find_device(task.device), task.steps, task.seed)
     views: list[View] = []
     for entry, window in chosen:
-        view = View(ArchivedImage(archive, entry, settings), window)
+        # where its pixels belong is computed once
+        view = View(ArchivedImage(archive, entry, settings, fixed=("georef",)), window)
         try:
             if task.steps:
                 archive.require_denoiser(entry)
@@ -379,9 +380,13 @@ def _write(task: RestoreTask) -> dict[str, Any]:
     archive = Archive.reopen(task.archive)
     if task.steps:
         archive.require_denoiser(task.entry)
-    view = View(ArchivedImage(archive, task.entry, settings), task.window)
-    WRITERS[task.format](task.path, view, task.replace)
-    georef = window_transform(Georef.from_json(task.entry.record["georef"]), task.window)
+    image, replace = ArchivedImage(archive, task.entry, settings), task.replace
+    entry = None
+    while image.entry is not entry:  # replaced meanwhile: a file holds one image, not parts of two
+        entry = image.entry
+        WRITERS[task.format](task.path, View(image, task.window), replace)
+        replace = existing(task.path)
+    georef = window_transform(Georef.from_json(image.entry.record["georef"]), task.window)
     return {
         "path": str(task.path),
         "image": task.entry.id,

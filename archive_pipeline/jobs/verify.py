@@ -220,7 +220,8 @@ def verify_image(task: VerifyTask) -> ImageResult:
     archive = Archive.reopen(task.archive)
     if options.steps:
         archive.require_denoiser(task.entry)
-    image = ArchivedImage(archive, task.entry, settings)
+    # it is compared with a file
+    image = ArchivedImage(archive, task.entry, settings, fixed=("sha256",))
     width, height = task.entry.record["width"], task.entry.record["height"]
     original, problem, other = find_original(image, task.originals, task.missing)
     stored = image.detections(unpack_detections) if original is None else None
@@ -282,7 +283,7 @@ def versions_of(report: Verification) -> Versions:
         entry = archive.entry(result.key)
         if entry is None or entry.record["sha256"] != result.sha256:
             raise ArchiveError(f"{result.name}: was replaced since it was compared")
-        image = ArchivedImage(archive, entry, settings)
+        image = ArchivedImage(archive, entry, settings, fixed=("sha256",))
         source = None if result.original is None else replace(image.source, path=result.original)
         with original_pixels(source) as read:
             yield read, image.read

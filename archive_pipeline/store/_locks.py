@@ -18,16 +18,18 @@ FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, 
 
 
 @contextmanager
-def locked(path: Path, byte: int, shared: bool = False) -> Iterator[None]:
-    """Hold one byte of a file, waiting for others who do; `shared` holders let each other."""
+def locked(path: Path, byte: int, shared: bool = False) -> Iterator[bool]:
+    """Hold one byte of a file, waiting for others who do; `shared` holders let each other.
+
+    Yields whether it is held: it is not where there are no locks.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR)
     except OSError:
-        yield
+        yield False
         return
     try:
-        _lock(descriptor, byte, shared)
-        yield
+        yield _lock(descriptor, byte, shared)
     finally:
         os.close(descriptor)
 
@@ -49,9 +51,9 @@ if sys.platform == "linux":
 
     # locks of the open file, not of the process: its threads exclude each other, too
 
-    def _lock(descriptor: int, byte: int, shared: bool) -> None:
+    def _lock(descriptor: int, byte: int, shared: bool) -> bool:
         kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-        _control(descriptor, fcntl.F_OFD_SETLKW, kind, byte)
+        return _control(descriptor, fcntl.F_OFD_SETLKW, kind, byte) is not None
 
     def _is_held(descriptor: int, byte: int) -> bool:
         found = _control(descriptor, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte)
@@ -68,8 +70,8 @@ if sys.platform == "linux":
 
 else:
 
-    def _lock(descriptor: int, byte: int, shared: bool) -> None:
-        pass
+    def _lock(descriptor: int, byte: int, shared: bool) -> bool:
+        return False
 
     def _is_held(descriptor: int, byte: int) -> bool:
         return False

@@ -16,15 +16,32 @@ Layout (one image a group; everything else is derived or shared)::
                                            where ingest was asked for them
 
 An image exists once its group carries the `archive_pipeline` attribute: one write, after all
-else. What a killed writer leaves behind is invisible and is removed by the next writer.
+else. What a killed writer leaves behind is invisible and is removed by the next writer of that
+image, or by `archive check --repair` (see `archive_pipeline.store.leftovers`).
+
+An image is replaced beside the one that is there. Its arrays have two generations, which take
+turns, told apart by the separator of Zarr's own chunk keys::
+
+    pixels/zarr.json                       metadata of generation 0 ...
+    pixels/c/0/0/0                         ... and its shards
+    pixels/zarr.next.json                  metadata of generation 1, staged, ...
+    pixels/c.0.0.0                         ... and its shards
+    unfinished.json                        only of an image of several shards: what it is written
+                                           from, so that a killed ingest goes on with it
+
+The write of the group's `zarr.json` commits the new one: its record tells its generation (absent
+means 0). Readers of this package take the metadata of that generation, staged or not. Plain Zarr
+readers see the old arrays until the writer has made the staged metadata `zarr.json`, right after
+the commit. The old shards, and all that was staged, go a moment later.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +99,11 @@ def _store(url: str, read_only: bool) -> Store:
         return open_store(url, read_only)
     except (ImportError, ValueError) as error:
         raise ArchiveError(f"{url}: {error}") from error
+
+
+def _byte_of(key: str) -> int:
+    """The byte of the lock file that stands for an image."""
+    return 1 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
 
 
 class Archive:
@@ -148,19 +170,25 @@ class Archive:
     # ----------------------------------------------------------------- locks
 
     @contextmanager
-    def exclusive(self, key: str) -> Iterator[None]:
-        """Keep other processes from writing an image; on local file systems, else no lock."""
-        digest = hashlib.sha256(key.encode()).digest()
-        byte = 1 + int.from_bytes(digest[:7], "big")
+    def exclusive(self, key: str) -> Iterator[bool]:
+        """Keep other processes from writing an image; on local file systems, else no lock.
+
+        Yields whether they are kept from it.
+        """
         path = self._lock_file()
-        with nullcontext() if path is None else locked(path, byte):
-            yield
+        with nullcontext(False) if path is None else locked(path, _byte_of(key)) as held:
+            yield held
+
+    def is_exclusive(self, key: str) -> bool:
+        """Whether somebody keeps others from writing an image, as far as that can be known."""
+        path = self._lock_file()
+        return path is not None and is_locked(path, _byte_of(key))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Let readers know that images are being written; on local file systems."""
         path = self._lock_file()
-        with nullcontext() if path is None else locked(path, 0, shared=True):
+        with nullcontext(False) if path is None else locked(path, 0, shared=True):
             yield
 
     def is_written(self) -> bool:
@@ -257,6 +285,14 @@ class Archive:
                     sync(delete_keys(self.store, some))
         except Exception as error:  # what a store raises depends on its backend
             raise ArchiveError(f"{self.url}: {reason_of(error)}") from error
+
+    def prune(self, prefix: str) -> None:
+        """Remove folders below a prefix that hold no keys; only local file systems have any."""
+        if not isinstance(self.store, LocalStore):
+            return
+        for folder, _, _ in os.walk(self.store.root / prefix, topdown=False):
+            with suppress(OSError):  # it is not empty
+                os.rmdir(folder)
 
     # ---------------------------------------------------------------- models
 

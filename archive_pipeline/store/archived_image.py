@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import StorePath
 
 from archive_pipeline.codec.settings import DEFAULT, Settings
 from archive_pipeline.codec.zarr_codec import PCDCCodec, with_settings
@@ -18,8 +20,11 @@ from archive_pipeline.store._backends import CompleteStore, MissingShard
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import (
     MAX_METADATA,
+    STAGED,
     ArchiveError,
     ImageEntry,
+    array_generation,
+    is_shard,
     reason_of,
     unpack_metadata,
 )
@@ -33,14 +38,28 @@ MAX_REPORTED = 100  # damaged tiles looked for in one read
 class ArchivedImage:
     """A committed image, open for reading; what a `flight.raster.Raster` is made from.
 
+    An image may be replaced while it is open. Each call then gives what was there before or what
+    is there now, never some of both; from then on all give the latter.
+
     Args:
         settings: how its pixels are decoded.
+        fixed: fields of the record that the image must keep then, beside its size and data type.
+
+    Attributes:
+        entry: the image that the last call read: another one once it was replaced.
     """
 
-    def __init__(self, archive: Archive, entry: ImageEntry, settings: Settings = DEFAULT) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        entry: ImageEntry,
+        settings: Settings = DEFAULT,
+        fixed: tuple[str, ...] = (),
+    ) -> None:
         self.archive = archive
         self.entry = entry
         self.settings = settings
+        self._fixed = ("width", "height", "bands", "dtype", "mask", *fixed)
         self._arrays: dict[str, zarr.Array] = {}
         self._source: SourceImage | None = None
 
@@ -52,7 +71,7 @@ class ArchivedImage:
             ArchiveError: the metadata are damaged.
         """
         if self._source is None:
-            self._source = self._read_bytes("metadata", unpack_metadata)
+            self._source = self._now(lambda: self._read_bytes("metadata", unpack_metadata))
         return self._source
 
     def detections(self, unpack: Callable[[bytes], T]) -> T | None:
@@ -64,9 +83,41 @@ class ArchivedImage:
         Raises:
             ArchiveError: they are damaged.
         """
-        if not self.entry.record.get("detectors"):
-            return None
-        return self._read_bytes("detections", unpack)
+
+        def read() -> T | None:
+            found = bool(self.entry.record.get("detectors"))
+            return self._read_bytes("detections", unpack) if found else None
+
+        return self._now(read)
+
+    def _now(self, read: Callable[[], T]) -> T:
+        """What a read gives; if the image was replaced meanwhile, of the one that is there now."""
+        while True:
+            try:
+                return read()
+            except ArchiveError:
+                if not self._renew():
+                    raise
+
+    def _renew(self) -> bool:
+        """Take the image that is there now, if it is another one than the one that is open.
+
+        Raises:
+            ArchiveError: it does not fit to what was read before.
+        """
+        try:
+            entry = self.archive.entry(self.entry.key)
+        except ArchiveError:
+            return False
+        if entry is None or entry.record == self.entry.record:
+            return False
+        if any(entry.record[name] != self.entry.record[name] for name in self._fixed):
+            raise ArchiveError(
+                f"{entry.flight}/{entry.id}: replaced by another image while it was read; read it "
+                "again"
+            )
+        self.entry, self._arrays, self._source = entry, {}, None
+        return True
 
     def _read_bytes(self, name: str, unpack: Callable[[bytes], T]) -> T:
         array = self.array(name)
@@ -82,7 +133,7 @@ class ArchivedImage:
     @property
     def block(self) -> tuple[int, int]:
         """(width, height) of the tiles that reads decode whole."""
-        chunks = self.array("pixels").chunks
+        chunks = self._now(lambda: self.array("pixels")).chunks
         return chunks[1], chunks[0]
 
     def read(self, window: Window) -> NDArray[Any]:
@@ -91,11 +142,13 @@ class ArchivedImage:
         Raises:
             ArchiveError: naming the image and the tiles that are damaged.
         """
-        return self._read("pixels", window)
+        return self._now(lambda: self._read("pixels", window))
 
     def read_mask(self, window: Window) -> NDArray[np.uint8] | None:
         """Mask uint8 (height, width) of a window; None where the source has none."""
-        return self._read("mask", window) if self.entry.record["mask"] != "none" else None
+        if self.entry.record["mask"] == "none":
+            return None
+        return self._now(lambda: self._read("mask", window))
 
     def _read(self, name: str, window: Window) -> NDArray[Any]:
         array = self.array(name)
@@ -143,12 +196,11 @@ class ArchivedImage:
             ArchiveError: it is missing or contradicts the record.
         """
         if name not in self._arrays:
-            key = f"{self.entry.key}/{name}"
+            path = StorePath(CompleteStore(self.archive.store), f"{self.entry.key}/{name}")
+            content = self._metadata(name)
             try:
-                array = zarr.open_array(
-                    CompleteStore(self.archive.store), path=key, mode="r", zarr_format=3
-                )
-            except Exception as error:  # missing or malformed metadata
+                array = zarr.Array(zarr.AsyncArray.from_dict(path, json.loads(content)))
+            except Exception as error:  # malformed metadata
                 raise self._damaged(name, error) from error
             record = self.entry.record
             expected: dict[str, tuple[tuple[int, ...], str]] = {
@@ -169,6 +221,26 @@ class ArchivedImage:
                     )
             self._arrays[name] = with_settings(array, self.settings)
         return self._arrays[name]
+
+    def count_shards(self, name: str) -> int:
+        """Number of shards that are stored of an array."""
+        prefix = f"{self.entry.key}/{name}"
+        found = (key.removeprefix(f"{prefix}/") for key in self.archive.stored(prefix))
+        return sum(is_shard(key, self.entry.generation) for key in found)
+
+    def _metadata(self, name: str) -> bytes:
+        """An array's metadata: its own, or staged ones that will be, of the record's generation."""
+        found = None
+        # staged ones may become its own between two reads
+        for part in ("zarr.json", STAGED, "zarr.json"):
+            found = self.archive.read_key(f"{self.entry.key}/{name}/{part}")
+            if found is not None and array_generation(found) == self.entry.generation:
+                return found
+        if found is None:
+            raise self._damaged(name, ValueError("its metadata are missing"))
+        if array_generation(found) is None:
+            return found  # what is wrong with them is found soon
+        raise self._damaged(name, ValueError("its metadata are of another generation"))
 
     def _know_model(self, array: zarr.Array) -> None:
         sharding = array.metadata.codecs[0]  # type: ignore[union-attr]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -20,20 +23,28 @@ from archive_pipeline.codec.zarr_codec import PCDCCodec
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES
+from archive_pipeline.store._backends import Stored
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import (
+    PLAN,
+    SEPARATORS,
+    STAGED,
+    ArchiveError,
     ImageEntry,
+    RecordError,
+    array_generation,
     grid,
-    group_json,
     image_key,
+    is_shard,
     pack_metadata,
     record_json,
     shard_count,
     shard_windows,
+    strays,
 )
+from archive_pipeline.store.leftovers import committed, discard, promote
 
 Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
-UNFINISHED = "archive_pipeline_unfinished"  # the plan of an image that is being written
 SHARD_INDEX_BYTES = 16  # a tile's offset and length
 CHECKSUM_BYTES = 4  # of every tile and of every shard's index
 LEAST_BITS = 1e-6  # of bits_per_pixel, which must be positive
@@ -45,11 +56,18 @@ ARRAY_CONFIG = ArrayConfig.from_dict({"write_empty_chunks": True})  # an absent 
 class ImageWriter:
     """Writes one image: mask and metadata, then pixels shard by shard, then the commit.
 
-    A crash at any point before `commit` leaves no visible image. Shards of an image of several
-    that it left are kept by the next writer of the same plan.
+    An image that is there stays, for all readers, until the commit: the new one is written beside
+    it, as the other generation. A crash at any point before `commit` leaves no visible trace.
+    Shards of an image of several that it left are kept by the next writer of the same plan.
+
+    To be made by who holds the image's lock or its flight's lease.
 
     Args:
         plan: what the stored bytes follow from (source, options, model), in any words.
+
+    Attributes:
+        replaces: whether an image is there, which `commit` replaces; `leftovers.settle` removes
+            what remains of it then.
     """
 
     def __init__(self, archive: Archive, flight: str, source: SourceImage, plan: str) -> None:
@@ -57,21 +75,46 @@ class ImageWriter:
         self.flight = flight
         self.source = source
         self.key = image_key(flight, source.id)
-        self._plan = hashlib.sha256(plan.encode("utf-8", "surrogateescape")).hexdigest()
         found = archive.stored(self.key)
-        self._resumed = f"{self.key}/zarr.json" in found and self._is_planned()
-        self._kept = found if self._resumed else {}
-        # what a killed process has not renamed to its final name
-        partial = [key for key in self._kept if key.endswith(".partial")]
-        if partial:
-            archive.delete(partial)
-        if found and not self._resumed:
-            archive.delete(found)
+        standing, stray = self._standing(found) if found else (None, [])
+        self.replaces = standing is not None
+        self._generation = 0 if standing is None else 1 - standing
+        digest = hashlib.sha256(plan.encode("utf-8", "surrogateescape")).hexdigest()
+        self._plan = json.dumps({"plan": digest, "generation": self._generation}).encode()
+        self._arrays: dict[str, bytes] = {}  # metadata of those that were created
+        self._kept: dict[str, Stored] = {}
+        self._resumed = (
+            self._path(PLAN) in stray and archive.read_key(self._path(PLAN)) == self._plan
+        )
+        if self._resumed:
+            self._kept = {key: found[key] for key in stray if self._is_next(key)}
+        discard(archive, self.key, [key for key in stray if key not in self._kept])
 
-    def _is_planned(self) -> bool:
-        """Whether what is there was begun by this plan."""
-        raw = self.archive.read_key(f"{self.key}/zarr.json")
-        return raw == group_json({UNFINISHED: self._plan})
+    def _standing(self, found: Collection[str]) -> tuple[int | None, list[str]]:
+        """The generation of the image that is there, None without one; and what is beside it."""
+        try:
+            entry = committed(self.archive, self.key)
+        except RecordError:  # others may still read its pixels
+            raw = self.archive.read_key(self._path("pixels", "zarr.json"))
+            generation = None if raw is None else array_generation(raw) or 0
+            return generation, strays(self.key, found, generation, None)
+        if entry is None:
+            return None, list(found)
+        promote(self.archive, entry, found)
+        return entry.generation, strays(self.key, found, entry.generation, entry.arrays)
+
+    def _is_next(self, key: str) -> bool:
+        """Whether a key is of the generation that this writes."""
+        name, _, rest = key.removeprefix(f"{self.key}/").partition("/")
+        return name == PLAN or rest == self._metadata or is_shard(rest, self._generation)
+
+    @property
+    def _metadata(self) -> str:
+        """Where an array's metadata stand until the commit."""
+        return STAGED if self.replaces else "zarr.json"
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self.key, *parts))
 
     def write_metadata(self) -> None:
         """Store the source record and the byte-for-byte originals."""
@@ -134,7 +177,7 @@ class ImageWriter:
         # The record gives its own total: as many digits as the budget at most.
         fixed = (
             self._stored(without="pixels")
-            + len(record_json({**record, "archive_bytes": budget}, conventions))
+            + len(record_json(self._final(record, budget), conventions))
             + metadata
             + SHARD_INDEX_BYTES * tiles
             + CHECKSUM_BYTES * (math.prod(outer) + tiles)
@@ -150,8 +193,9 @@ class ImageWriter:
 
         For streams that take more than they were to.
         """
-        spec = self._pixels(model, math.ceil(1e6 * bits_per_pixel) / 1e6)
-        self.archive.write_key(f"{self.key}/pixels/zarr.json", spec[1])
+        _, content = self._pixels(model, math.ceil(1e6 * bits_per_pixel) / 1e6)
+        self.archive.write_key(self._path("pixels", self._metadata), content)
+        self._arrays["pixels"] = content
 
     def bits_of(self, array: zarr.Array, window: Window, coded: int, empty: int) -> float:
         """Bits a coded pixel of a shard that an earlier run left.
@@ -186,47 +230,71 @@ class ImageWriter:
         rows, cols = (array.shards or array.chunks)[:2]
         place = (window[1] // rows, window[0] // cols, *(0,) * (array.ndim - 2))
         name = array.path.rpartition("/")[2]
-        return f"{self.key}/{name}/{array.metadata.encode_chunk_key(place)}"
+        return self._path(name, array.metadata.encode_chunk_key(place))
 
     def commit(self, record: dict[str, Any], conventions: dict[str, Any]) -> ImageEntry:
-        """Make the image visible, by writing its record."""
+        """Make the image visible, by writing its record; one that it replaces is gone then."""
         stored = total = self._stored()
         while True:
-            final = {**record, "archive_bytes": total}
-            content = record_json(final, conventions)
+            content = record_json(self._final(record, total), conventions)
             if total == stored + len(content):
                 break
             total = stored + len(content)
-        self.archive.write_key(f"{self.key}/zarr.json", content)
-        return ImageEntry(self.flight, self.source.id, self.key, final)
+        self.archive.write_key(self._path("zarr.json"), content)
+        entry = ImageEntry(self.flight, self.source.id, self.key, self._final(record, total))
+        with suppress(ArchiveError):  # it is committed; `settle` does the rest
+            self._tidy(entry)
+        return entry
 
-    def _stored(self, without: str = "zarr.json") -> int:
-        """Bytes of the image's arrays, all or without one; the group's own do not count."""
-        left_out = (f"{self.key}/zarr.json", f"{self.key}/{without}/")
-        found = self.archive.stored(self.key)
-        return sum(s.size for key, s in found.items() if not key.startswith(left_out))
+    def _final(self, record: dict[str, Any], total: int) -> dict[str, Any]:
+        """The record as it is written; generation 0 needs no word."""
+        generation = {"generation": self._generation} if self._generation else {}
+        return {**record, "archive_bytes": total, **generation}
+
+    def _tidy(self, entry: ImageEntry) -> None:
+        """After a commit: show plain Zarr readers the new arrays, and none that is gone."""
+        if self.replaces:
+            there = self.archive.list_names(self.key)
+            gone = [name for name in there if name not in (*entry.arrays, "zarr.json")]
+            if gone:
+                self.archive.delete([self._path(name, "zarr.json") for name in gone])
+            for name in entry.arrays:
+                self.archive.write_key(self._path(name, "zarr.json"), self._arrays[name])
+        if self._resumed:
+            self.archive.delete([self._path(PLAN)])
+
+    def _stored(self, without: str = "") -> int:
+        """Bytes of the arrays that were created, all or without one."""
+        names = self._arrays.keys() - {without}
+        parts = {self._path(name, self._metadata) for name in names}
+        total = 0
+        for key, stored in self.archive.stored(self.key).items():
+            name, _, rest = key.removeprefix(f"{self.key}/").partition("/")
+            if key in parts or (name in names and is_shard(rest, self._generation)):
+                total += stored.size
+        return total
 
     def _create(self, name: str, spec: tuple[zarr.Array, bytes]) -> zarr.Array:
         """Store an array's metadata; its shards from an earlier run stay if they fit to it."""
         draft, content = spec
-        prefix = f"{self.key}/{name}"
         if shard_count(draft) > 1 and not self._resumed:
-            self.archive.write_key(f"{self.key}/zarr.json", group_json({UNFINISHED: self._plan}))
+            self.archive.write_key(self._path(PLAN), self._plan)
             self._resumed = True
-        own = [key for key in self._kept if key.startswith(f"{prefix}/")]
-        if own and self.archive.read_key(f"{prefix}/zarr.json") != content:
+        own = [key for key in self._kept if key.startswith(f"{self._path(name)}/")]
+        if own and self.archive.read_key(self._path(name, self._metadata)) != content:
             self.archive.delete(own)
             self._kept = {key: s for key, s in self._kept.items() if key not in own}
             own = []
         if not own:
-            self.archive.write_key(f"{prefix}/zarr.json", content)
-        path = StorePath(self.archive.store, prefix)
+            self.archive.write_key(self._path(name, self._metadata), content)
+        self._arrays[name] = content
+        path = StorePath(self.archive.store, self._path(name))
         return zarr.Array(zarr.AsyncArray(draft.metadata, path, config=ARRAY_CONFIG))
 
     def _pixels(self, model: str, bits_per_pixel: float) -> tuple[zarr.Array, bytes]:
         shape = (self.source.height, self.source.width, 3)
         chunks, shards = grid(shape, 1)
-        return _draft(
+        return self._draft(
             shape=shape,
             dtype=np.uint8,
             chunks=chunks,
@@ -244,7 +312,7 @@ class ImageWriter:
         shards: tuple[int, ...] | None,
         shuffle: Shuffle = "noshuffle",
     ) -> tuple[zarr.Array, bytes]:
-        return _draft(
+        return self._draft(
             shape=shape,
             dtype=dtype,
             chunks=chunks,
@@ -256,22 +324,22 @@ class ImageWriter:
             dimension_names=("y", "x", "band")[: len(shape)] if len(shape) > 1 else ("byte",),
         )
 
+    def _draft(self, **spec: Any) -> tuple[zarr.Array, bytes]:
+        """An array in memory, and its metadata: making it in the store takes many requests."""
+        store = MemoryStore()
+        array = zarr.create_array(
+            store,
+            fill_value=0,
+            filters=None,
+            chunk_key_encoding={"name": "default", "separator": SEPARATORS[self._generation]},
+            config=ARRAY_CONFIG,
+            **spec,
+        )
+        content = sync(store.get("zarr.json", default_buffer_prototype()))
+        assert content is not None
+        return array, content.to_bytes()
+
 
 async def _sizes(store: Store) -> list[int]:
     """Bytes of every key of a store."""
     return [await store.getsize(key) async for key in store.list()]
-
-
-def _draft(**spec: Any) -> tuple[zarr.Array, bytes]:
-    """An array in memory, and its metadata: making it in the store would take many requests."""
-    store = MemoryStore()
-    array = zarr.create_array(
-        store,
-        fill_value=0,
-        filters=None,
-        config=ARRAY_CONFIG,
-        **spec,
-    )
-    content = sync(store.get("zarr.json", default_buffer_prototype()))
-    assert content is not None
-    return array, content.to_bytes()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -31,6 +32,11 @@ MAX_BANDS = 1 << 16
 MAX_METADATA = 64 << 20
 MAX_NAME = 240  # bytes of a node's name; file systems end at 255
 LOSSLESS_CHUNK_BYTES = 4 << 20
+# An image's arrays exist in two generations, which alternate: one is committed while the next is
+# written beside it. Their shards' names tell them apart, by the separator in "c/0/0" and "c.0.0".
+SEPARATORS: tuple[Literal["/"], Literal["."]] = ("/", ".")
+STAGED = "zarr.next.json"  # an array's metadata until the image is committed that replaces another
+PLAN = "unfinished.json"  # what a large image is written from, while it is
 
 
 class ArchiveError(ArchivePipelineError):
@@ -47,6 +53,10 @@ def reason_of(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+class RecordError(ArchiveError):
+    """An image's record that is damaged."""
+
+
 @dataclass(frozen=True)
 class ImageEntry:
     """What the archive's metadata say of one committed image (cheap to list).
@@ -58,7 +68,8 @@ class ImageEntry:
             ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
             detectors (SHA-256 of those whose detections are stored; absent without any),
             source_version (changes with a source at a URL or its sidecars), sidecars (digest of
-            the source's, "" where it had none; absent in archives of earlier releases).
+        the source's, "" where it had none; absent in archives of earlier releases),
+        generation (absent means 0).
     """
 
     flight: str
@@ -70,6 +81,18 @@ class ImageEntry:
     def detectable(self) -> bool:
         """Whether its pixels are what detectors take: three bands of 8 bits."""
         return self.record["dtype"] == "uint8" and self.record["bands"] == 3
+
+    @property
+    def generation(self) -> int:
+        """Which of an image's two generations of arrays is committed."""
+        return int(self.record.get("generation", 0))
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that the image has."""
+        mask = ("mask",) if self.record["mask"] != "none" else ()
+        detections = ("detections",) if self.record.get("detectors") else ()
+        return ("pixels", "metadata", *mask, *detections)
 
 
 # ------------------------------------------------------------------- keys
@@ -112,8 +135,8 @@ def image_name(key: str) -> str:
     return unquote_name(key.removeprefix("flights/"))
 
 
-def damaged_record(key: str, error: BaseException) -> ArchiveError:
-    return ArchiveError(f"{image_name(key)}: damaged record: {reason_of(error)}")
+def damaged_record(key: str, error: BaseException) -> RecordError:
+    return RecordError(f"{image_name(key)}: damaged record: {reason_of(error)}")
 
 
 # ---------------------------------------------------- records and metadata
@@ -151,6 +174,8 @@ def check_record(record: dict[str, Any]) -> None:
     detectors = record.get("detectors", [])
     if not isinstance(detectors, list) or not all(isinstance(d, str) for d in detectors):
         raise ValueError("detectors are not names")
+    if type(record.get("generation", 0)) is not int or record.get("generation", 0) not in (0, 1):
+        raise ValueError("generation is neither 0 nor 1")
     np.dtype(record["dtype"])
     georef = Georef.from_json(record["georef"])
     if not isinstance(georef.crs, str | None):
@@ -190,6 +215,46 @@ def unpack_metadata(data: bytes) -> SourceImage:
         blobs.append((str(name), data[position : position + size]))
         position += size
     return SourceImage.from_json(json.loads(blobs[0][1]), tuple(blobs[1:]))
+
+
+# ------------------------------------------------------------- generations
+
+
+def array_generation(metadata: bytes) -> int | None:
+    """The generation that an array's metadata are of, None where they are damaged."""
+    try:
+        separator = json.loads(metadata)["chunk_key_encoding"]["configuration"]["separator"]
+        return SEPARATORS.index(separator)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def is_shard(name: str, generation: int) -> bool:
+    """Whether a key below an array is a shard of a generation."""
+    separator = re.escape(SEPARATORS[generation])
+    return re.fullmatch(rf"c({separator}[0-9]+)+", name) is not None
+
+
+def strays(
+    key: str, found: Collection[str], generation: int | None, arrays: Collection[str] | None
+) -> list[str]:
+    """Keys below an image that are no part of it.
+
+    Args:
+        key: the image's group.
+        found: all keys below it.
+        generation: of the image; None without one.
+        arrays: names of the image's arrays; any where None.
+    """
+    if generation is None:
+        return list(found)
+    other = []
+    for stored in found:
+        name, _, rest = stored.removeprefix(f"{key}/").partition("/")
+        is_part = rest == "zarr.json" or is_shard(rest, generation)
+        if stored != f"{key}/zarr.json" and not (is_part and (arrays is None or name in arrays)):
+            other.append(stored)
+    return other
 
 
 # --------------------------------------------------------- tiles and shards

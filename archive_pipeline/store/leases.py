@@ -29,10 +29,20 @@ SETTLED_AFTER = 3.0  # seconds in which others, too, may have taken a dead owner
 logger = logging.getLogger(__name__)
 
 
+class LeaseHeld(ArchiveError):
+    """Another process has a lease, and is alive."""
+
+
 @dataclass
 class Leases:
-    """Those that this process holds; `check` them before relying on being alone."""
+    """Those that this process holds; `check` them before relying on being alone.
 
+    Attributes:
+        held: flights that it has leases of; none where there are no leases.
+        lost: why others were lost, a line each.
+    """
+
+    held: set[str] = field(default_factory=set)
     lost: list[str] = field(default_factory=list)
 
     def check(self) -> None:
@@ -45,28 +55,38 @@ class Leases:
             raise ArchiveError(self.lost[0])
 
 
+def lease_key(flight: str) -> str:
+    """Where a flight's lease is, while there is one."""
+    return f"leases/{quote_name(flight)}"
+
+
 @contextmanager
-def leased(archive: Archive, flights: Iterable[str]) -> Iterator[Leases]:
+def leased(archive: Archive, flights: Iterable[str], *, patient: bool = True) -> Iterator[Leases]:
     """Be the only process to write these flights, waiting for others; nothing on local disks.
+
+    Args:
+        patient: whether to wait for others that are alive.
 
     Raises:
         ArchiveError: the store fails.
+        LeaseHeld: another process has one, and `patient` is not set.
     """
     leases = Leases()
     with ExitStack() as stack:
         # in one order everywhere: no two processes then wait for each other
         for flight in sorted(set(flights)):
-            stack.enter_context(_leased(archive, flight, leases))
+            stack.enter_context(_leased(archive, flight, leases, patient))
         yield leases
 
 
 @contextmanager
-def _leased(archive: Archive, flight: str, leases: Leases) -> Iterator[None]:
-    key = f"leases/{quote_name(flight)}"
+def _leased(archive: Archive, flight: str, leases: Leases, patient: bool) -> Iterator[None]:
+    key = lease_key(flight)
     owner = {"host": socket.gethostname(), "process": os.getpid(), "token": secrets.token_hex(8)}
-    if not _acquire(archive, key, flight, _content(owner, 0)):
+    if not _acquire(archive, key, flight, _content(owner, 0), patient):
         yield  # a store without conditional writes: as before, users see to it
         return
+    leases.held.add(flight)
     ended = threading.Event()
 
     def renew() -> None:
@@ -100,11 +120,12 @@ def _content(owner: dict[str, object], renewals: int) -> bytes:
     return json.dumps({**owner, "renewals": renewals}).encode()
 
 
-def _acquire(archive: Archive, key: str, flight: str, content: bytes) -> bool:
+def _acquire(archive: Archive, key: str, flight: str, content: bytes, patient: bool) -> bool:
     """Wait for a lease; False where the store has no conditional writes.
 
     Raises:
         ArchiveError: the store fails, or will neither show a lease nor take one.
+        LeaseHeld: its owner renews it, and `patient` is not set.
     """
     seen: bytes | None = b""
     since, told = time.monotonic(), False
@@ -114,6 +135,8 @@ def _acquire(archive: Archive, key: str, flight: str, content: bytes) -> bool:
         other = archive.read_key(key)
         now = time.monotonic()
         if other != seen:
+            if seen and other and not patient:  # renewed, or another's
+                raise LeaseHeld(f"{archive.url}: flight {flight}: {_name(other)}")
             seen, since = other, now
         elif now - since > GIVEN_UP_AFTER:
             archive.write_key(key, content)

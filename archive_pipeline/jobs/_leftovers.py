@@ -1,0 +1,82 @@
+"""What interrupted ingests left: `archive check` tells of it, and with `--repair` removes it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import groupby
+
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.layout import PLAN, ArchiveError, image_name, unquote_name
+from archive_pipeline.store.leases import LeaseHeld, lease_key, leased
+from archive_pipeline.store.leftovers import leftovers, settle
+
+
+def leftover_bytes(archive: Archive, key: str, listed: Collection[str]) -> int:
+    """Bytes below an image that are no part of it.
+
+    Args:
+        key: the image's group.
+        listed: images that the index has: one that is not committed any more has lost its record,
+            and what remains of it stays.
+    """
+    try:
+        found = archive.stored(key)
+        names = leftovers(archive, key, found)
+    except ArchiveError:  # a damaged record, which is a problem of its own
+        return 0
+    if key in listed and archive.read_key(f"{key}/zarr.json") is None:
+        return 0
+    return sum(found[name].size for name in names)
+
+
+def told(archive: Archive, key: str, size: int) -> str:
+    """A note of an image's leftovers."""
+    if archive.read_key(lease_key(unquote_name(key.split("/")[1]))) is not None:
+        return _stays(key, size, "an ingest of its flight is running, or was killed")
+    return f"{image_name(key)}: {size} bytes left by an interrupted ingest; --repair removes them"
+
+
+def remove(archive: Archive, sizes: dict[str, int], listed: Collection[str]) -> dict[str, str]:
+    """Remove leftovers beside whatever else is at work; only where nobody writes the image.
+
+    Args:
+        sizes: bytes of the leftovers by image.
+        listed: as `leftover_bytes` has it.
+
+    Returns:
+        What became of them, a note each.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    notes: dict[str, str] = {}
+    for flight, some in groupby(sorted(sizes), key=lambda key: key.split("/")[1]):
+        keys = list(some)
+        try:
+            with leased(archive, [unquote_name(flight)], patient=False) as leases:
+                for key in keys:
+                    leases.check()
+                    notes[key] = _remove(archive, key, listed, leased=bool(leases.held))
+        except LeaseHeld:
+            for key in keys:
+                notes[key] = _stays(key, sizes[key], "an ingest of its flight is running")
+    return notes
+
+
+def _remove(archive: Archive, key: str, listed: Collection[str], leased: bool) -> str:
+    if archive.is_exclusive(key):  # not worth waiting for
+        return _stays(key, leftover_bytes(archive, key, listed), "it is being written")
+    with archive.exclusive(key) as held:
+        size = leftover_bytes(archive, key, listed)  # as it is now
+        if not size:
+            return f"{image_name(key)}: an ingest has removed its leftovers"
+        if not held and not leased:
+            return _stays(key, size, "nothing here tells whether an ingest is running")
+        if archive.is_written() and archive.read_key(f"{key}/{PLAN}") is not None:
+            return _stays(key, size, "an ingest is running, which may go on with it")
+        settle(archive, key)
+    return f"{image_name(key)}: {size} bytes left by an interrupted ingest were removed"
+
+
+def _stays(key: str, size: int, reason: str) -> str:
+    return f"{image_name(key)}: {size} bytes that are not committed stay: {reason}"
