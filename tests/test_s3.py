@@ -82,8 +82,14 @@ def uploaded(server: S3Server, archive: Path) -> str:
 
 
 def test_the_same_bytes_as_on_disk(
-    run: Run, server: S3Server, flight: Path, archive: Path, s3: str
+    run: Run,
+    server: S3Server,
+    flight: Path,
+    archive: Path,
+    s3: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(leases, "RENEWED_EVERY", 600.0)  # however busy the machine is
     with server.recorded() as requests:
         ingest(run, flight, s3)
     here, there = files(archive), objects(s3)
