@@ -98,6 +98,8 @@ def ingest(
         raise UsageError("--ratio, --bpp and --source-ratio exclude each other")
     if any(not 0 < value < float("inf") for value in budgets):
         raise UsageError("--ratio, --bpp and --source-ratio must be positive")
+    if ground_elevation is not None and not abs(ground_elevation) < float("inf"):
+        raise UsageError("--ground-elevation must be a number of metres")
     detectors = tuple(detect)
     if adapt and allocation != "policy":
         raise UsageError("--adapt updates the policy: it needs --allocation policy")

@@ -84,7 +84,8 @@ def test_a_box_comes_back_with_its_window(
     ("box", "crs"),
     [
         ((1, 2, 1, 3), "EPSG:4326"),
-        ((2, 1, 1, 3), "EPSG:4326"),
+        ((1, 3, 2, 1), "EPSG:4326"),
+        ((2, 1, 1, 3), "EPSG:32615"),
         ((float("nan"), 1, 2, 3), "EPSG:4326"),
         ((0, 0, float("inf"), 1), "EPSG:32615"),
         ((0, 0, 1, 1), "EPSG:0"),

@@ -158,6 +158,7 @@ def print_info(result: dict[str, Any], quiet: bool) -> None:
             where = "no position"
             if ring:
                 lon = sum(p[0] for p in ring[:-1]) / (len(ring) - 1)
+                lon = (lon + 180) % 360 - 180
                 lat = sum(p[1] for p in ring[:-1]) / (len(ring) - 1)
                 where = f"{lon:.6f} {lat:.6f}  {image['crs']}"
             click.echo(

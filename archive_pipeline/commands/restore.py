@@ -28,7 +28,8 @@ from archive_pipeline.commands._options import (
     type=float,
     nargs=4,
     metavar="W S E N",
-    help="Only this area: west south east north.",
+    help="Only this area: west south east north; across the antimeridian west is greater than "
+    "east.",
 )
 @click.option(
     "--bbox-crs", default="EPSG:4326", show_default=True, metavar="CRS", help="CRS of --bbox."

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 from pyproj import Geod, Transformer
 
-from archive_pipeline.geo.georef import Gcp, Georef, Ring
+from archive_pipeline.geo import globe
+from archive_pipeline.geo.georef import Gcp, Georef
 from archive_pipeline.geo.mapping import with_footprint
 from archive_pipeline.geo.pose import CameraPose
 
@@ -188,8 +189,8 @@ def locate(
         (float(r), float(q), float(gx), float(gy), 0.0, str(i + 1), "")
         for i, (r, q, gx, gy) in enumerate(zip(rows, cols, x, y, strict=True))
     )
-    corners = (0, 3, 15, 12, 0)
-    footprint: Ring = tuple((float(lon[i]), float(lat[i])) for i in corners)
+    corners = [0, 3, 15, 12]
+    footprint = globe.ring(lon[corners], lat[corners])
     return Georef(crs, gcps=gcps, footprint=footprint, method="camera"), tuple(warnings)
 
 

@@ -32,7 +32,9 @@ class Georef:
         gcps: ground control points ``(row, col, x, y, z, id, info)``, in ``crs``.
         rpcs: GDAL's RPC metadata items as they are.
         footprint: closed ring of ``(longitude, latitude)`` degrees (EPSG:4326) through the four
-            image corners; ``None`` where the position is unknown.
+            image corners; ``None`` where the position is unknown. Across the antimeridian
+            longitudes count on (179, 181), so that it is one piece; round a pole it has more
+            points, and runs along the pole.
         method: ``"transform"``, ``"gcps"``, ``"rpcs"``, ``"camera"`` or ``"none"``.
     """
 

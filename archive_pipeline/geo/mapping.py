@@ -23,6 +23,7 @@ from rasterio.rpc import RPC
 from rasterio.transform import GCPTransformer, RPCTransformer
 from shapely.geometry import box
 
+from archive_pipeline.geo import globe
 from archive_pipeline.geo.georef import Bbox, Georef, Window
 
 Array = npt.NDArray[np.float64]
@@ -32,6 +33,8 @@ Mapping2D = Callable[[Array, Array], tuple[Array, Array]]
 PIXEL_TOLERANCE = 1e-3
 # Points on every edge of an outline that is carried from one CRS to another.
 EDGE_POINTS = 21
+# Images of more degrees have edges that are curves elsewhere, and so many points on them.
+LARGE_DEG, LARGE_EDGE_POINTS = 10.0, 201
 
 
 def crs_to_text(crs: rasterio.crs.CRS | None) -> str | None:
@@ -78,16 +81,15 @@ def raster_georef(dataset: rasterio.DatasetReader) -> Georef:
 def with_footprint(georef: Georef, width: int, height: int) -> Georef:
     """Return ``georef`` with the footprint of its first ``width`` x ``height`` pixels.
 
-    The footprint is ``None`` where the CRS is unknown, local, or not valid at that place.
+    The footprint is ``None`` where the CRS is unknown, local, or not valid at that place. That of
+    an image across the antimeridian has longitudes beyond 180; that of one round a pole has the
+    pole in it.
     """
-    cols = np.array([0, width, width, 0, 0], dtype=np.float64)
-    rows = np.array([0, 0, height, height, 0], dtype=np.float64)
     try:
-        lon, lat = _outline(georef, cols, rows, "EPSG:4326")
+        lon, lat = outline(georef, width, height, "EPSG:4326")
     except ValueError:
         return replace(georef, footprint=None)
-    ring = tuple((float(x), float(y)) for x, y in zip(lon, lat, strict=True))
-    return replace(georef, footprint=ring)
+    return replace(georef, footprint=globe.ring(lon, lat, EDGE_POINTS - 1))
 
 
 def bbox_to_window(
@@ -102,7 +104,7 @@ def bbox_to_window(
         georef: the image's georeference.
         width: image width in pixels.
         height: image height in pixels.
-        bbox: ``(west, south, east, north)`` in ``bbox_crs``.
+        bbox: ``(west, south, east, north)`` in ``bbox_crs``, see `check_bbox`.
         bbox_crs: anything pyproj takes; geographic ones in the order longitude, latitude.
 
     Returns:
@@ -110,35 +112,17 @@ def bbox_to_window(
         image has no known position.
 
     Raises:
-        ValueError: the box is empty, inverted, not finite, crosses the antimeridian, leaves the
-            globe, or its CRS is unknown.
+        ValueError: as `check_bbox` has it.
     """
     check_bbox(bbox, bbox_crs)
-    edge = np.linspace(0.0, 1.0, EDGE_POINTS)[:-1]
-    zero, one = np.zeros_like(edge), np.ones_like(edge)
-    cols = width * np.concatenate([edge, one, 1 - edge, zero])
-    rows = height * np.concatenate([zero, edge, one, 1 - edge])
     try:
-        x, y = _outline(georef, cols, rows, bbox_crs)
+        shared, crs = _shared(georef, width, height, bbox, bbox_crs)
     except ValueError:
         return None
-    shifts = [0.0]
-    if _crs(bbox_crs).is_geographic and np.ptp(x) > 180.0:
-        x = np.where(x < 0, x + 360.0, x)
-        shifts = [0.0, 360.0]
-    outline = shapely.make_valid(shapely.Polygon(np.column_stack([x, y])))
-    west, south, east, north = bbox
-    shared = shapely.union_all(
-        [outline.intersection(box(west + s, south, east + s, north)) for s in shifts]
-    )
     if shared.area <= 0.0:
         return None
     points = shapely.get_coordinates(shapely.segmentize(shared, max(shared.length / 200, 1e-12)))
-    to_image = crs_transformer(bbox_crs, str(georef.crs))
-    px, py = to_image.transform(points[:, 0], points[:, 1])
-    cols, rows = pixel_mapping(georef, inverse=True)(
-        np.asarray(px, dtype=np.float64), np.asarray(py, dtype=np.float64)
-    )
+    cols, rows = to_pixels(georef, width, height, crs)(points[:, 0], points[:, 1])
     if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
         return None
     left = max(0, math.floor(cols.min() + PIXEL_TOLERANCE))
@@ -150,22 +134,76 @@ def bbox_to_window(
     return left, top, right - left, bottom - top
 
 
+def _shared(
+    georef: Georef, width: int, height: int, bbox: Bbox, bbox_crs: str
+) -> tuple[shapely.Geometry, str]:
+    """The ground that an image and a box share, and the CRS it is in.
+
+    That is the box's, or degrees where an image is so large that the box's CRS may end before it.
+
+    Raises:
+        ValueError: the image's or the box's position cannot be expressed there.
+    """
+    west, south, east, north = bbox
+    period = longitude_period(bbox_crs)
+    large = _is_large(georef)
+    points = LARGE_EDGE_POINTS if large else EDGE_POINTS
+    if period is not None:
+        area = box(west, south, east + (period if west > east else 0.0), north)
+        image = globe.region(*outline(georef, width, height, bbox_crs, points), period)
+        return globe.shared(image, area, period), bbox_crs
+    if georef.crs == bbox_crs or not large:
+        x, y = outline(georef, width, height, bbox_crs, points)
+        image = shapely.make_valid(shapely.Polygon(np.column_stack([x, y])))
+        return image.intersection(box(west, south, east, north)), bbox_crs
+    cols, rows = _edges(points)
+    x, y = west + (east - west) * cols, north - (north - south) * rows
+    lon, lat = crs_transformer(bbox_crs, "EPSG:4326").transform(x, y)
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+        raise ValueError(f"the bounding box leaves the area of {bbox_crs}")
+    image = globe.region(*outline(georef, width, height, "EPSG:4326", points))
+    return globe.shared(image, globe.region(lon, lat), 360.0), "EPSG:4326"
+
+
+def _is_large(georef: Georef) -> bool:
+    """Whether an image is so large that edges are curves in other CRSs."""
+    if georef.footprint is None:
+        return False
+    lon, lat = zip(*georef.footprint, strict=True)
+    return max(max(lon) - min(lon), max(lat) - min(lat)) > LARGE_DEG
+
+
 def check_bbox(bbox: Bbox, bbox_crs: str = "EPSG:4326") -> None:
-    """Raise ``ValueError`` with a clear message unless ``bbox`` is a proper box in ``bbox_crs``."""
+    """Raise ``ValueError`` with a clear message unless ``bbox`` is a proper box in ``bbox_crs``.
+
+    One whose west is greater than its east crosses the antimeridian, as in RFC 7946 and STAC; so
+    does one whose longitudes run beyond 180 (or -180), up to a whole turn.
+    """
     west, south, east, north = bbox
     if not all(math.isfinite(v) for v in bbox):
         raise ValueError(f"bounding box {bbox} is not finite")
-    geographic = _crs(bbox_crs).is_geographic
-    if west >= east:
-        hint = "; boxes across the antimeridian must be split in two" if geographic else ""
-        raise ValueError(f"bounding box west {west} is not less than east {east}{hint}")
+    check_crs(bbox_crs)
+    period = longitude_period(bbox_crs)
     if south >= north:
         raise ValueError(f"bounding box south {south} is not less than north {north}")
-    if geographic and (west < -180 or east > 180 or south < -90 or north > 90):
-        raise ValueError(
-            f"bounding box {bbox} leaves longitude -180..180, latitude -90..90; "
-            "the order is west south east north"
-        )
+    if period is not None:
+        half = period / 2
+        reach = half if west > east else period
+        if (
+            min(west, east) < -reach
+            or max(west, east) > reach
+            or not (-half / 2 <= south and north <= half / 2)
+        ):
+            raise ValueError(
+                f"bounding box {bbox} leaves longitude -{half:g}..{half:g}, latitude "
+                f"-{half / 2:g}..{half / 2:g}; the order is west south east north"
+            )
+        if west == east or east - west > period:
+            raise ValueError(
+                f"bounding box west {west} to east {east} is empty or over a whole turn"
+            )
+    elif west >= east:
+        raise ValueError(f"bounding box west {west} is not less than east {east}")
 
 
 def window_transform(georef: Georef, window: Window) -> Georef:
@@ -258,6 +296,7 @@ def crs_transformer(source: str, target: str) -> Transformer:
         raise ValueError(f"no transformation from {source} to {target}") from error
 
 
+@lru_cache(maxsize=256)
 def check_crs(text: str) -> None:
     """Raise ``ValueError`` unless pyproj knows the CRS and it says where on a map a point lies."""
     if not (_crs(text).is_projected or _crs(text).is_geographic):
@@ -265,15 +304,66 @@ def check_crs(text: str) -> None:
     crs_transformer("EPSG:4326", text)
 
 
-def _outline(georef: Georef, cols: Array, rows: Array, crs: str) -> tuple[Array, Array]:
-    """Carry pixel coordinates to ``crs``; ``ValueError`` where that gives no finite position."""
+@lru_cache(maxsize=256)
+def longitude_period(crs: str) -> float | None:
+    """What longitudes repeat after in a geographic CRS: 360 degrees; ``None`` in any other.
+
+    Raises:
+        ValueError: the CRS is unknown.
+    """
+    known = _crs(crs)
+    if not known.is_geographic:
+        return None
+    return round(2 * math.pi / known.axis_info[0].unit_conversion_factor, 9)
+
+
+@lru_cache(maxsize=8)
+def _edges(points: int) -> tuple[Array, Array]:
+    """Places on the edges of a unit square, from its upper left corner, each corner once."""
+    edge = np.linspace(0.0, 1.0, points)[:-1]
+    zero, one = np.zeros_like(edge), np.ones_like(edge)
+    return np.concatenate([edge, one, 1 - edge, zero]), np.concatenate([zero, edge, one, 1 - edge])
+
+
+def outline(
+    georef: Georef, width: int, height: int, crs: str, points: int = EDGE_POINTS
+) -> tuple[Array, Array]:
+    """An image's outline in ``crs``, not closed, with so many points on each edge.
+
+    Raises:
+        ValueError: it has no finite position there.
+    """
     if georef.crs is None:
         raise ValueError("the image has no coordinate reference system")
-    x, y = pixel_mapping(georef, inverse=False)(cols, rows)
+    cols, rows = _edges(points)
+    x, y = pixel_mapping(georef, inverse=False)(width * cols, height * rows)
     x, y = crs_transformer(georef.crs, crs).transform(x, y)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError(f"the image's position cannot be expressed in {crs}")
     return x, y
+
+
+def to_pixels(georef: Georef, width: int, height: int, crs: str) -> Mapping2D:
+    """Return the map (x, y) in ``crs`` -> (cols, rows) of an image.
+
+    Longitudes may be counted in any turn: the image's own are used.
+
+    Raises:
+        ValueError: the image has no position, or there is no transformation.
+    """
+    to_image = crs_transformer(crs, str(georef.crs))
+    inverse = pixel_mapping(georef, inverse=True)
+    period = longitude_period(str(georef.crs))
+    middle = 0.0
+    if period is not None:
+        centre = np.array([width / 2]), np.array([height / 2])
+        middle = float(pixel_mapping(georef, inverse=False)(*centre)[0][0])
+
+    def mapping(x: Array, y: Array) -> tuple[Array, Array]:
+        u, v = (np.asarray(values, dtype=np.float64) for values in to_image.transform(x, y))
+        return inverse(u if period is None else globe.near(u, middle, period), v)
+
+    return mapping
 
 
 def pixel_mapping(georef: Georef, inverse: bool) -> Mapping2D:

@@ -11,7 +11,13 @@ import numpy.typing as npt
 
 from archive_pipeline.flight.raster import Mask, Pixels, Raster
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.geo.mapping import crs_transformer, pixel_mapping
+from archive_pipeline.geo.globe import ROUNDING, near
+from archive_pipeline.geo.mapping import (
+    crs_transformer,
+    longitude_period,
+    pixel_mapping,
+    to_pixels,
+)
 from archive_pipeline.jobs._resampling import Array, catmull_rom, shrink
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.store.layout import ArchiveError
@@ -34,8 +40,8 @@ class PlacedImage:
         source = raster.source
         self.raster = raster
         self.id = source.id
-        self._to_source = crs_transformer(crs, str(source.georef.crs))
-        self._to_pixels = pixel_mapping(source.georef, inverse=True)
+        self._to_pixels = to_pixels(source.georef, source.width, source.height, crs)
+        period = longitude_period(crs)
         to_ground = pixel_mapping(source.georef, inverse=False)
         from_source = crs_transformer(str(source.georef.crs), crs)
 
@@ -46,6 +52,8 @@ class PlacedImage:
         x, y = ground(
             middle[0] + np.array([0, -0.5, 0.5, 0, 0]), middle[1] + np.array([0, 0, 0, -0.5, 0.5])
         )
+        if period is not None:
+            x = near(x, x[0], period)
         self.centre = float(x[0]), float(y[0])
         with np.errstate(invalid="ignore"):  # places that the CRS does not have are infinite
             area = (x[2] - x[1]) * (y[4] - y[3]) - (x[4] - x[3]) * (y[2] - y[1])
@@ -58,6 +66,8 @@ class PlacedImage:
             col + width * np.concatenate([edge, one, edge, zero]),
             row + height * np.concatenate([zero, edge, one, edge]),
         )
+        if period is not None:
+            x = near(x, self.centre[0], period)
         self.bounds = float(x.min()), float(y.min()), float(x.max()), float(y.max())
         if not (self.pitch > 0 and np.isfinite([self.pitch, *self.bounds, *self.centre]).all()):
             raise OutputError(f"{self.id}: the image's position cannot be expressed in {crs}")
@@ -67,8 +77,7 @@ class PlacedImage:
         across, left, right_share = _nodes(xs)
         down, upper, lower_share = _nodes(ys)
         x, y = np.meshgrid(across, down)
-        u, v = self._to_source.transform(x.ravel(), y.ravel())
-        cols, rows = self._to_pixels(np.asarray(u), np.asarray(v))
+        cols, rows = self._to_pixels(x.ravel(), y.ravel())
         # A place without a position must not spoil its neighbours: zero times infinity.
         cols = np.where(np.isfinite(cols), cols, FAR).reshape(x.shape)
         rows = np.where(np.isfinite(rows), rows, FAR).reshape(x.shape)
@@ -80,6 +89,16 @@ class PlacedImage:
             return filled
 
         return spread(cols), spread(rows)
+
+    def turn_to(self, lon: float, period: float) -> None:
+        """Count the longitudes of the image's place in the turn that is nearest to another's."""
+        west, south, east, north = self.bounds
+        x, y = self.centre
+        turned = float(near(np.array(x), lon, period))
+        self.centre = turned, y
+        self.bounds = west + turned - x, south, east + turned - x, north
+        if east - west > period * (1 - ROUNDING):  # it is everywhere
+            self.bounds = lon - period / 2, south, lon + period / 2, north
 
     def is_near(self, xs: Array, ys: Array, size: float) -> bool:
         """Whether a grid of ground points, northern ones first, may touch the image."""

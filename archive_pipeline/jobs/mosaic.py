@@ -20,12 +20,14 @@ from rasterio.windows import Window as RasterioWindow
 
 from archive_pipeline.flight.raster import Pixels, Raster
 from archive_pipeline.geo.georef import Affine6, Bbox, Window
+from archive_pipeline.geo.globe import mean_longitude
 from archive_pipeline.geo.mapping import (
     bbox_to_window,
     check_bbox,
     check_crs,
     crs_to_text,
     crs_transformer,
+    longitude_period,
 )
 from archive_pipeline.jobs._composing import EDGE_POINTS, Composer, PlacedImage
 from archive_pipeline.jobs._cores import cpu_count
@@ -351,17 +353,27 @@ def _pick_crs(rasters: list[Raster], bbox: Bbox | None, bbox_crs: str) -> str:
     if bbox is not None and pyproj.CRS.from_user_input(bbox_crs).is_projected:
         return bbox_crs
     corners = [point for raster in rasters for point in raster.source.georef.footprint or ()]
-    lon, lat = np.mean(corners, axis=0)
+    lon, lat = mean_longitude(np.array(corners)[:, 0]), np.mean(corners, axis=0)[1]
     zone = int((lon + 180) // 6) % 60 + 1
     return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
 
 
 def _extent(images: list[PlacedImage], bbox: Bbox | None, bbox_crs: str, crs: str) -> Bbox:
+    """Bounds of the images, or what of them is in the box; longitudes may run beyond 180."""
+    box: Bbox | None = None
+    if bbox is not None:
+        box = crs_transformer(bbox_crs, crs).transform_bounds(*bbox, densify_pts=EDGE_POINTS)
+    period = longitude_period(crs)
+    if period is not None:
+        if box is not None and box[0] > box[2]:
+            box = box[0], box[1], box[2] + period, box[3]
+        lon = mean_longitude(np.array([image.centre[0] for image in images]), period)
+        for image in images:
+            image.turn_to(lon if box is None else (box[0] + box[2]) / 2, period)
     bounds = np.array([image.bounds for image in images])
     west, south = bounds[:, :2].min(axis=0)
     east, north = bounds[:, 2:].max(axis=0)
-    if bbox is not None:
-        box = crs_transformer(bbox_crs, crs).transform_bounds(*bbox, densify_pts=EDGE_POINTS)
+    if box is not None:
         west, south = max(west, box[0]), max(south, box[1])
         east, north = min(east, box[2]), min(north, box[3])
     return float(west), float(south), float(east), float(north)

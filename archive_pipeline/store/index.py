@@ -67,7 +67,7 @@ def _versioned(
 
 
 def _row(entry: ImageEntry, version: str | None) -> dict[str, Any]:
-    from shapely.geometry import Polygon
+    from archive_pipeline.geo.globe import cut_at_antimeridian
 
     record = entry.record
     ring = record["georef"]["footprint"]
@@ -78,7 +78,7 @@ def _row(entry: ImageEntry, version: str | None) -> dict[str, Any]:
         "stac_version": STAC_VERSION,
         "id": _text(f"{entry.flight}/{entry.id}"),
         "collection": _text(entry.flight),
-        "geometry": Polygon(ring) if ring else None,
+        "geometry": cut_at_antimeridian(ring) if ring else None,
         "datetime": record["captured"],
         "proj:code": code,
         "proj:wkt2": None if code else crs,
