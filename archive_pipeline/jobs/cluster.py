@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.jobs._cores import cpu_count
+from archive_pipeline.store.archive import in_process_only
+from archive_pipeline.store.layout import ArchiveError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,6 +51,19 @@ def local_workers(tasks: int) -> int:
     """
     cores = cpu_count()
     return 0 if tasks <= START_UP_TASKS * cores else cores
+
+
+def workers_in_reach(archive_url: str, scheduler: str | None, workers: int | None) -> int | None:
+    """Local worker processes for an archive: as many as asked for, none if they cannot see it.
+
+    Raises:
+        ArchiveError: a scheduler's workers cannot see it.
+    """
+    if not in_process_only(archive_url):
+        return workers
+    if scheduler is not None:
+        raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
+    return 0
 
 
 @contextmanager

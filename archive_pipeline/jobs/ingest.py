@@ -35,7 +35,7 @@ from archive_pipeline.jobs.ingest_image import (
 from archive_pipeline.jobs.ingested import note_sources
 from archive_pipeline.jobs.known_images import Place, find_places
 from archive_pipeline.stages import summed
-from archive_pipeline.store.archive import Archive, absolute, in_process_only
+from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.index import is_current, read_images, write_index
 from archive_pipeline.store.layout import (
     ArchiveError,
@@ -160,10 +160,7 @@ def ingest(
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url = absolute(archive_url)
         flights = [(flight, sources.absolute(directory)) for flight, directory in flights]
-    if in_process_only(archive_url):
-        workers = 0
-        if scheduler is not None:
-            raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
+    workers = cluster.workers_in_reach(archive_url, scheduler, workers)
     listed = [(flight, find_images(directory)) for flight, directory in flights]
     detectors = _find_detectors(options)
     archive = Archive.create(archive_url)
@@ -197,22 +194,30 @@ def ingest(
             for task, result in pool.run(job, pending):
                 leases.check()
                 replaced.collect()
-                if isinstance(result, StoreFailed):
-                    done = sum(outcome.status == "ingested" for outcome in outcomes)
-                    raise StoreFailed(
-                        f"{result}; {done} images were archived; run again for the rest"
-                    )
-                if isinstance(result, cluster.WorkerDied):
-                    result = failed(task, str(result))
-                elif isinstance(result, BaseException):
-                    result = failed(task, f"{type(result).__name__}: {result}")
-                if result.replaced:
+                outcome = _outcome(task, result, outcomes)
+                if outcome.replaced:
                     replaced.add(image_key(task.flight, task.id))
-                note(result)
+                note(outcome)
             neighbours = _compare_neighbours(archive, pool, outcomes)
     models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
     return IngestReport(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
+
+
+def _outcome(task: IngestTask, result: Outcome | BaseException, before: list[Outcome]) -> Outcome:
+    """What became of a task.
+
+    Raises:
+        StoreFailed: the archive can no longer be written.
+    """
+    if isinstance(result, StoreFailed):
+        done = sum(outcome.status == "ingested" for outcome in before)
+        raise StoreFailed(f"{result}; {done} images were archived; run again for the rest")
+    if isinstance(result, cluster.WorkerDied):
+        return failed(task, str(result))
+    if isinstance(result, BaseException):
+        return failed(task, f"{type(result).__name__}: {result}")
+    return result
 
 
 def _pending(

@@ -21,7 +21,7 @@ from archive_pipeline.outputs import writers as outputs
 from archive_pipeline.outputs.paths import OutputError, output_path
 from archive_pipeline.outputs.publish import Stamps, existing
 from archive_pipeline.stages import stage, summed, timed
-from archive_pipeline.store.archive import Archive, absolute, in_process_only
+from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
@@ -284,10 +284,7 @@ def _restore_images(
     progress: Callable[[int], None],
 ) -> None:
     """Write images on workers and report them."""
-    if in_process_only(archive_url):
-        workers = 0
-        if scheduler is not None:
-            raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
+    workers = cluster.workers_in_reach(archive_url, scheduler, workers)
     if not tasks:
         return
     spent_by_task: list[dict[str, float]] = []

@@ -44,7 +44,7 @@ from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
-from archive_pipeline.store.archive import Archive, absolute, in_process_only
+from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
@@ -110,10 +110,7 @@ def verify(
             originals=options.originals and locations.absolute(options.originals),
             labels=options.labels and options.labels.absolute(),
         )
-    if in_process_only(archive_url):
-        workers = 0
-        if scheduler is not None:
-            raise ArchiveError(f"{archive_url}: only this process sees it; leave out --scheduler")
+    workers = cluster.workers_in_reach(archive_url, scheduler, workers)
     options.settings()  # a device that is not there is told at once
     archive = Archive.open(archive_url)
     labels = None if options.labels is None else find_labels(options.labels, options.names)
