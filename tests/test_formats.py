@@ -27,7 +27,7 @@ from archive_pipeline.flight.locations import location, open_file, sha256
 from archive_pipeline.flight.read import read_pixels, read_source
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.georef import Georef
-from archive_pipeline.jobs.ingest import _thumbnail
+from archive_pipeline.jobs._neighbouring import _thumbnail
 from archive_pipeline.outputs.writers import write_gtiff, write_png
 
 SIDE = 64

@@ -20,7 +20,6 @@ from PIL import Image
 
 from archive_pipeline.flight.formats import FORMAT_NAMES
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs import ingest as ingesting
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.index import read_index
 
@@ -268,7 +267,7 @@ def test_neighbours_that_contradict_the_tags(
         return [(frames[-1][0], "yaw tag is off by 179° against its neighbours")]
 
     monkeypatch.setattr("archive_pipeline.geo.neighbours.neighbour_warnings", fake)
-    monkeypatch.setattr(ingesting, "NEIGHBOURS", 2)
+    monkeypatch.setattr("archive_pipeline.jobs._neighbouring.NEIGHBOURS", 2)
     args = ("--archive", tmp_path / "a.zarr", "--ratio", 16, "--workers", 0)
     result = run("ingest", flight, *args, "--json")
     assert result.code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -11,17 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-
 from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.find import find_images
-from archive_pipeline.flight.formats import open_image
-from archive_pipeline.flight.locations import Location, local_file, location
-from archive_pipeline.flight.source_image import SourceError
-from archive_pipeline.geo.georef import Georef
+from archive_pipeline.flight.locations import Location
 from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs._neighbouring import Warned, compare_neighbours
 from archive_pipeline.jobs.ingest_image import (
     IngestOptions,
     IngestTask,
@@ -50,16 +43,6 @@ if TYPE_CHECKING:
 
 INDEX_PASSES = 3  # of writing the index while others commit images; the last of them mends it
 TOPIC = "archive_pipeline.shards"  # of events between workers and client
-NEIGHBOURS = 32  # consecutive frames compared in one task
-THUMBNAIL_WIDTH = 640  # pixels; enough to match frames, and quick to decode from a JPEG
-
-
-@dataclass(frozen=True)
-class Warned:
-    """Something odd about an image that did not stop it."""
-
-    path: str
-    warning: str
 
 
 @dataclass
@@ -198,7 +181,7 @@ def ingest(
                 if outcome.replaced:
                     replaced.add(image_key(task.flight, task.id))
                 note(outcome)
-            neighbours = _compare_neighbours(archive, pool, outcomes)
+            neighbours = compare_neighbours(archive, pool, outcomes)
     models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
     return IngestReport(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
@@ -331,81 +314,6 @@ def _find_detectors(options: IngestOptions) -> tuple[DetectorFile, ...]:
     for file in files:
         load_detector(file, options.device)
     return files
-
-
-def _compare_neighbours(
-    archive: Archive, pool: cluster.Pool, outcomes: list[Outcome]
-) -> list[Warned]:
-    """Compare new frames that their cameras' tags locate with their neighbours.
-
-    A service: whatever goes wrong in it is passed over.
-    """
-    paths = {image_key(o.flight, o.id): location(o.path) for o in outcomes if o.status != "failed"}
-    new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
-    lines: dict[tuple[str, int, int], list[_TaggedFrame]] = {}
-    for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
-        for entry in read_images(archive, flight, lambda name, error: None):
-            record = entry.record
-            if entry.key in paths and record["georef"]["method"] == "camera":
-                frame = _TaggedFrame(
-                    entry.key, paths[entry.key], record["captured"], record["georef"]
-                )
-                line = (flight, record["width"], record["height"])
-                lines.setdefault(line, []).append(frame)
-    runs = []
-    for (_, width, height), frames in lines.items():
-        frames.sort(key=lambda frame: (frame.captured or "", frame.key))
-        for start in range(0, max(1, len(frames) - 1), NEIGHBOURS - 1):  # one in common
-            run = frames[start : start + NEIGHBOURS]
-            if len(run) > 1 and any(frame.key in new for frame in run):
-                runs.append(_Run(width, height, run))
-    found: dict[str, Warned] = {}
-    for _, result in pool.run(compare_frames, runs, gpu=False):
-        for key, warning in result if isinstance(result, list) else ():
-            found.setdefault(key, Warned(str(paths[key]), warning))
-    return [found[key] for key in sorted(found)]
-
-
-@dataclass(frozen=True)
-class _TaggedFrame:
-    """A frame to compare with its neighbours."""
-
-    key: str
-    path: Location
-    captured: str | None
-    georef: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Consecutive frames of one size."""
-
-    width: int
-    height: int
-    frames: list[_TaggedFrame]
-
-
-def compare_frames(run: _Run) -> list[tuple[str, str]]:
-    """Return (key, warning) of frames that contradict their neighbours (runs on a worker)."""
-    from archive_pipeline.geo.neighbours import neighbour_warnings
-
-    frames = [(f.key, Georef.from_json(f.georef), _thumbnail(f.path)) for f in run.frames]
-    return neighbour_warnings(frames, run.width, run.height)
-
-
-def _thumbnail(place: Location) -> NDArray[np.uint8] | None:
-    """A small grey copy of a frame, from its green band: a quick look decodes no more."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with local_file(place) as path, open_image(path) as dataset:
-                scale = min(1.0, THUMBNAIL_WIDTH / dataset.width)
-                shape = tuple(max(1, round(n * scale)) for n in dataset.shape)
-                band = min(2, dataset.count)
-                grey: NDArray[np.uint8] = dataset.read(band, out_shape=shape)
-        except (SourceError, RasterioError, OSError):
-            return None
-    return grey if grey.dtype == np.uint8 else None
 
 
 def ingest_on_worker(task: IngestTask) -> Outcome:
