@@ -143,14 +143,14 @@ def test_model_damage(run: Run, own_archive: Path, tmp_path: Path) -> None:
         for damage in DAMAGES:
             path.write_bytes(damage(data, rng))
             with pytest.raises(ArchiveError, match="damaged: its hash"):
-                Archive.open(own_archive).use_model(folder.name)
+                Archive.open(own_archive).read_model(folder.name)
         result = run("check", "--archive", own_archive)
         assert result.code == 1
         assert folder.name in result.err
         path.unlink()
         # a model without denoiser is whole, too, so one that lacks its own is another
         with pytest.raises(ArchiveError, match=r"is missing|its hash is another"):
-            Archive.open(own_archive).use_model(folder.name)
+            Archive.open(own_archive).read_model(folder.name)
         path.write_bytes(data)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,13 +22,16 @@ POISON = 7
 
 
 @contextmanager
-def dask_processes(*workers: str) -> Iterator[tuple[str, subprocess.Popen]]:
+def dask_processes(
+    *workers: str, scheduler: Sequence[str] = (), protocol: str = "tcp"
+) -> Iterator[tuple[str, subprocess.Popen]]:
     """A scheduler and workers with these options as processes; yields its address and process."""
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # these tests' functions
     environ = {**os.environ, "PYTHONPATH": paths}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environ}
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0"]
     command += ["--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--host", "127.0.0.1"]
+    command += ["--protocol", protocol, *scheduler]
     processes = [subprocess.Popen(command, **quiet)]
     try:
         lines = processes[0].stderr
@@ -91,6 +94,113 @@ def test_workers_that_cannot_start_for_a_while_come_back(tmp_path: Path) -> None
             time.sleep(0.1)
         trouble.unlink()
         assert dict([first, *results]) == {n: n * n for n in range(10)}
+
+
+# Somebody else on this machine: tries a port in every way, without the key that the run has.
+STRANGER = """if True:
+    import socket, ssl, sys, tempfile
+    from distributed import Client
+    from distributed.security import Security
+
+    def tls(certificate):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if certificate:
+            own = Security.temporary()
+            with tempfile.NamedTemporaryFile("w") as file:
+                file.write(own.tls_client_key + own.tls_client_cert)
+                file.flush()
+                context.load_cert_chain(file.name)
+        return context
+
+    def answer(port, context):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.settimeout(2)
+            try:
+                if context is not None:
+                    connection = context.wrap_socket(connection)
+                connection.sendall(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+                return connection.recv(99)
+            except OSError as error:  # TLS' refusals, too
+                return type(error).__name__
+
+    for port in map(int, sys.argv[2:]):
+        print(port, answer(port, None), answer(port, tls(False)), answer(port, tls(True)))
+    address = sys.argv[1]
+    for url, security in (
+        (address, None), (address.replace("tls:", "tcp:"), None), (address, Security.temporary())
+    ):
+        try:
+            Client(url, security=security, timeout="3s")
+            print("connected")
+        except (OSError, TypeError):  # the latter of a client without certificates
+            print("refused")
+"""
+
+
+def _listening() -> set[int]:
+    """TCP ports at which this process and its children listen."""
+    this = psutil.Process()
+    return {
+        one.laddr.port
+        for process in (this, *this.children(recursive=True))
+        for one in process.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    }
+
+
+def test_strangers_reach_no_port_of_a_local_cluster() -> None:
+    before = _listening()
+    with cluster.connect(None, 2, 40) as pool:
+        results = pool.run(_square, list(range(100)))
+        next(results)
+        pool.client.wait_for_workers(2)
+        ports = _listening() - before
+        assert len(ports) == 5  # the scheduler's, and of each worker its own and its nanny's
+        address = pool.client.scheduler.address
+        assert int(address.rpartition(":")[2]) in ports
+        stranger = subprocess.run(
+            [sys.executable, "-c", STRANGER, address, *map(str, ports)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert stranger.returncode == 0, stranger.stderr
+        *answers, first, second, third = stranger.stdout.strip().splitlines()
+        assert len(answers) == len(ports)
+        for line in answers:
+            _, plain, without, other = line.split()
+            # silence or a closed connection; what TLS says to who has no key, or another one
+            assert plain in ("TimeoutError", "ConnectionResetError", "b''")
+            assert {without, other} <= {"SSLError", "SSLEOFError", "ConnectionResetError"}
+        assert first == second == third == "refused"
+        assert sum(1 for _ in results) == 99  # the run went on
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_talks_tls(tmp_path: Path) -> None:
+    import dask
+    from distributed.security import Security
+
+    made = Security.temporary()
+    pem, key = tmp_path / "cluster.pem", tmp_path / "cluster.key"
+    pem.write_text(made.tls_client_cert)
+    key.write_text(made.tls_client_key)
+    options = [f"--tls-ca-file={pem}", f"--tls-cert={pem}", f"--tls-key={key}"]
+    names = {"ca-file": pem, "client.cert": pem, "client.key": key}
+    tls = {f"distributed.comm.tls.{name}": str(path) for name, path in names.items()}
+    with dask_processes(" ".join(options), scheduler=options, protocol="tls") as (address, _):
+        assert address.startswith("tls://")
+        with (
+            dask.config.set(tls),
+            cluster.connect(address, None, 1) as pool,
+        ):
+            assert list(pool.run(_square, [3])) == [(3, 9)]
+        with (
+            pytest.raises(cluster.ClusterError, match=r"distributed\.comm\.tls"),
+            cluster.connect(address, None, 1),
+        ):
+            pass
 
 
 class _Awkward(Exception):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FRAMES, ROOT, Run, command_line
+from distributed.security import Security
 
 CLUSTERS = ROOT / "workflows" / "clusters"
 
@@ -45,7 +46,8 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-def test_ssh_over_loopback(flight: Path, tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_ssh_over_loopback(tls: bool, flight: Path, tmp_path: Path, run: Run) -> None:
     pytest.importorskip("asyncssh")
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     server = subprocess.Popen(
@@ -56,9 +58,15 @@ def test_ssh_over_loopback(flight: Path, tmp_path: Path, run: Run) -> None:
     url = tmp_path / "a.zarr"
     ingest = command_line("ingest", flight, "--archive", url, "--ratio", 16, "--json")
     recipe = [sys.executable, str(CLUSTERS / "ssh.py"), "127.0.0.1", "--workers", "2"]
+    recipe += ["--port", port, "--any-host-key"]
+    if tls:
+        made = Security.temporary()
+        (tmp_path / "cluster.pem").write_text(made.tls_client_cert)
+        (tmp_path / "cluster.key").write_text(made.tls_client_key)
+        recipe += ["--tls", str(tmp_path)]
     try:
         done = subprocess.run(
-            [*recipe, "--port", port, "--any-host-key", "--", *ingest],
+            [*recipe, "--", *ingest],
             capture_output=True,
             text=True,
             timeout=300,
@@ -68,6 +76,7 @@ def test_ssh_over_loopback(flight: Path, tmp_path: Path, run: Run) -> None:
         server.kill()
         server.communicate()
     assert done.returncode == 0, done.stderr
+    assert ("tls://" in done.stderr, "tcp://" in done.stderr) == (tls, not tls)
     result = json.loads(done.stdout)
     assert (result["ingested"], result["workers"]) == (FRAMES, 2)
     assert run("check", "--archive", url).code == 0

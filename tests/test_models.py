@@ -23,7 +23,7 @@ from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.layers import IntegerConv2d
 from archive_pipeline.pcdc.model import (
     CONFIG,
-    MAX_FILE_BYTES,
+    MAX_BYTES,
     WEIGHTS,
     Model,
     ModelError,
@@ -245,7 +245,7 @@ def test_folder_errors(tmp_path: Path) -> None:
         Model.from_folder(tmp_path)
     folder = ref.write_model(tmp_path / "model")
     with (folder / WEIGHTS).open("r+b") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
+        file.truncate(MAX_BYTES[WEIGHTS] + 1)
     with pytest.raises(ModelError, match="larger"):
         Model.from_folder(folder)
 

@@ -36,8 +36,10 @@ from archive_pipeline.pcdc.policy import (
 DEFAULT_MODEL = "pcdc-drone-small"
 SEARCH_PATH = "ARCHIVE_MODEL_PATH"
 
+MAX_KEPT = 1 << 29  # bytes of models that are kept for their next use
+
 _lock = threading.RLock()
-_files: dict[str, dict[str, bytes]] = {}
+_files: dict[str, dict[str, bytes]] = {}  # the least recently used first
 _codecs: dict[tuple[str, str], Codec] = {}
 _policies: dict[str, Policy] = {}
 
@@ -80,11 +82,23 @@ def _folder_digest(folder: Path) -> str:
 
 
 def register(files: dict[str, bytes]) -> str:
-    """Make a model known by its files' contents; returns its SHA-256."""
+    """Make a model known by its files' contents; returns its SHA-256.
+
+    Of many models those that were not used for long are forgotten: an archive may hold any number.
+    """
     sha256 = digest(files)
     with _lock:
-        _files.setdefault(sha256, files)
+        _files[sha256] = _files.pop(sha256, files)
+        while len(_files) > 1 and sum(map(_size, _files.values())) > MAX_KEPT:
+            oldest = next(iter(_files))
+            del _files[oldest]
+            for key in [key for key in _codecs if key[0] == oldest]:
+                del _codecs[key]
     return sha256
+
+
+def _size(files: dict[str, bytes]) -> int:
+    return sum(map(len, files.values()))
 
 
 def find_folder(name: str) -> Path:
@@ -159,9 +173,9 @@ def codec_for(sha256: str, device: str = "cpu") -> Codec:
         ModelError: its files are damaged.
     """
     with _lock:
+        _require(sha256)
         key = (sha256, device)
         if key not in _codecs:
-            _require(sha256)
             _codecs[key] = Codec(Model(_files[sha256], device))
         return _codecs[key]
 
@@ -217,6 +231,7 @@ def is_known(sha256: str) -> bool:
     """Whether a model's files are at hand: registered in this process, or in a search folder."""
     with _lock:
         if sha256 in _files:
+            _files[sha256] = _files.pop(sha256)
             return True
         for folder in _folders():
             with suppress(ModelError):

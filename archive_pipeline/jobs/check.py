@@ -61,7 +61,7 @@ def check(
     report = CheckReport()
     for sha256 in archive.list_names("models"):
         report.models += 1
-        _try(report, partial(archive.use_model, sha256))
+        _try(report, partial(archive.read_model, sha256))
     for name in archive.list_names("policies"):
         _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
     keys = list(archive.keys())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import secrets
 import signal
 import threading
 import time
@@ -89,8 +90,11 @@ def connect(
         with silence_logging_cmgr(logging.CRITICAL), ExitStack() as stack:
             try:
                 client = stack.enter_context(Client(scheduler, timeout="10s"))
-            except (OSError, ValueError) as error:
-                raise ClusterError(f"{scheduler}: no Dask scheduler answers there") from error
+            except (OSError, ValueError, TypeError) as error:
+                reason = "no Dask scheduler answers there"
+                if scheduler.startswith("tls:"):  # one that does not know us keeps silent as well
+                    reason += " that takes the certificates of Dask's setting distributed.comm.tls"
+                raise ClusterError(f"{scheduler}: {reason}") from error
             logger.info("Dask dashboard: %s", client.dashboard_link)
             if not client.nthreads():
                 logger.warning("%s has no workers yet; waiting for them", scheduler)
@@ -121,14 +125,23 @@ def gpu_count() -> int:
 
 @contextmanager
 def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
-    """Worker processes on this machine, as many as its memory allows if `limited`."""
+    """Worker processes on this machine, as many as its memory allows if `limited`.
+
+    Any user of the machine can connect to its ports, and who can talk to Dask can run code. So
+    scheduler, workers and their nannies talk by TLS, with a key that is made here and that only
+    these processes get; they serve nothing by HTTP, but the dashboard if it is asked for.
+    """
     import dask
     from distributed import Client, LocalCluster
+    from distributed.security import Security
     from distributed.system import MEMORY_LIMIT
 
     if limited:
         count = max(1, min(count, MEMORY_LIMIT // FRAME_MEMORY))
     environ = {name: str(max(1, cpu_count() // count)) for name in THREAD_VARIABLES}
+    # it takes seconds to import, so only for who wants to know; and only they know where it is
+    dashboard = logger.isEnabledFor(logging.INFO) and find_spec("bokeh") is not None
+    secret = secrets.token_urlsafe()
     settings = {
         # A frame takes seconds, so Dask's logs of long-running event loops say nothing new.
         "logging.distributed": "critical",
@@ -137,11 +150,11 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
         "distributed.deploy.lost-worker-timeout": "1 hour",
         # Read when a worker starts and imports NumPy and PyTorch.
         **{f"distributed.nanny.pre-spawn-environ.{n}": v for n, v in environ.items()},
+        "distributed.scheduler.http.routes": ["distributed.http.statics"] if dashboard else [],
+        "distributed.worker.http.routes": [],
         # Dask's own value gives memory back after every tensor: half the time goes into that.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     }
-    # its dashboard takes seconds to import, so only for who wants to know
-    dashboard = logger.isEnabledFor(logging.INFO) and find_spec("bokeh") is not None
     with _restored(THREAD_VARIABLES), dask.config.set(settings), ExitStack() as stack:
         with _interrupts_held():
             try:
@@ -152,7 +165,9 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
                     # a worker at its limit would be killed, with other memory to spare
                     memory_limit=0,
                     dashboard_address="127.0.0.1:0",
-                    scheduler_kwargs={"dashboard": dashboard},
+                    scheduler_kwargs={"dashboard": dashboard, "http_prefix": f"/{secret}"},
+                    security=Security.temporary(),
+                    protocol="tls",
                     silence_logs="CRITICAL",
                     resources={GPU: 1} if gpus else None,
                 )
@@ -161,8 +176,13 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
             stack.enter_context(started)
         stack.enter_context(_replaced(started, count))
         client = stack.enter_context(Client(started))
+        client.register_plugin(_serve_nothing())
+        scheduler: Any = started.scheduler
         if dashboard:
-            logger.info("Dask dashboard: %s", client.dashboard_link)
+            port = scheduler.http_server.port
+            logger.info("Dask dashboard: http://127.0.0.1:%d/%s/status", port, secret)
+        else:
+            scheduler.loop.add_callback(scheduler.http_server.stop)
         if gpus:
             client.register_plugin(_pin_to_gpu(gpus))
         yield client
@@ -187,6 +207,19 @@ def _replaced(cluster: Any, count: int) -> Iterator[None]:
         yield
     finally:
         cluster.loop.add_callback(regularly.stop)
+
+
+def _serve_nothing() -> Any:
+    """A plugin that closes the port at which each worker tells the world how it is."""
+    from distributed import WorkerPlugin
+
+    class ServeNothing(WorkerPlugin):
+        name = "serve-nothing"
+
+        def setup(self, worker: Any) -> None:
+            worker.http_server.stop()
+
+    return ServeNothing()
 
 
 def _pin_to_gpu(gpus: int) -> Any:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from archive_pipeline.pcdc.constants import LATENT_GAIN, MAX_EXPONENT
 from archive_pipeline.pcdc.layers import zero
+from archive_pipeline.pcdc.model import check_header
 
 NOISE_LEVELS = 100  # timesteps of the forward process
 NORM_GROUPS = 16
@@ -135,6 +136,7 @@ def load_denoiser(config: bytes, weights: bytes, latents: int) -> Denoiser:
                 raise ValueError(f"{name}={value} is no multiple of {2 * NORM_GROUPS}")
         if settings.get("latents") != latents:
             raise ValueError(f"latents={settings.get('latents')}, but the codec has {latents}")
+        check_header(weights)
         tensors = load_tensors(weights)
         if any(t.dtype not in (torch.float16, torch.float32) for t in tensors.values()):
             raise ValueError("weights are neither float16 nor float32")

@@ -52,7 +52,13 @@ FORMATS: dict[str, dict[str, int]] = {
 }
 FULL_PRECISION = ("pcdc-transform-1", "pcdc-transform-2", "pcdc-transform-3")
 EXACT = ("h_scale.", "prior.")  # networks that entropy decoding depends on, in any format
-MAX_FILE_BYTES = 256 << 20
+MAX_BYTES = {
+    CONFIG: 64 << 10,
+    WEIGHTS: 256 << 20,
+    DENOISER_CONFIG: 64 << 10,
+    DENOISER_WEIGHTS: 256 << 20,
+}
+MAX_HEADER = 1 << 20  # bytes of a safetensors header: names, types and places of the tensors
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
 CHOICES = {"edge_kernel": (1, 3), "shortcut": (0, 1), "extra_depth_16": range(MAX_DEPTH + 1)}
@@ -114,6 +120,7 @@ class Model:
                 limit = MAX_DEPTH if name.startswith("depth") else MAX_WIDTH
                 if type(value) is not int or value not in CHOICES.get(name, range(1, limit + 1)):
                     raise ModelError(f"model {self.sha256[:12]}: {name}={value!r} is out of range")
+            check_header(files[WEIGHTS])
             tensors = load_tensors(files[WEIGHTS])
             tables = [tensors.pop(f"tables.{n}").numpy() for n in ("frequency", "size", "zero")]
             for name, tensor in tensors.items():
@@ -198,12 +205,23 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     for name in FILES + (DENOISER_FILES if complete else ()):
         path = folder / name
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
+            if path.stat().st_size > MAX_BYTES[name]:
                 raise ModelError(f"{path}: larger than a model may be")
             files[name] = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror}") from error
     return files
+
+
+def check_header(weights: bytes) -> None:
+    """Refuse safetensors of so many tensors that to name them takes longer than all else.
+
+    Raises:
+        ValueError: the header is larger than that of any model or policy.
+    """
+    size = int.from_bytes(weights[:8], "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"a header of {size} bytes is larger than allowed")
 
 
 def stored_as(name: str, kind: str) -> torch.dtype:

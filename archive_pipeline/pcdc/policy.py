@@ -38,6 +38,7 @@ from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.allocation import LEVELS, BlockCosts
 from archive_pipeline.pcdc.constants import BLOCK, BLOCK_SIDE, MAX_EXPONENT
 from archive_pipeline.pcdc.importance import level_worth
+from archive_pipeline.pcdc.model import check_header
 
 POLICY = "allocation.safetensors"
 FORMAT = "pcdc-allocation-2"
@@ -263,6 +264,7 @@ def load_policy(data: bytes, latents: int) -> Policy:
     if len(data) > MAX_FILE_BYTES:
         raise PolicyError("larger than a policy may be")
     try:
+        check_header(data)
         tensors = load_tensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         config = json.loads(header["__metadata__"]["config"])

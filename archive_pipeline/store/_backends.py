@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import glob
+import math
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import (
+    ByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
@@ -61,6 +67,28 @@ def local_folder(store: Store) -> Path | None:
         if isinstance(getattr(store.fs, "sync_fs", store.fs), LocalFileSystem):
             return Path(store.path)
     return None
+
+
+class TooLarge(ValueError):
+    """A key that holds more bytes than it may."""
+
+
+async def read_key(store: Store, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
+    """Contents of a key, by one request; None where there is none.
+
+    Raises:
+        TooLarge: it has more than `most` bytes; not much more than those are read.
+        Exception: of any kind that the store's backend has.
+    """
+    if isinstance(store, FsspecStore):  # to ask for its size would be a request of its own
+        found = await store.get(key, prototype, RangeByteRequest(0, most + 1))
+        size = 0 if found is None else len(found)
+    else:
+        size = await store.getsize(key)
+        found = await store.get(key, prototype) if size <= most else None
+    if size > most:
+        raise TooLarge(f"it has more than the {most} bytes that it may have")
+    return found
 
 
 async def list_keys(store: Store, prefix: str) -> dict[str, Stored]:
@@ -117,16 +145,25 @@ class MissingShard(Exception):
 
 
 class CompleteStore(WrapperStore[Store]):
-    """A store to read arrays from of which every shard was written.
+    """A store to read an array from of which every shard was written, by a stranger perhaps.
 
     Zarr takes a shard that is absent or empty for fill values; here it is an error.
 
+    Args:
+        most: bytes that a shard has at most.
+
     Raises:
         MissingShard: on reading a shard that is not there.
+        TooLarge: on reading one that is larger.
+        ValueError: on reading more of one.
     """
 
-    def with_read_only(self, read_only: bool = False) -> CompleteStore:
-        return CompleteStore(self._store.with_read_only(read_only))
+    def __init__(self, store: Store, most: int) -> None:
+        super().__init__(store)
+        self._most = most
+
+    def _with_store(self, store: Store) -> CompleteStore:
+        return CompleteStore(store, self._most)
 
     async def get(
         self,
@@ -134,7 +171,23 @@ class CompleteStore(WrapperStore[Store]):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        found = await self._store.get(key, prototype, byte_range)
-        if not found and not key.endswith("zarr.json"):
+        if byte_range is None:
+            try:
+                found = await read_key(self._store, key, prototype, self._most)
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+        else:
+            size = _length(byte_range)
+            if size > self._most:
+                raise ValueError(f"its shard's index names a tile of {size} bytes")
+            found = await self._store.get(key, prototype, byte_range)
+        if not found:
             raise MissingShard(key)
         return found
+
+
+def _length(byte_range: ByteRequest) -> float:
+    """Bytes that a request gives at most."""
+    if isinstance(byte_range, RangeByteRequest):
+        return byte_range.end - byte_range.start
+    return byte_range.suffix if isinstance(byte_range, SuffixByteRequest) else math.inf

@@ -61,11 +61,13 @@ from archive_pipeline.store._backends import (
     list_keys,
     local_folder,
     open_store,
+    read_key,
 )
 from archive_pipeline.store._locks import is_locked, locked
 from archive_pipeline.store.layout import (
     ATTRIBUTE,
     FORMAT,
+    MAX_DOCUMENT,
     ArchiveError,
     ImageEntry,
     check_record,
@@ -206,14 +208,17 @@ class Archive:
 
     # ------------------------------------------------------------ plain keys
 
-    def read_key(self, key: str) -> bytes | None:
+    def read_key(self, key: str, most: int = MAX_DOCUMENT) -> bytes | None:
         """Contents of a key, None where there is none.
 
+        Args:
+            most: bytes that it has at most: an archive may be a stranger's.
+
         Raises:
-            ArchiveError: the store fails.
+            ArchiveError: it is larger, or the store fails.
         """
         try:
-            buffer = sync(self.store.get(key, default_buffer_prototype()))
+            buffer = sync(read_key(self.store, key, default_buffer_prototype(), most))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # what a store raises depends on its backend
@@ -303,18 +308,17 @@ class Archive:
             if f"models/{sha256}/{name}" not in present:
                 self.write_key(f"models/{sha256}/{name}", files[name])
 
-    def use_model(self, sha256: str) -> None:
-        """Make a stored model known to the codec.
+    def read_model(self, sha256: str) -> dict[str, bytes]:
+        """The files of a stored model.
 
         Raises:
-            ArchiveError: it is missing, or its contents do not have this hash.
+            ArchiveError: one is missing or too large, or they do not have this hash.
         """
-        from archive_pipeline.codec.models import register
-        from archive_pipeline.pcdc.model import DENOISER_FILES, FILES, digest
+        from archive_pipeline.pcdc.model import DENOISER_FILES, FILES, MAX_BYTES, digest
 
         files = {}
         for name in FILES + DENOISER_FILES:
-            data = self.read_key(f"models/{sha256}/{name}")
+            data = self.read_key(f"models/{sha256}/{name}", MAX_BYTES[name])
             if data is None and name in DENOISER_FILES:
                 continue
             if data is None:
@@ -322,7 +326,7 @@ class Archive:
             files[name] = data
         if digest(files) != sha256:
             raise ArchiveError(f"{self.url}: models/{sha256} is damaged: its hash is another")
-        register(files)
+        return files
 
     def ensure_model(self, sha256: str) -> None:
         """Make a stored model known to the codec, unless this process knows it already.
@@ -330,10 +334,10 @@ class Archive:
         Raises:
             ArchiveError: it is missing, or its contents do not have this hash.
         """
-        from archive_pipeline.codec.models import is_known
+        from archive_pipeline.codec.models import is_known, register
 
         if not is_known(sha256):
-            self.use_model(sha256)
+            register(self.read_model(sha256))
 
     def add_policy(self, data: bytes) -> str:
         """Store an allocation policy's file once, for workers that encode; returns its SHA-256.
@@ -342,7 +346,7 @@ class Archive:
             ArchiveError: the store fails.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        if self.read_key(policy_key(sha256)) is None:
+        if policy_key(sha256) not in self.stored("policies"):
             self.write_key(policy_key(sha256), data)
         return sha256
 
@@ -372,7 +376,9 @@ class Archive:
         Raises:
             ArchiveError: it is missing, or its contents do not have this hash.
         """
-        data = self.read_key(policy_key(sha256))
+        from archive_pipeline.pcdc.policy import MAX_FILE_BYTES
+
+        data = self.read_key(policy_key(sha256), MAX_FILE_BYTES)
         if data is None:
             raise ArchiveError(f"{self.url}: {policy_key(sha256)} is missing")
         if hashlib.sha256(data).hexdigest() != sha256:

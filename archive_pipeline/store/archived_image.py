@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import StorePath
 
 from archive_pipeline.codec.settings import DEFAULT, Settings
-from archive_pipeline.codec.zarr_codec import PCDCCodec, with_settings
+from archive_pipeline.codec.zarr_codec import with_settings
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.store._backends import CompleteStore, MissingShard
+from archive_pipeline.store._arrays import model_of, open_array
+from archive_pipeline.store._backends import MissingShard, TooLarge
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import (
+    MAX_JSON,
     MAX_METADATA,
     STAGED,
     ArchiveError,
@@ -30,8 +29,7 @@ from archive_pipeline.store.layout import (
 )
 
 T = TypeVar("T")
-MAX_CHUNK = 256 << 20  # bytes
-MAX_SHARD = 1 << 30  # bytes of pixels
+MAX_ARRAY_DOCUMENT = 64 << 10  # bytes of an array's zarr.json
 MAX_REPORTED = 100  # damaged tiles looked for in one read
 
 
@@ -71,7 +69,9 @@ class ArchivedImage:
             ArchiveError: the metadata are damaged.
         """
         if self._source is None:
-            self._source = self._now(lambda: self._read_bytes("metadata", unpack_metadata))
+            self._source = self._now(
+                lambda: self._read_bytes("metadata", unpack_metadata, MAX_METADATA)
+            )
         return self._source
 
     def detections(self, unpack: Callable[[bytes], T]) -> T | None:
@@ -86,7 +86,7 @@ class ArchivedImage:
 
         def read() -> T | None:
             found = bool(self.entry.record.get("detectors"))
-            return self._read_bytes("detections", unpack) if found else None
+            return self._read_bytes("detections", unpack, MAX_JSON) if found else None
 
         return self._now(read)
 
@@ -119,10 +119,10 @@ class ArchivedImage:
         self.entry, self._arrays, self._source = entry, {}, None
         return True
 
-    def _read_bytes(self, name: str, unpack: Callable[[bytes], T]) -> T:
+    def _read_bytes(self, name: str, unpack: Callable[[bytes], T], most: int) -> T:
         array = self.array(name)
         try:
-            if array.ndim != 1 or array.shape[0] > MAX_METADATA:
+            if array.ndim != 1 or array.shape[0] > most:
                 raise ValueError(f"shape {array.shape}")
             return unpack(np.asarray(array[:]).tobytes())
         except MissingShard as error:
@@ -154,12 +154,17 @@ class ArchivedImage:
         array = self.array(name)
         col, row, width, height = window
         if name == "pixels" and self.entry.record["codec"] == "pcdc":
-            self._know_model(array)
+            try:
+                self.archive.ensure_model(model_of(array) or self.entry.record["model"])
+            except ArchiveError as error:
+                raise self._damaged("pixels", error) from error
         area = (slice(row, row + height), slice(col, col + width))
         try:
             return np.asarray(array[area])
         except MissingShard as error:
             raise self._missing(error) from error
+        except TooLarge as error:
+            raise self._damaged(name, error) from error
         except Exception as error:  # codecs and stores raise what they like
             bad = self.damaged_tiles(name, window)
             if not bad:
@@ -196,11 +201,11 @@ class ArchivedImage:
             ArchiveError: it is missing or contradicts the record.
         """
         if name not in self._arrays:
-            path = StorePath(CompleteStore(self.archive.store), f"{self.entry.key}/{name}")
-            content = self._metadata(name)
+            content, key = self._metadata(name), f"{self.entry.key}/{name}"
             try:
-                array = zarr.Array(zarr.AsyncArray.from_dict(path, json.loads(content)))
-            except Exception as error:  # malformed metadata
+                sharded = name in ("pixels", "mask")
+                array = open_array(self.archive.store, key, content, sharded=sharded)
+            except Exception as error:  # malformed metadata are of any kind
                 raise self._damaged(name, error) from error
             record = self.entry.record
             expected: dict[str, tuple[tuple[int, ...], str]] = {
@@ -213,12 +218,6 @@ class ArchivedImage:
                 raise self._damaged(
                     name, ValueError(f"{array.dtype} {array.shape} contradicts the record")
                 )
-            sizes = (array.chunks, MAX_CHUNK), (array.shards or array.chunks, MAX_SHARD)
-            for shape, limit in sizes:
-                if not 0 < math.prod(shape) * array.dtype.itemsize <= limit:
-                    raise self._damaged(
-                        name, ValueError(f"tiles of {shape} are empty or larger than allowed")
-                    )
             self._arrays[name] = with_settings(array, self.settings)
         return self._arrays[name]
 
@@ -233,7 +232,11 @@ class ArchivedImage:
         found = None
         # staged ones may become its own between two reads
         for part in ("zarr.json", STAGED, "zarr.json"):
-            found = self.archive.read_key(f"{self.entry.key}/{name}/{part}")
+            key = f"{self.entry.key}/{name}/{part}"
+            try:
+                found = self.archive.read_key(key, MAX_ARRAY_DOCUMENT)
+            except ArchiveError as error:
+                raise self._damaged(name, error) from error
             if found is not None and array_generation(found) == self.entry.generation:
                 return found
         if found is None:
@@ -241,16 +244,6 @@ class ArchivedImage:
         if array_generation(found) is None:
             return found  # what is wrong with them is found soon
         raise self._damaged(name, ValueError("its metadata are of another generation"))
-
-    def _know_model(self, array: zarr.Array) -> None:
-        sharding = array.metadata.codecs[0]  # type: ignore[union-attr]
-        inner = getattr(sharding, "codecs", array.metadata.codecs)  # type: ignore[union-attr]
-        for codec in inner:
-            if isinstance(codec, PCDCCodec):
-                try:
-                    self.archive.ensure_model(codec.model)
-                except ArchiveError as error:
-                    raise self._damaged("pixels", error) from error
 
     def _missing(self, error: MissingShard) -> ArchiveError:
         shard = str(error).removeprefix(f"{self.entry.key}/")

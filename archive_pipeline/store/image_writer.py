@@ -26,6 +26,8 @@ from archive_pipeline.pcdc.bitstream import EMPTY_BYTES
 from archive_pipeline.store._backends import Stored
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import (
+    MAX_DOCUMENT,
+    MAX_JSON,
     PLAN,
     SEPARATORS,
     STAGED,
@@ -33,6 +35,7 @@ from archive_pipeline.store.layout import (
     ImageEntry,
     RecordError,
     array_generation,
+    check_size,
     grid,
     image_key,
     is_shard,
@@ -122,6 +125,7 @@ class ImageWriter:
 
     def write_detections(self, data: bytes) -> None:
         """Store objects found in the original; before the pixels, which share the budget."""
+        check_size("its list of detections", len(data), MAX_JSON)
         self._write_bytes("detections", data)
 
     def _write_bytes(self, name: str, content: bytes) -> None:
@@ -240,6 +244,7 @@ class ImageWriter:
             if total == stored + len(content):
                 break
             total = stored + len(content)
+        check_size("its record", len(content), MAX_DOCUMENT)
         self.archive.write_key(self._path("zarr.json"), content)
         entry = ImageEntry(self.flight, self.source.id, self.key, self._final(record, total))
         with suppress(ArchiveError):  # it is committed; `settle` does the rest

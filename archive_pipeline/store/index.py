@@ -142,16 +142,13 @@ def read_records(archive: Archive) -> dict[str, tuple[str | None, str]] | None:
 
 
 def _read_columns(archive: Archive, *names: str) -> list[list[Any]] | None:
-    import pyarrow.parquet
+    from archive_pipeline.store import _parquet
 
-    raw = archive.read_key(KEY)
+    raw = archive.read_key(KEY, _parquet.MAX_BYTES)
     if raw is None:
         return None
     try:
-        table = pyarrow.parquet.read_table(
-            io.BytesIO(raw), columns=list(names), page_checksum_verification=True
-        ).to_pydict()
-        return [table[name] for name in names]
+        return _parquet.read_texts(raw, names)
     except Exception as error:  # Arrow raises many kinds for damaged files
         lines = str(error).splitlines() or [type(error).__name__]
         raise ArchiveError(f"{archive.url}: {KEY} is damaged: {lines[0]}") from error

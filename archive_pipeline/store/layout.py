@@ -29,7 +29,9 @@ SHARD_TILES = 100  # an image of at most so many tiles is one shard
 LARGE_SHARD_SIDE = 8  # tiles a side of the shards of larger images
 MAX_SIDE = 1 << 24
 MAX_BANDS = 1 << 16
-MAX_METADATA = 64 << 20
+MAX_METADATA = 64 << 20  # bytes of an image's `metadata` array
+MAX_JSON = 16 << 20  # of a document inside an image's arrays: Python takes twenty times as much
+MAX_DOCUMENT = 4 << 20  # of a record and other small keys
 MAX_NAME = 240  # bytes of a node's name; file systems end at 255
 LOSSLESS_CHUNK_BYTES = 4 << 20
 # An image's arrays exist in two generations, which alternate: one is committed while the next is
@@ -55,6 +57,16 @@ def reason_of(error: BaseException) -> str:
 
 class RecordError(ArchiveError):
     """An image's record that is damaged."""
+
+
+def check_size(what: str, size: int, most: int) -> None:
+    """Refuse what an archive cannot hold, as nobody would read it again.
+
+    Raises:
+        ArchiveError: it has more bytes than it may.
+    """
+    if size > most:
+        raise ArchiveError(f"{what} of {size} bytes is larger than the {most} that are allowed")
 
 
 @dataclass(frozen=True)
@@ -190,22 +202,32 @@ def check_record(record: dict[str, Any]) -> None:
 
 
 def pack_metadata(source: SourceImage) -> bytes:
-    """Serialise a source record and its byte-for-byte originals: a JSON index, then the blobs."""
+    """Serialise a source record and its byte-for-byte originals: a JSON index, then the blobs.
+
+    Raises:
+        ArchiveError: they are larger than `unpack_metadata` takes.
+    """
     record = json.dumps(source.to_json(), separators=(",", ":")).encode()
     blobs = [("record", record), *source.metadata]
     index = json.dumps([[n, len(b)] for n, b in blobs], separators=(",", ":")).encode()
-    return struct.pack("<I", len(index)) + index + b"".join(b for _, b in blobs)
+    check_size("its index of metadata", len(index), MAX_DOCUMENT)
+    check_size("its record", len(record), MAX_JSON)
+    packed = struct.pack("<I", len(index)) + index + b"".join(b for _, b in blobs)
+    check_size("its metadata", len(packed), MAX_METADATA)
+    return packed
 
 
 def unpack_metadata(data: bytes) -> SourceImage:
     """Reverse `pack_metadata`.
 
     Raises:
-        ValueError, KeyError, TypeError: the data are damaged.
+        ValueError, KeyError, TypeError: the data are damaged, or larger than archives hold.
     """
     if len(data) < 4:
         raise ValueError("metadata end early")
     (length,) = struct.unpack_from("<I", data)
+    if length > MAX_DOCUMENT:
+        raise ValueError(f"an index of {length} bytes is larger than allowed")
     index = json.loads(data[4 : 4 + length])
     position = 4 + length
     blobs: list[tuple[str, bytes]] = []
@@ -214,6 +236,8 @@ def unpack_metadata(data: bytes) -> SourceImage:
             raise ValueError("metadata end early")
         blobs.append((str(name), data[position : position + size]))
         position += size
+    if len(blobs[0][1]) > MAX_JSON:
+        raise ValueError(f"a record of {len(blobs[0][1])} bytes is larger than allowed")
     return SourceImage.from_json(json.loads(blobs[0][1]), tuple(blobs[1:]))
 
 

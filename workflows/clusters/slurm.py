@@ -12,7 +12,8 @@ import argparse
 import sys
 
 from dask_jobqueue import SLURMCluster
-from run_archive import arguments, run
+from distributed.security import Security
+from run_archive import add_tls, arguments, run, use_tls
 
 
 def main() -> int:
@@ -25,7 +26,9 @@ def main() -> int:
     parser.add_argument("--walltime", default="04:00:00")
     parser.add_argument("--interface", help="network interface that nodes reach each other by")
     parser.add_argument("--show", action="store_true", help="print the job script")
+    add_tls(parser)
     options = arguments(parser)
+    use_tls(options.tls)
     workers = 1 if options.gpu else options.cores
     with SLURMCluster(
         cores=workers,  # threads of Dask's, one a worker
@@ -36,6 +39,7 @@ def main() -> int:
         account=options.account,
         walltime=options.walltime,
         interface=options.interface,
+        security=None if options.tls is None else Security(),
         job_extra_directives=["--gres=gpu:1"] if options.gpu else [],
         job_script_prologue=[f"export OMP_NUM_THREADS={options.cores // workers}"],
         worker_extra_args=["--resources", "GPU=1"] if options.gpu else [],

@@ -11,7 +11,8 @@ import argparse
 import sys
 
 from distributed import SSHCluster
-from run_archive import arguments, run
+from distributed.security import Security
+from run_archive import add_tls, arguments, run, use_tls
 
 
 def main() -> int:
@@ -22,7 +23,9 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="the hosts' Python")
     parser.add_argument("--port", type=int, default=22)
     parser.add_argument("--any-host-key", action="store_true", help="trust unknown hosts")
+    add_tls(parser)
     options = arguments(parser)
+    use_tls(options.tls)
     connect = {"port": options.port}
     if options.any_host_key:
         connect["known_hosts"] = None
@@ -33,6 +36,7 @@ def main() -> int:
         [options.hosts[0], *options.hosts],
         connect_options=connect,
         worker_options=worker,
+        security=Security(),
         remote_python=options.python,
     ) as cluster:
         return run(cluster, options.command)
