@@ -69,7 +69,7 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
         "-v",
         "--verbose",
         count=True,
-        help="More detail: Dask's dashboard, workers that die, tracebacks of errors.",
+        help="More detail: a scheduler's dashboard, workers that die, tracebacks of errors.",
     )
     @functools.wraps(function)
     def wrapped(*args: Any, verbose: int, quiet: bool, **kwargs: Any) -> None:

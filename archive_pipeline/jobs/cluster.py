@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import secrets
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from archive_pipeline.errors import ArchivePipelineError
@@ -129,7 +127,7 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
 
     Any user of the machine can connect to its ports, and who can talk to Dask can run code. So
     scheduler, workers and their nannies talk by TLS, with a key that is made here and that only
-    these processes get; they serve nothing by HTTP, but the dashboard if it is asked for.
+    these processes get; they serve nothing by HTTP, as Dask's dashboard knows no password.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -139,10 +137,7 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
     if limited:
         count = max(1, min(count, MEMORY_LIMIT // FRAME_MEMORY))
     environ = {name: str(max(1, cpu_count() // count)) for name in THREAD_VARIABLES}
-    # it takes seconds to import, so only for who wants to know; and only they know where it is
-    dashboard = logger.isEnabledFor(logging.INFO) and find_spec("bokeh") is not None
-    secret = secrets.token_urlsafe()
-    settings = {
+    settings: dict[str, Any] = {
         # A frame takes seconds, so Dask's logs of long-running event loops say nothing new.
         "logging.distributed": "critical",
         "distributed.scheduler.allowed-failures": DEATHS - 1,
@@ -150,7 +145,7 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
         "distributed.deploy.lost-worker-timeout": "1 hour",
         # Read when a worker starts and imports NumPy and PyTorch.
         **{f"distributed.nanny.pre-spawn-environ.{n}": v for n, v in environ.items()},
-        "distributed.scheduler.http.routes": ["distributed.http.statics"] if dashboard else [],
+        "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
         # Dask's own value gives memory back after every tensor: half the time goes into that.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
@@ -165,7 +160,7 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
                     # a worker at its limit would be killed, with other memory to spare
                     memory_limit=0,
                     dashboard_address="127.0.0.1:0",
-                    scheduler_kwargs={"dashboard": dashboard, "http_prefix": f"/{secret}"},
+                    scheduler_kwargs={"dashboard": False},
                     security=Security.temporary(),
                     protocol="tls",
                     silence_logs="CRITICAL",
@@ -178,11 +173,7 @@ def _local_cluster(count: int, gpus: int, limited: bool) -> Iterator[Client]:
         client = stack.enter_context(Client(started))
         client.register_plugin(_serve_nothing())
         scheduler: Any = started.scheduler
-        if dashboard:
-            port = scheduler.http_server.port
-            logger.info("Dask dashboard: http://127.0.0.1:%d/%s/status", port, secret)
-        else:
-            scheduler.loop.add_callback(scheduler.http_server.stop)
+        scheduler.loop.add_callback(scheduler.http_server.stop)
         if gpus:
             client.register_plugin(_pin_to_gpu(gpus))
         yield client
