@@ -28,8 +28,15 @@ MOST_KILLED = 60  # workers in it: each costs seconds to start anew
 
 
 def tree(url: Path) -> dict[str, str]:
-    """Contents of an archive's files; what killed writers began is no part of it."""
-    files = (p for p in url.rglob("*") if p.is_file() and p.suffix != ".partial")
+    """Contents of an archive's files; what killed writers began is no part of it.
+
+    The index is left out, which also has the times and inodes of the records' files.
+    """
+    files = (
+        p
+        for p in url.rglob("*")
+        if p.is_file() and p.suffix != ".partial" and p.name != "items.parquet"
+    )
     return {
         str(p.relative_to(url)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)
     }
@@ -295,7 +302,6 @@ def test_several_commands_at_once(
     }
     both = tree(url)
     alone = tree(undisturbed)
-    del alone["items.parquet"]
     assert alone.items() <= both.items()
 
 
@@ -326,7 +332,7 @@ def test_repair_writes_the_index(run: Run, own_archive: Path) -> None:
     broken = run(*args)
     assert broken.code == 1
     assert "no such image is committed" in broken.json["problems"][0]
-    before = (own_archive / "items.parquet").read_bytes()
+    before = read_index(Archive.open(own_archive)) or {}
     mended = run(*args, "--repair")
     assert (mended.code, mended.json["problems"]) == (0, [])
     assert len(mended.json["notes"]) == 2
@@ -337,7 +343,7 @@ def test_repair_writes_the_index(run: Run, own_archive: Path) -> None:
     (own_archive / "items.parquet").unlink()
     assert "is missing" in run(*args).json["problems"][0]
     assert run(*args, "--repair").code == 0
-    assert (own_archive / "items.parquet").read_bytes() == before
+    assert read_index(Archive.open(own_archive)) == before
     # it mends nothing else
     (gone.parent / "pixels" / "c" / "0" / "0" / "0").unlink()
     assert run(*args, "--repair").code == 1

@@ -43,9 +43,9 @@ def compare_neighbours(
     new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
     lines: dict[tuple[str, int, int], list[_TaggedFrame]] = {}
     for flight in sorted({o.flight for o in outcomes if o.status == "ingested"}):
-        for entry in read_images(archive, flight, lambda name, error: None):
+        for entry in read_images(archive, flight, lambda name, error: None, paths):
             record = entry.record
-            if entry.key in paths and record["georef"]["method"] == "camera":
+            if record["georef"]["method"] == "camera":
                 frame = _TaggedFrame(
                     entry.key, paths[entry.key], record["captured"], record["georef"]
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 from archive_pipeline.jobs._leftovers import leftover_bytes, remove, told
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
-from archive_pipeline.store.index import KEY, read_index, read_records, write_index
+from archive_pipeline.store.index import KEY, differences, is_outdated, read_index, write_index
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, shard_count, shard_windows
 
 MAX_PROBLEMS = 100  # named for each array
@@ -65,18 +64,17 @@ def check(
     for name in archive.list_names("policies"):
         _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
     keys = list(archive.keys())
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, ImageEntry] = {}
     left: dict[str, int] = {}
     listed = _listed(archive)
     for key in keys:
         entry, problems = _check_key(archive, key)
-        before = None if entry is None else entry.record
-        if problems and (archive.is_written() or _record(archive, key) != before):
+        if problems and (archive.is_written() or _now(archive, key) != entry):
             with archive.exclusive(key):  # a writer was at it, or still is
                 entry, problems = _check_key(archive, key)
         if entry is not None:
             report.images += 1
-            found[key] = entry.record
+            found[key] = entry
         report.problems += problems
         left[key] = leftover_bytes(archive, key, listed)
         progress(len(keys))
@@ -86,13 +84,14 @@ def check(
         )
         return report
     _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, listed, repair)
-    differences = _compare_index(archive, found)
-    if differences and repair:
+    problems, note = _compare_index(archive, found)
+    if repair and (problems or note):
         count = write_index(archive)
-        report.notes += [f"was: {line}" for line in differences]
+        report.notes += [f"was: {line}" for line in problems]
         report.notes.append(f"{KEY} was written anew: {count} images")
-        differences = _compare_index(archive, found)
-    report.problems += differences
+        problems, note = _compare_index(archive, found)
+    report.problems += problems
+    report.notes += note
     return report
 
 
@@ -130,13 +129,12 @@ def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]
     return entry, [] if entry is None else _check_image(archive, entry)
 
 
-def _record(archive: Archive, key: str) -> dict[str, Any] | None:
-    """The record of the image that is committed now, if one is."""
+def _now(archive: Archive, key: str) -> ImageEntry | None:
+    """The image that is committed now, if one is."""
     try:
-        entry = archive.entry(key)
+        return archive.entry(key)
     except ArchiveError:
         return None
-    return None if entry is None else entry.record
 
 
 def _try(report: CheckReport, action: Callable[[], Any]) -> Any:
@@ -190,34 +188,24 @@ def _check_array(image: ArchivedImage, name: str, read: Callable[..., Any]) -> l
     return problems
 
 
-def _compare_index(archive: Archive, found: dict[str, dict[str, Any]]) -> list[str]:
-    """What the index says otherwise than the images, a line each."""
+def _compare_index(archive: Archive, found: dict[str, ImageEntry]) -> tuple[list[str], list[str]]:
+    """What the index says otherwise than the images, a line each; and what else is to be said."""
     try:
-        index = read_index(archive)
+        if read_index(archive) is None:
+            return [f"{archive.url}: {KEY} is missing; --repair writes it"] if found else [], []
+        note = [f"{KEY} is an older release's; --repair makes it fast"] * is_outdated(archive)
+        keys = differences(archive, found.values())
+        now = {key: _now(archive, key) for key in keys}  # they may have been written since
+        there = [entry for entry in now.values() if entry is not None]
+        differing = differences(archive, there, keys)
     except ArchiveError as error:
-        return [str(error)]
-    if index is None:
-        return [f"{archive.url}: {KEY} is missing; --repair writes it"] if found else []
-    records = read_records(archive) or {}  # of an older release's index there are none
-
-    def agrees(key: str, record: dict[str, Any] | None) -> bool:
-        if record is None or key not in index:
-            return record is None and key not in index
-        text = json.dumps(record)
-        told = records[key][1] if key in records else text
-        return (index[key], told) == (record["sha256"], text)
-
+        return [str(error)], []
     problems = []
-    for key in sorted(found.keys() | index.keys()):
-        if agrees(key, found.get(key)):
-            continue
-        now = _record(archive, key)  # it may have been written since
-        if agrees(key, now):
-            continue
-        if key not in index:
+    for key, is_listed in differing.items():
+        if not is_listed:
             problems.append(f"{key}: not in {KEY}")
-        elif now is None:
+        elif now[key] is None:
             problems.append(f"{key}: in {KEY}, but no such image is committed")
         else:
             problems.append(f"{key}: {KEY} describes another image")
-    return problems
+    return problems, note

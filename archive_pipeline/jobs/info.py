@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.index import read_images
+from archive_pipeline.store.index import look
 from archive_pipeline.store.layout import ArchiveError
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Spare the garbage collector millions of objects that are all kept; it takes half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def describe(archive_url: str) -> dict[str, Any]:
     """Return flights, their images and totals, as `archive info --json` prints them.
 
@@ -26,23 +42,8 @@ def describe(archive_url: str) -> dict[str, Any]:
     def note(name: str, error: ArchiveError) -> None:
         damaged.append({"image": name, "error": str(error)})
 
-    for entry in read_images(archive, damaged=note):
-        record = entry.record
-        georef = record["georef"]
-        flights.setdefault(entry.flight, []).append(
-            {
-                "id": entry.id,
-                "width": record["width"],
-                "height": record["height"],
-                "codec": record["codec"],
-                "crs": georef["crs"],
-                "transform": georef["transform"],
-                "footprint": georef["footprint"],
-                "captured": record["captured"],
-                "source_bytes": record["source_bytes"],
-                "archive_bytes": record["archive_bytes"],
-            }
-        )
+    for flight, image in look(archive, damaged=note).summaries():
+        flights.setdefault(flight, []).append(image)
     every = [image for images in flights.values() for image in images]
     totals = {
         "flights": len(flights),

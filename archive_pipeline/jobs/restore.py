@@ -23,7 +23,7 @@ from archive_pipeline.outputs.publish import Stamps, existing
 from archive_pipeline.stages import stage, summed, timed
 from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
-from archive_pipeline.store.index import read_images
+from archive_pipeline.store.index import look
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
 
 Bbox = tuple[float, float, float, float]
@@ -157,7 +157,13 @@ def select(
         if not wanted or wanted & names:
             failed.append({"image": name, "error": str(error)})
 
-    for entry in read_images(archive, selection.flight, note):
+    contents = look(archive, selection.flight, note)
+    keys: set[str] | None = None
+    if wanted:
+        keys = {k for k, flight, id in contents.names() if wanted & {id, f"{flight}/{id}"}}
+    elif selection.bbox is not None:
+        keys = contents.near(selection.bbox, selection.bbox_crs)
+    for entry in contents.entries(note, keys):
         names = {entry.id, f"{entry.flight}/{entry.id}"}
         if wanted and not wanted & names:
             continue

@@ -48,13 +48,54 @@ def read_texts(data: bytes, columns: Sequence[str]) -> list[list[Any]]:
     return found
 
 
+def schema_of(data: bytes) -> pa.Schema:
+    """What columns a file has; nothing of them is read.
+
+    Raises:
+        ValueError, pyarrow.ArrowException: the file is damaged.
+    """
+    return pa.parquet.read_schema(pa.BufferReader(data))
+
+
+def read_table(data: bytes, schema: pa.Schema) -> pa.Table:
+    """A table of this schema.
+
+    Raises:
+        ValueError, pyarrow.ArrowException: the file is damaged, has other columns, or holds more
+            than its size lets expect.
+    """
+    texts = [field.name for field in schema if _is_text(field.type)]
+    file = pa.parquet.ParquetFile(
+        pa.BufferReader(data),
+        read_dictionary=texts,
+        page_checksum_verification=True,
+    )
+    most = LEAST + EXPANSION * len(data)
+    _check(file.metadata, set(schema.names), most)
+    batches: list[pa.RecordBatch] = []
+    total = 0
+    for batch in file.iter_batches(16 * BATCH, columns=schema.names, use_threads=False):
+        for name in schema.names:
+            column = batch.column(name)
+            total += _text_bytes(column) if name in texts else column.nbytes
+        if total > most:
+            raise ValueError(f"its columns take more than {most} bytes")
+        batches.append(batch)
+    return pa.Table.from_batches(batches).cast(schema) if batches else schema.empty_table()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(plain) or pa.types.is_binary(plain))
+
+
 def _check(metadata: Any, columns: set[str], most: int) -> None:
     """Refuse what no release writes, and what says of itself that it is too much."""
     total = 0
     for group in range(metadata.num_row_groups):
         chunks = (metadata.row_group(group).column(n) for n in range(metadata.num_columns))
-        for chunk in (chunk for chunk in chunks if chunk.path_in_schema in columns):
-            total += chunk.total_uncompressed_size
+        for chunk in (c for c in chunks if c.path_in_schema.partition(".")[0] in columns):
+            total += max(chunk.total_uncompressed_size, chunk.num_values)
             if chunk.compression not in COMPRESSIONS or not ENCODINGS.issuperset(chunk.encodings):
                 raise ValueError(f"{chunk.compression} {chunk.encodings} are not used in archives")
     if total > most or metadata.num_rows * len(columns) > most:

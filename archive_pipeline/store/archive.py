@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -60,8 +61,10 @@ from archive_pipeline.store._backends import (
     is_url,
     list_keys,
     local_folder,
+    look_at_records,
     open_store,
     read_key,
+    read_local_key,
 )
 from archive_pipeline.store._locks import is_locked, locked
 from archive_pipeline.store.layout import (
@@ -218,8 +221,10 @@ class Archive:
             ArchiveError: it is larger, or the store fails.
         """
         try:
+            if isinstance(self.store, LocalStore):
+                return read_local_key(self.store.root / key, most)
             buffer = sync(read_key(self.store, key, default_buffer_prototype(), most))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except Exception as error:  # what a store raises depends on its backend
             raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
@@ -418,15 +423,33 @@ class Archive:
                     if key != "zarr.json":
                         yield f"flights/{name}/{key}"
 
-    def record_versions(self, flight: str | None = None) -> dict[str, str] | None:
-        """Group paths of images that may be committed, with their records' versions.
+    def record_versions(
+        self, flight: str | None = None, before: float = math.inf
+    ) -> dict[str, str | None] | None:
+        """Group paths of images that may be committed, with their records' versions, in order.
 
-        A version changes whenever the record does. None on stores that have none, such as a
-        local disk.
+        A version changes whenever the record does; where it is None, nothing is known of that.
+
+        Args:
+            flight: only this one.
+            before: of local records, no versions of those modified since, by the file system's
+                clock (ns): they may change once more within its tick, and look the same.
+
+        Returns:
+            None on stores that have no versions.
+
+        Raises:
+            ArchiveError: the store fails.
         """
-        prefix = "flights" if flight is None else f"flights/{quote_name(flight)}"
+        if isinstance(self.store, LocalStore):
+            names = self.list_names("flights") if flight is None else [quote_name(flight)]
+            try:
+                return look_at_records(self.store.root, names, before)
+            except OSError as error:
+                raise ArchiveError(f"{self.url}: flights: {reason_of(error)}") from error
         if not has_versions(self.store):
             return None
+        prefix = "flights" if flight is None else f"flights/{quote_name(flight)}"
         versions = {}
         for key, stored in self.stored(prefix).items():
             image, _, name = key.rpartition("/")
@@ -434,7 +457,7 @@ class Archive:
                 if stored.version is None:
                     return None
                 versions[image] = stored.version
-        return versions
+        return {key: versions[key] for key in sorted(versions, key=lambda key: key.split("/"))}
 
     def images(
         self,

@@ -1,123 +1,340 @@
-"""The archive's index: GeoParquet with one STAC item a row, derived from the records."""
+"""The archive's index: GeoParquet with one STAC item a row, derived from the records.
+
+What is in an archive is decided by the records alone. A row stands for its image's record while
+the record's version (`Archive.record_versions`) is the row's; all others are read. So a stale,
+damaged or missing index costs time, nothing else.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
+import math
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from archive_pipeline.geo.georef import Bbox
+from archive_pipeline.store import _parquet
 from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.layout import ArchiveError, ImageEntry, image_name
+from archive_pipeline.store.index_rows import (
+    FILE_SCHEMA,
+    GROUP,
+    IMAGE,
+    REPEATED,
+    SCHEMA,
+    SHA256,
+    VERSION,
+    as_texts,
+    geo_metadata,
+    have_crs,
+    reaches_of,
+    sound,
+    summary_of,
+    to_records,
+    to_rows,
+    to_summaries,
+)
+from archive_pipeline.store.layout import (
+    ArchiveError,
+    ImageEntry,
+    image_name,
+    reason_of,
+    unquote_name,
+)
 
 KEY = "items.parquet"
-VERSION, RECORD = "archive:version", "archive:record"  # an object store's ETag; the record as JSON
-STAC_VERSION = "1.1.0"
+PLACE = b"archive_pipeline:place"  # `_place` where the versions are from
+# A record goes into the index without version until it is so old: one that was written just now
+# may be replaced within the same tick of a file system's clock (of FAT's: 2 s).
+SETTLED = 3_000_000_000  # ns
+BATCH = 1000  # images
+
+Damaged = Callable[[str, ArchiveError], None]
+Found = ImageEntry | ArchiveError | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The images that are in an archive at one moment.
+
+    Attributes:
+        rows: the index; no rows where there is none to be used.
+        images: group path of each image, in order, with the number of its row, or as its record
+            tells it where that was read.
+        versions: of the records, None where unknown.
+        place: where the index is from, None without one.
+    """
+
+    archive: Archive
+    rows: pa.Table
+    images: dict[str, int | ImageEntry]
+    versions: dict[str, str | None]
+    place: str | None
+
+    def entries(
+        self, damaged: Damaged | None = None, keys: Collection[str] | None = None
+    ) -> Iterator[ImageEntry]:
+        """The images, in order.
+
+        Args:
+            damaged: as `Archive.images` has it.
+            keys: group paths of those that are wanted; all without any.
+
+        Raises:
+            ArchiveError: as `Archive.images` has it.
+        """
+        wanted = iter([key for key in self.images if keys is None or key in keys])
+        while batch := list(islice(wanted, BATCH)):
+            numbers = [n for n in map(self.images.get, batch) if isinstance(n, int)]
+            records = iter(_records(_take(self.rows, numbers)))
+            for key in batch:
+                found: Found | int = self.images[key]
+                if isinstance(found, int):
+                    found = _entry(self.archive, key, next(records))
+                yield from _told(key, found, damaged)
+
+    def names(self) -> Iterator[tuple[str, str, str]]:
+        """Group path, flight and id of each image."""
+        ids = self.rows[IMAGE].to_pylist()
+        for key, image in self.images.items():
+            id = ids[image] if isinstance(image, int) else image.id
+            yield key, unquote_name(key.split("/")[1]), id
+
+    def summaries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Flight of each image and what `archive info` tells of the image."""
+        numbers = [image for image in self.images.values() if isinstance(image, int)]
+        told = iter(to_summaries(_take(self.rows, numbers)))
+        for flight, images in groupby(self.images.items(), lambda item: item[0].split("/")[1]):
+            name = unquote_name(flight)
+            for _, image in images:
+                yield name, next(told) if isinstance(image, int) else summary_of(image.record)
+
+    def near(self, bbox: Bbox, bbox_crs: str) -> set[str]:
+        """Group paths of all images that a box meets, and of some others.
+
+        Args:
+            bbox, bbox_crs: as `geo.mapping.bbox_to_window` has them.
+        """
+        from archive_pipeline.geo.bounds import may_meet
+
+        meets = may_meet(reaches_of(self.rows), bbox, bbox_crs) & have_crs(self.rows)
+        near = meets.tolist()
+        return {
+            key for key, image in self.images.items() if not isinstance(image, int) or near[image]
+        }
+
+    def to_rows(self) -> pa.Table:
+        """Rows of all images as they are now, in order."""
+        new = [(e, self.versions[e.key]) for e in self.images.values() if isinstance(e, ImageEntry)]
+        parts = [to_rows(new[n : n + BATCH]) for n in range(0, len(new), BATCH)]
+        rows = pa.concat_tables([self.rows, *parts]).unify_dictionaries().combine_chunks()
+        numbers = iter(range(len(self.rows), len(rows)))
+        order = [i if isinstance(i, int) else next(numbers) for i in self.images.values()]
+        rows = _take(rows, order)
+        versions = [  # of the files of this place
+            self.versions[key] if isinstance(image, int) else version
+            for (key, image), version in zip(
+                self.images.items(), rows[VERSION].to_pylist(), strict=True
+            )
+        ]
+        at = rows.schema.get_field_index(VERSION)
+        return rows.set_column(at, VERSION, pa.array(versions, pa.string()))
 
 
 def read_images(
     archive: Archive,
     flight: str | None = None,
-    damaged: Callable[[str, ArchiveError], None] | None = None,
+    damaged: Damaged | None = None,
+    keys: Collection[str] | None = None,
 ) -> Iterator[ImageEntry]:
-    """What `Archive.images` gives, by few requests where the archive is on an object store.
+    """What `Archive.images` gives; only those records are read that the index has not.
 
-    One listing tells the records' versions there; those that the index has come from the index,
-    others are read, several at a time. A stale or damaged index costs requests, nothing else.
-
-    Args, Raises: as `Archive.images` has them.
+    Args, Raises: as `Archive.images` and `Contents.entries` have them.
     """
-    for entry, _ in _versioned(archive, flight, damaged):
-        yield entry
+    yield from look(archive, flight, damaged).entries(damaged, keys)
 
 
-def _versioned(
+def look(
     archive: Archive,
     flight: str | None = None,
-    damaged: Callable[[str, ArchiveError], None] | None = None,
-) -> Iterator[tuple[ImageEntry, str | None]]:
-    """`read_images`, with the versions of the records where the store has them."""
-    versions = archive.record_versions(flight)
+    damaged: Damaged | None = None,
+    before: float = math.inf,
+) -> Contents:
+    """See what is in an archive, by one listing (a look at each record's file) and the index.
+
+    Args:
+        flight, damaged: as `Archive.images` has them.
+        before: as `Archive.record_versions` has it.
+
+    Raises:
+        ArchiveError: the store fails, or a record is damaged and `damaged` is None.
+    """
+    versions = archive.record_versions(flight, before)
     if versions is None:
-        yield from ((entry, None) for entry in archive.images(flight, damaged))
-        return
-    known = (read_records(archive) if versions else None) or {}
-
-    def read(key: str) -> ImageEntry | ArchiveError | None:
-        version, record = known.get(key, (None, ""))
-        try:
-            if version == versions[key]:
-                with suppress(ValueError, RecursionError, ArchiveError):  # then it is read
-                    return archive.entry_of(key, json.loads(record))
-            return archive.entry(key)
-        except ArchiveError as error:
-            return error
-
-    keys = sorted(versions, key=lambda key: key.split("/"))
+        versions = dict.fromkeys(archive.keys(flight))
+    rows, place = _usable(archive) if versions else (SCHEMA.empty_table(), None)
+    numbers = _holding(rows, versions, place == _place(archive))
+    unread = [key for key in versions if key not in numbers]
+    size = 64 if _place(archive) else 1  # for a thread: local files take less time than it does
     with ThreadPoolExecutor() as pool:
-        for key, entry in zip(keys, pool.map(read, keys), strict=True):
-            if isinstance(entry, ImageEntry):
-                yield entry, versions[key]
-            elif entry is not None:
-                if damaged is None:
-                    raise entry
-                damaged(image_name(key), entry)
+        batches = [unread[n : n + size] for n in range(0, len(unread), size)]
+        read = pool.map(lambda keys: [_read(archive, key) for key in keys], batches)
+        found = dict(zip(unread, chain.from_iterable(read), strict=True))
+    images: dict[str, int | ImageEntry] = {}
+    for key in versions:
+        if key in numbers:
+            images[key] = numbers[key]
+        else:
+            images.update((key, entry) for entry in _told(key, found[key], damaged))
+    return Contents(archive, rows, images, versions, place)
 
 
-def _row(entry: ImageEntry, version: str | None) -> dict[str, Any]:
-    from archive_pipeline.geo.globe import cut_at_antimeridian
-
-    record = entry.record
-    ring = record["georef"]["footprint"]
-    crs, transform = record["georef"]["crs"], record["georef"]["transform"]
-    code = crs if crs and crs.startswith("EPSG:") else None
-    return {
-        "type": "Feature",
-        "stac_version": STAC_VERSION,
-        "id": _text(f"{entry.flight}/{entry.id}"),
-        "collection": _text(entry.flight),
-        "geometry": cut_at_antimeridian(ring) if ring else None,
-        "datetime": record["captured"],
-        "proj:code": code,
-        "proj:wkt2": None if code else crs,
-        "proj:transform": list(transform) if transform else None,
-        "proj:shape": [record["height"], record["width"]],
-        "archive:image": _text(entry.id),
-        "archive:key": entry.key,
-        "archive:sha256": record["sha256"],
-        "archive:codec": record["codec"],
-        "archive:model": record.get("model"),
-        "archive:source_bytes": record["source_bytes"],
-        "archive:archive_bytes": record["archive_bytes"],
-        VERSION: version,
-        RECORD: json.dumps(record),
-    }
+def _place(archive: Archive) -> str:
+    """Tells a local archive from a copy of it, whose files have other inodes."""
+    if archive.folder is None:
+        return ""
+    try:
+        return f"{os.stat(archive.folder / 'zarr.json').st_ino:x}"
+    except OSError:  # it is gone
+        return ""
 
 
-def _text(name: str) -> str:
-    """A file name as Parquet can hold it: bytes that are no text are replaced."""
-    return name.encode("utf-8", "replace").decode()
+def _time(archive: Archive) -> float:
+    """Now by the clock from which a local archive's files get their times, ns.
+
+    Raises:
+        ArchiveError: the archive cannot be written.
+    """
+    if archive.folder is None:
+        return math.inf
+    try:
+        with tempfile.TemporaryFile(dir=archive.folder) as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError as error:
+        raise ArchiveError(f"{archive.url}: {reason_of(error)}") from error
+
+
+def _holding(rows: pa.Table, versions: dict[str, str | None], same_place: bool) -> dict[str, int]:
+    """Group paths of images that are as their rows say, and the rows' numbers."""
+
+    def of_copy(version: str | None) -> str | None:
+        """A local version without its inode, which a copied file does not keep."""
+        return version and version.rpartition("-")[0]
+
+    holding = {}
+    told = zip(
+        rows[GROUP].to_pylist(), rows[VERSION].to_pylist(), sound(rows).tolist(), strict=True
+    )
+    for number, (key, version, is_sound) in enumerate(told):
+        if version is None or not is_sound:
+            continue
+        now = versions.get(key)
+        if version == now or (not same_place and of_copy(version) == of_copy(now)):
+            holding[key] = number
+    return holding
+
+
+def _take(rows: pa.Table, numbers: list[int]) -> pa.Table:
+    return rows.take(pa.array(numbers, pa.int64()))
+
+
+def _read(archive: Archive, key: str) -> Found:
+    try:
+        return archive.entry(key)
+    except ArchiveError as error:
+        return error
+
+
+def _records(rows: pa.Table) -> list[Any]:
+    """Records of rows; None of those that give none."""
+    try:
+        return to_records(rows)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if len(rows) == 1:
+            return [None]
+        return [record for n in range(len(rows)) for record in _records(rows.slice(n, 1))]
+
+
+def _entry(archive: Archive, key: str, record: Any) -> Found:
+    """The image of a row's record; its own is read where that is none."""
+    with suppress(ArchiveError):
+        return archive.entry_of(key, record)
+    return _read(archive, key)
+
+
+def _told(key: str, found: Found, damaged: Damaged | None) -> Iterator[ImageEntry]:
+    if isinstance(found, ImageEntry):
+        yield found
+    elif found is not None:
+        if damaged is None:
+            raise found
+        damaged(image_name(key), found)
+
+
+# ------------------------------------------------------------------ the file
 
 
 def write_index(archive: Archive) -> int:
-    """Write `items.parquet` anew from the images' records; returns the number of rows.
+    """Write `items.parquet` as the records are now; returns the number of rows.
 
     Images whose record is damaged are left out.
 
     Raises:
         ArchiveError: the archive cannot be read or written.
     """
-    import geopandas
-
-    rows = [_row(*found) for found in _versioned(archive, damaged=lambda name, error: None)]
-    columns = list(rows[0]) if rows else ["id", "geometry", "archive:key", "archive:sha256"]
-    frame = geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs="EPSG:4326")
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, write_covering_bbox=True, write_page_checksum=True)
-    archive.write_key(KEY, buffer.getvalue())
+    before = _time(archive) - SETTLED
+    rows = look(archive, damaged=lambda name, error: None, before=before).to_rows()
+    metadata = {b"geo": json.dumps(geo_metadata(rows)).encode(), PLACE: _place(archive).encode()}
+    rows = as_texts(rows).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, use_dictionary=REPEATED, write_page_checksum=True)
+    archive.write_key(KEY, sink.getvalue().to_pybytes())
     return len(rows)
+
+
+def _file(archive: Archive) -> bytes | None:
+    """The index's bytes, None where there is none.
+
+    Raises:
+        ArchiveError: the store fails, or it is larger than an index may be.
+    """
+    return archive.read_key(KEY, _parquet.MAX_BYTES)
+
+
+def _damaged(archive: Archive, error: Exception) -> ArchiveError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return ArchiveError(f"{archive.url}: {KEY} is damaged: {lines[0]}")
+
+
+def _usable(archive: Archive) -> tuple[pa.Table, str | None]:
+    """The index and where it is from; no rows and None if it is missing, damaged or outdated."""
+    with suppress(Exception):  # Arrow raises many kinds for damaged files
+        raw = _file(archive)
+        schema = None if raw is None else _parquet.schema_of(raw)
+        if raw is not None and schema is not None and schema.equals(FILE_SCHEMA):
+            return _parquet.read_table(raw, SCHEMA), schema.metadata[PLACE].decode()
+    return SCHEMA.empty_table(), None
+
+
+def is_outdated(archive: Archive) -> bool:
+    """Whether there is an index, but one that another release wrote.
+
+    Raises:
+        ArchiveError: it is damaged.
+    """
+    try:
+        raw = _file(archive)
+        return raw is not None and not _parquet.schema_of(raw).equals(FILE_SCHEMA)
+    except Exception as error:
+        raise _damaged(archive, error) from error
 
 
 def read_index(archive: Archive) -> dict[str, str] | None:
@@ -126,36 +343,73 @@ def read_index(archive: Archive) -> dict[str, str] | None:
     Raises:
         ArchiveError: it is damaged.
     """
-    columns = _read_columns(archive, "archive:key", "archive:sha256")
-    return None if columns is None else dict(zip(*columns, strict=True))
-
-
-def read_records(archive: Archive) -> dict[str, tuple[str | None, str]] | None:
-    """The index as {image key: version and record}; None where there is none that is whole."""
     try:
-        columns = _read_columns(archive, "archive:key", VERSION, RECORD)
-    except ArchiveError:
-        return None
-    if columns is None:
-        return None
-    return {key: (version, record) for key, version, record in zip(*columns, strict=True)}
+        raw = _file(archive)
+        if raw is None:
+            return None
+        return dict(zip(*_parquet.read_texts(raw, (GROUP, SHA256)), strict=True))
+    except Exception as error:
+        raise _damaged(archive, error) from error
 
 
-def _read_columns(archive: Archive, *names: str) -> list[list[Any]] | None:
-    from archive_pipeline.store import _parquet
-
-    raw = archive.read_key(KEY, _parquet.MAX_BYTES)
-    if raw is None:
-        return None
-    try:
-        return _parquet.read_texts(raw, names)
-    except Exception as error:  # Arrow raises many kinds for damaged files
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ArchiveError(f"{archive.url}: {KEY} is damaged: {lines[0]}") from error
+# ------------------------------------------------------- against the records
 
 
 def is_current(archive: Archive) -> bool:
     """Whether the index lists exactly the committed images, as they are."""
-    found = _versioned(archive, damaged=lambda name, error: None)
-    current = {entry.key: (version, json.dumps(entry.record)) for entry, version in found}
-    return read_records(archive) == current
+    contents = look(archive, damaged=lambda name, error: None)
+    if contents.place != _place(archive) or contents.rows[GROUP].to_pylist() != [*contents.images]:
+        return False
+    read = [e for e in contents.images.values() if isinstance(e, ImageEntry)]
+    numbers = [n for n, e in enumerate(contents.images.values()) if isinstance(e, ImageEntry)]
+    told = _take(contents.rows, numbers)
+    return told[VERSION].null_count == len(told) and all(_equal(told, read))
+
+
+def _equal(rows: pa.Table, entries: list[ImageEntry]) -> Iterator[bool]:
+    """Whether rows are those of images, but for the versions."""
+    for start in range(0, len(entries), BATCH):
+        some = entries[start : start + BATCH]
+        told = as_texts(rows.slice(start, BATCH)).drop_columns(VERSION)
+        true = as_texts(to_rows((e, None) for e in some)).drop_columns(VERSION)
+        if told.equals(true):
+            yield from [True] * len(some)
+        else:
+            yield from (told.slice(n, 1).equals(true.slice(n, 1)) for n in range(len(some)))
+
+
+def differences(
+    archive: Archive, entries: Iterable[ImageEntry], keys: Collection[str] | None = None
+) -> dict[str, bool]:
+    """What the index says otherwise than the images.
+
+    Args:
+        entries: all images of the archive.
+        keys: group paths of those to compare; all without any.
+
+    Returns:
+        Group paths of images that only one of both has, or that the index describes in another
+        way; and whether the index has them.
+
+    Raises:
+        ArchiveError: the index is damaged.
+    """
+    images = {entry.key: entry for entry in entries}
+    if is_outdated(archive):  # of that one what it has always had
+        sources = read_index(archive) or {}
+        known = dict.fromkeys(sources, 0)
+        same = {k for k, entry in images.items() if sources.get(k) == entry.record["sha256"]}
+    else:
+        try:
+            raw = _file(archive)
+            empty = FILE_SCHEMA.empty_table()
+            rows = empty if raw is None else _parquet.read_table(raw, FILE_SCHEMA)
+        except Exception as error:
+            raise _damaged(archive, error) from error
+        known = {key: n for n, key in enumerate(rows[GROUP].to_pylist())}
+        both = [entry for entry in images.values() if entry.key in known]
+        equal = _equal(_take(rows, [known[entry.key] for entry in both]), both)
+        same = {entry.key for entry, is_equal in zip(both, equal, strict=True) if is_equal}
+    compared = images.keys() | known.keys() if keys is None else set(keys)
+    either = compared & (images.keys() | known.keys())
+    return {key: key in known for key in sorted(either - same)}

@@ -27,6 +27,7 @@ ATTRIBUTE = "archive_pipeline"
 TILE = 608  # divides 5472 x 3648; other sizes end in narrower tiles
 SHARD_TILES = 100  # an image of at most so many tiles is one shard
 LARGE_SHARD_SIDE = 8  # tiles a side of the shards of larger images
+CODECS = ("pcdc", "lossless")
 MAX_SIDE = 1 << 24
 MAX_BANDS = 1 << 16
 MAX_METADATA = 64 << 20  # bytes of an image's `metadata` array
@@ -172,7 +173,7 @@ def check_record(record: dict[str, Any]) -> None:
     for name in ("source_bytes", "archive_bytes"):
         if type(record[name]) is not int or record[name] < 0:
             raise ValueError(f"{name} {record[name]!r} is not a size")
-    if record["codec"] not in ("pcdc", "lossless"):
+    if record["codec"] not in CODECS:
         raise ValueError(f"codec {record['codec']!r} is unknown")
     if record["mask"] not in ("none", "alpha", "mask", "nodata"):
         raise ValueError(f"mask {record['mask']!r} is unknown")

@@ -1,0 +1,330 @@
+"""Rows of the index: a STAC item each, from which an image's record can be had again.
+
+What the columns do not say of a record (mask, warnings, control points, ...) is JSON in one more.
+The few records that this does not give back exactly have no version, so that they are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import shapely
+from numpy.typing import NDArray
+
+from archive_pipeline.geo.georef import Georef
+from archive_pipeline.store.layout import CODECS, MAX_BANDS, MAX_SIDE, ImageEntry
+
+STAC_VERSION = "1.1.0"
+GROUP, IMAGE, SHA256 = "archive:key", "archive:image", "archive:sha256"
+OTHER, VERSION = "archive:other", "archive:version"
+MAX_LONGITUDE = 720.0  # that a footprint may count on to
+MAX_INT = (1 << 63) - 1
+BOUNDS = ("xmin", "ymin", "xmax", "ymax")
+TYPED = {  # fields of a record that have columns of their own
+    *("id", "sha256", "width", "height", "bands", "dtype", "codec", "model"),
+    *("source_bytes", "archive_bytes", "captured"),
+}
+SIZES = ("archive:source_bytes", "archive:archive_bytes")
+TYPED_GEOREF = {"crs", "transform", "footprint"}
+
+_REPEATED = pa.dictionary(pa.int32(), pa.string())  # in memory; in the file they are texts
+SCHEMA = pa.schema(
+    [
+        ("type", _REPEATED),
+        ("stac_version", _REPEATED),
+        ("id", pa.string()),
+        ("collection", _REPEATED),
+        ("geometry", pa.binary()),
+        ("bbox", pa.struct([(name, pa.float64()) for name in BOUNDS])),
+        ("datetime", pa.string()),
+        ("proj:code", _REPEATED),
+        ("proj:wkt2", _REPEATED),
+        ("proj:transform", pa.list_(pa.field("element", pa.float64()))),
+        ("proj:shape", pa.list_(pa.field("element", pa.int64()))),
+        (IMAGE, pa.string()),
+        (GROUP, pa.string()),
+        (SHA256, pa.string()),
+        ("archive:codec", _REPEATED),
+        ("archive:model", _REPEATED),
+        ("archive:bands", pa.int64()),
+        ("archive:dtype", _REPEATED),
+        ("archive:source_bytes", pa.int64()),
+        ("archive:archive_bytes", pa.int64()),
+        ("archive:reach", pa.float64()),  # degrees, of the image beyond its bbox; null: unknown
+        (OTHER, _REPEATED),
+        (VERSION, pa.string()),  # of the record, see `Archive.record_versions`
+    ]
+)
+REPEATED = [field.name for field in SCHEMA if field.type == _REPEATED]
+FILE_SCHEMA = pa.schema([f.with_type(pa.string()) if f.name in REPEATED else f for f in SCHEMA])
+
+
+def to_rows(images: Iterable[tuple[ImageEntry, str | None]]) -> pa.Table:
+    """Rows of images with their records' versions."""
+    images = list(images)
+    if not images:
+        return SCHEMA.empty_table()
+    records = [entry.record for entry, _ in images]
+    georefs = [record["georef"] for record in records]
+    shapes = np.array([_area(georef["footprint"]) for georef in georefs], dtype=object)
+    bounds = shapely.bounds(shapes)
+    codes = [_text(georef["crs"]) for georef in georefs]
+    plain = [code is not None and code.startswith("EPSG:") for code in codes]
+    columns: dict[str, Any] = {
+        "type": ["Feature"] * len(images),
+        "stac_version": [STAC_VERSION] * len(images),
+        "id": [_text(f"{entry.flight}/{entry.id}") for entry, _ in images],
+        "collection": [_text(entry.flight) for entry, _ in images],
+        "geometry": shapely.to_wkb(shapes),
+        "bbox": [
+            dict(zip(BOUNDS, box, strict=True)) if np.isfinite(box).all() else None
+            for box in bounds.tolist()
+        ],
+        "datetime": [_text(record["captured"]) for record in records],
+        "proj:code": [code if p else None for code, p in zip(codes, plain, strict=True)],
+        "proj:wkt2": [None if p else code for code, p in zip(codes, plain, strict=True)],
+        "proj:transform": [g["transform"] and [*map(float, g["transform"])] for g in georefs],
+        "proj:shape": [[record["height"], record["width"]] for record in records],
+        IMAGE: [_text(entry.id) for entry, _ in images],
+        GROUP: [entry.key for entry, _ in images],
+        SHA256: [_text(record["sha256"]) for record in records],
+        "archive:codec": [record["codec"] for record in records],
+        "archive:model": [_text(record.get("model")) for record in records],
+        "archive:bands": [record["bands"] for record in records],
+        "archive:dtype": [_text(record["dtype"]) for record in records],
+        "archive:source_bytes": [min(record["source_bytes"], MAX_INT) for record in records],
+        "archive:archive_bytes": [min(record["archive_bytes"], MAX_INT) for record in records],
+        "archive:reach": [
+            _reach(record, box) for record, box in zip(records, bounds.tolist(), strict=True)
+        ],
+        OTHER: [json.dumps(_other(record), separators=(",", ":")) for record in records],
+        VERSION: [version for _, version in images],
+    }
+    rows = pa.table(columns, SCHEMA)
+    # as texts: 1, 1.0 and true are not the same
+    exact = [
+        json.dumps(told, sort_keys=True) == json.dumps(record, sort_keys=True)
+        for told, record in zip(to_records(rows), records, strict=True)
+    ]
+    versions = pc.if_else(pa.array(exact, pa.bool_()), rows[VERSION], None)
+    return rows.set_column(rows.schema.get_field_index(VERSION), VERSION, versions)
+
+
+def _text(value: Any) -> str | None:
+    """A text as Parquet can hold it: bytes that are no text are replaced."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+
+
+def _area(ring: Any) -> shapely.Geometry | None:
+    """A footprint as GeoJSON has it."""
+    from archive_pipeline.geo.globe import cut_at_antimeridian
+
+    points = [(point[0], point[1]) for point in ring or ()]
+    if not points or max(abs(x) for x, _ in points) > MAX_LONGITUDE:
+        return None
+    try:
+        return cut_at_antimeridian(points)
+    except shapely.errors.ShapelyError:  # of a forged one
+        return None
+
+
+def _reach(record: dict[str, Any], bounds: list[float]) -> float | None:
+    if not np.isfinite(bounds).all():
+        return None
+    from archive_pipeline.geo.bounds import reach
+
+    west, south, east, north = bounds
+    georef = Georef.from_json(record["georef"])
+    return reach(georef, record["width"], record["height"], (west, south, east, north))
+
+
+def _other(record: dict[str, Any]) -> dict[str, Any]:
+    """What of a record no other column says."""
+    georef = {k: v for k, v in record["georef"].items() if k not in TYPED_GEOREF}
+    other = {k: v for k, v in record.items() if k not in TYPED}
+    return other | {"georef": georef}
+
+
+def to_records(rows: pa.Table) -> list[dict[str, Any]]:
+    """The images' records, unchecked.
+
+    Raises:
+        ValueError, TypeError, KeyError, RecursionError: the rows are not `sound` or `to_rows`' own.
+    """
+    records = []
+    for summary, sha256, bands, dtype, model, other in zip(
+        to_summaries(rows),
+        rows[SHA256].to_pylist(),
+        rows["archive:bands"].to_pylist(),
+        *(_repeated(rows[name]) for name in ("archive:dtype", "archive:model", OTHER)),
+        strict=True,
+    ):
+        rest = json.loads(other)
+        georef = {name: summary.pop(name) for name in sorted(TYPED_GEOREF)} | rest["georef"]
+        known = {"sha256": sha256, "bands": bands, "dtype": dtype}
+        if model is not None:
+            known["model"] = model
+        records.append(rest | summary | known | {"georef": georef})
+    return records
+
+
+def to_summaries(rows: pa.Table) -> list[dict[str, Any]]:
+    """What `archive info` tells of the images, as `summary_of` has it."""
+    return [
+        {
+            "id": id,
+            "width": size[1],
+            "height": size[0],
+            "codec": codec,
+            "crs": wkt if code is None else code,
+            "transform": transform,
+            "footprint": footprint,
+            "captured": captured,
+            "source_bytes": source_bytes,
+            "archive_bytes": archive_bytes,
+        }
+        for id, captured, source_bytes, archive_bytes, codec, code, wkt, size, transform, footprint
+        in zip(
+            *(rows[name].to_pylist() for name in (IMAGE, "datetime", *SIZES)),
+            *(_repeated(rows[name]) for name in ("archive:codec", "proj:code", "proj:wkt2")),
+            _lists(rows["proj:shape"], 2),
+            _lists(rows["proj:transform"], 6),
+            _rings(rows["geometry"]),
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+def summary_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What `archive info` tells of an image: of its record some fields, and of its georeference."""
+    georef = record["georef"]
+    return {
+        **{name: record[name] for name in ("id", "width", "height", "codec")},
+        **{name: georef[name] for name in ("crs", "transform", "footprint")},
+        **{name: record[name] for name in ("captured", "source_bytes", "archive_bytes")},
+    }
+
+
+def _repeated(column: pa.ChunkedArray) -> list[str | None]:
+    """Texts that repeat, each made once: many times faster than Arrow's own."""
+    texts = column.combine_chunks()
+    words = [*texts.dictionary.to_pylist(), None]
+    return [words[-1 if index is None else index] for index in texts.indices.to_pylist()]
+
+
+def _lists(column: pa.ChunkedArray, length: int) -> list[Any]:
+    """Lists of numbers, all of one length, as Python has them; None where there is none."""
+    found, numbers = _numbers(column, length)
+    lists = iter(numbers.tolist())
+    return [next(lists) if is_list else None for is_list in found.tolist()]
+
+
+def _numbers(
+    column: pa.ChunkedArray, length: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64 | np.int64]]:
+    """Which rows of a column are lists of a length, bool (n,), and their numbers (m, length)."""
+    lists = column.combine_chunks()
+    found = pc.list_value_length(lists).fill_null(-1).to_numpy() == length
+    starts = lists.offsets.to_numpy()[:-1][found]
+    numbers = lists.values.to_numpy(zero_copy_only=False)
+    return found, numbers[starts[:, None] + np.arange(length)]
+
+
+def _rings(column: pa.ChunkedArray) -> list[Any]:
+    """Outer rings of polygons from WKB, [[x, y], ...]; None for all that is no polygon."""
+    shapes = _shapes(column)
+    polygons = shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
+    shapes[~polygons] = None
+    rings = shapely.get_exterior_ring(shapes)
+    points = shapely.get_coordinates(rings).tolist()
+    ends = np.cumsum(shapely.get_num_coordinates(rings)).tolist()
+    return [
+        points[start:end] if end > start else None
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def _shapes(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Geometries from WKB; None where there is none, or none that is valid."""
+    wkb = np.array(column.to_pylist(), dtype=object)  # several times faster than `to_numpy`
+    return np.asarray(shapely.from_wkb(wkb, on_invalid="ignore"))
+
+
+def sound(rows: pa.Table) -> NDArray[np.bool_]:
+    """Tell of rows from a file whether their columns are what a record may hold, bool (n,)."""
+    mask = np.ones(len(rows), bool)
+    for name in (GROUP, SHA256, IMAGE, "archive:dtype", OTHER):
+        mask &= rows[name].is_valid().to_numpy()
+    for name, least, most in (("archive:bands", 1, MAX_BANDS), *((n, 0, MAX_INT) for n in SIZES)):
+        inside = pc.and_(pc.greater_equal(rows[name], least), pc.less_equal(rows[name], most))
+        mask &= inside.fill_null(False).to_numpy()
+    mask &= pc.is_in(rows["archive:codec"].cast(pa.string()), pa.array(CODECS)).to_numpy()
+    mask &= _are_lists(rows["proj:shape"], 2, lambda v: (v > 0) & (v <= MAX_SIDE), False)
+    mask &= _are_lists(rows["proj:transform"], 6, np.isfinite, True)
+    shapes = _shapes(rows["geometry"])
+    finite = np.isfinite(shapely.bounds(shapes)).all(axis=1)
+    finite &= shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
+    return mask & (finite | rows["geometry"].is_null().to_numpy())
+
+
+def _are_lists(
+    column: pa.ChunkedArray,
+    length: int,
+    hold: Callable[[NDArray[Any]], NDArray[np.bool_]],
+    missing: bool,
+) -> NDArray[np.bool_]:
+    """Whether a column has lists of one length whose numbers hold; or none, if that may be."""
+    found, numbers = _numbers(column, length)
+    mask = column.is_null().to_numpy() & missing
+    mask[found] = hold(numbers).all(axis=1)
+    return mask
+
+
+def geo_metadata(rows: pa.Table) -> dict[str, Any]:
+    """GeoParquet's own metadata of the rows."""
+    from pyproj import CRS
+
+    geometry: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": [],  # not told, which readers take for any
+        "crs": CRS.from_user_input("EPSG:4326").to_json_dict(),
+        "covering": {"bbox": {name: ["bbox", name] for name in BOUNDS}},
+    }
+    boxes = bounds_of(rows)
+    known = np.isfinite(boxes).all(axis=1)
+    if known.any():
+        geometry["bbox"] = [*boxes[known, :2].min(0), *boxes[known, 2:].max(0)]
+    return {
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {"geometry": geometry},
+    }
+
+
+def bounds_of(rows: pa.Table) -> NDArray[np.float64]:
+    """Bounds of the images' corners in EPSG:4326, float64 (n, 4), NaN where not known."""
+    boxes = rows["bbox"].combine_chunks()
+    sides = [pc.struct_field(boxes, name).to_numpy(zero_copy_only=False) for name in BOUNDS]
+    return np.column_stack(sides).astype(np.float64)
+
+
+def reaches_of(rows: pa.Table) -> NDArray[np.float64]:
+    """Bounds that hold all of the images, float64 (n, 4), NaN where none are sure to."""
+    margins = rows["archive:reach"].to_numpy()
+    return bounds_of(rows) + np.column_stack([-margins, -margins, margins, margins])
+
+
+def have_crs(rows: pa.Table) -> NDArray[np.bool_]:
+    """Whether images have a CRS, without which no box meets them, bool (n,)."""
+    code, wkt = (rows[name].is_valid().to_numpy() for name in ("proj:code", "proj:wkt2"))
+    return code | wkt
+
+
+def as_texts(rows: pa.Table) -> pa.Table:
+    """Rows as they are in the file; they are equal if their texts are."""
+    return rows.cast(FILE_SCHEMA).combine_chunks()
