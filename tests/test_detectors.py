@@ -345,3 +345,12 @@ def test_the_extra_is_asked_for_and_never_imported_unasked(tmp_path: Path) -> No
     )
     out = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path)
     assert out == "ultralytics is not installed: pip install 'archive-pipeline[verify]'\n"
+
+
+def test_pillow_stays_as_it_was() -> None:
+    code = (
+        "from PIL import Image; before = Image.open;"
+        "from archive_pipeline.detection.detectors import import_ultralytics;"
+        "import_ultralytics(); assert Image.open is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

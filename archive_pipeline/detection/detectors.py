@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from archive_pipeline.detection.boxes import (
     EMPTY,
@@ -148,7 +149,8 @@ def import_ultralytics() -> Any:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # it sets it for good
             "TORCHINDUCTOR_CACHE_DIR": folder,  # torchvision makes one
         }
-        with _environment(switches):
+        # it puts a function of its own in place of Pillow's, for the whole process
+        with _environment(switches), _replaced(Image, "open", Image.open):
             try:
                 package = importlib.import_module("ultralytics")
                 events = importlib.import_module("ultralytics.utils.events")
