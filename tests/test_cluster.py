@@ -234,6 +234,7 @@ def _environment(_: int) -> str | None:
 def test_local_workers_see_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with cluster._local_cluster(2, 2, False) as client, cluster.Pool(client, gpu=True) as pool:
+        client.wait_for_workers(2)
         found = {result for _, result in pool.run(_environment, list(range(20)))}
     assert found == {"3", "5"}
 
