@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -169,3 +170,35 @@ def test_warnings_of_one_kind_are_one_line(run: Run, own_flight: Path, tmp_path:
     assert len([x for x in result.err.splitlines() if "behind the image" in x]) == FRAMES
     result = run(*args, "--archive", tmp_path / "c.zarr", "-q")
     assert result.err == ""
+
+
+def test_info_lists_the_first_images_of_a_large_flight(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from archive_pipeline.commands._console import print_info
+
+    image = {"width": 4, "height": 3, "codec": "pcdc", "source_bytes": 50, "archive_bytes": 7}
+    images = [{"id": f"{n}.jpg", **image, "footprint": None, "crs": None} for n in range(30)]
+    totals = {"images": 30, "source_bytes": 1500, "archive_bytes": 210, "model_bytes": 0}
+    result = {"flights": [{"id": "coast", "images": images}], "totals": totals}
+    print_info(result, False, 20)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("coast: 30 images, ")
+    assert [line.split()[0] for line in lines[1:21]] == [f"{n}.jpg" for n in range(20)]
+    assert lines[21] == "  ... and 10 more (--all lists them)"
+    print_info(result, False)
+    assert len(capsys.readouterr().out.splitlines()) == 32
+
+
+def test_shells_can_complete_commands(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("archive")
+    environment = {**os.environ, "_ARCHIVE_COMPLETE": "bash_source"}
+    done = subprocess.run([command], env=environment, capture_output=True, text=True)
+    assert "_archive_completion" in done.stdout
+    environment |= {
+        "_ARCHIVE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "archive restore --mos",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run([command], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["plain,--mosaic"]

@@ -663,3 +663,18 @@ def test_a_scheduler_agrees(command: Run, verify: Run, town: Path, toy: Path) ->
         )  # fmt: skip
     assert result.code == 0, result.err
     assert unmeasured(result) == unmeasured(verify(town, *SOFT))
+
+
+def test_labels_without_names_are_told_as_they_are_compared(tmp_path: Path) -> None:
+    from archive_pipeline.detection.labels import count_classes, find_labels, unnamed_classes
+
+    (tmp_path / "a.txt").write_text("0 .5 .5 .1 .1\n2 .5 .5 .1 .1\n")
+    (tmp_path / "b.txt").write_text("2 .1 .1 .1 .1\n\n7 .5 .5 .1 .1\nnonsense\n")
+    labels = find_labels(tmp_path)
+    assert labels.names is None
+    assert count_classes(labels.files.values()) == {0: 1, 2: 2, 7: 1}
+    line = unnamed_classes(labels, "yolo11s.pt", {0: "person", 1: "bicycle", 2: "car"})
+    assert line == (
+        f"{tmp_path}: no file names its classes; taken for those of yolo11s.pt: 0 (1 object) as "
+        "person, 2 (2 objects) as car, 7 (1 object) as none (--names says otherwise)"
+    )

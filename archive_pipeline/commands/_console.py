@@ -150,10 +150,25 @@ def seconds_of_work(stages: dict[str, float]) -> str:
     return f"seconds of work: {spent}"
 
 
-def print_info(result: dict[str, Any], quiet: bool) -> None:
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 file, 2 files."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> None:
+    """Print what `jobs.info.describe` found.
+
+    Args:
+        most: images of a flight that are listed; all where None.
+    """
     for flight in result["flights"]:
-        click.echo(f"{flight['id']}: {len(flight['images'])} images")
-        for image in flight["images"] if not quiet else ():
+        images = flight["images"]
+        source, archived = (
+            sum(image[name] for image in images) for name in ("source_bytes", "archive_bytes")
+        )
+        sizes = f", {_size(source)} of files -> {_size(archived)}" if images else ""
+        click.echo(f"{flight['id']}: {counted(len(images), 'image')}{sizes}")
+        for image in images[:most] if not quiet else ():
             ring = image["footprint"]
             where = "no position"
             if ring:
@@ -165,9 +180,11 @@ def print_info(result: dict[str, Any], quiet: bool) -> None:
                 f"  {image['id']:<28} {image['width']}x{image['height']}  {image['codec']:<8} "
                 f"{_size(image['source_bytes']):>9} -> {_size(image['archive_bytes']):>9}  {where}"
             )
+        if not quiet and most is not None and len(images) > most:
+            click.echo(f"  ... and {len(images) - most} more (--all lists them)")
     totals = result["totals"]
     click.echo(
-        f"{totals['images']} images, {_size(totals['source_bytes'])} of files -> "
+        f"{counted(totals['images'], 'image')}, {_size(totals['source_bytes'])} of files -> "
         f"{_size(totals['archive_bytes'])}, models {_size(totals['model_bytes'])}"
     )
 

@@ -10,6 +10,7 @@ import click
 from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
+    counted,
 )
 from archive_pipeline.commands._options import (
     common,
@@ -42,6 +43,6 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
         for problem in report.problems:
             click.echo(f"Broken: {problem}", err=True)
         if not report.problems:
-            click.echo(f"{archive_url}: {report.images} images are whole")
+            click.echo(f"{archive_url}: {counted(report.images, 'whole image')}")
     if report.problems:
         sys.exit(1)

@@ -18,11 +18,16 @@ from archive_pipeline.commands._options import (
     common,
 )
 
+LISTED = 20  # images of a flight
+
 
 @click.command()
+@click.option("--all", "all_images", is_flag=True, help="List every image, however many.")
 @common
-def info(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
-    """List flights and images: sizes, positions, ratios.
+def info(archive_url: str, as_json: bool, quiet: bool, verbose: int, all_images: bool) -> None:
+    """List flights and images: sizes, positions.
+
+    Of each flight the first 20 images are listed; --json has all.
 
     Exit code 3: the records of some images are damaged, each is named.
     """
@@ -32,7 +37,7 @@ def info(archive_url: str, as_json: bool, quiet: bool, verbose: int) -> None:
     if as_json:
         click.echo(_json(result))
     else:
-        print_info(result, quiet)
+        print_info(result, quiet, None if all_images else LISTED)
     if result["damaged"]:
         sys.exit(PARTLY_FAILED)
 

@@ -12,6 +12,7 @@ import click
 from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
+    counted,
     seconds_of_work,
 )
 from archive_pipeline.commands._options import (
@@ -103,7 +104,7 @@ def restore(
         if not report.files and not report.failed:
             click.echo("Nothing in the archive matches.", err=True)
         elif not quiet:
-            click.echo(f"{len(report.files)} files in {report.seconds:.1f} s", err=True)
+            click.echo(f"{counted(len(report.files), 'file')} in {report.seconds:.1f} s", err=True)
             if report.stages:
                 click.echo(f"  {seconds_of_work(report.stages)}", err=True)
     if report.failed:

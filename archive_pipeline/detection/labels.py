@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from archive_pipeline.detection.boxes import Boxes
 from archive_pipeline.errors import ArchivePipelineError
 
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")
+SHOWN_CLASSES = 8
 PARENTS = 2  # folders above the labels where the names may be: labels/test/ beside data.yaml
 
 Groups = dict[str, tuple[str, ...]]  # names of classes by group
@@ -141,6 +143,40 @@ def read_labels(path: Path, width: int, height: int, names: dict[int, str]) -> d
         box = (left * width, top * height, right * width, bottom * height)
         boxes[names[int(first)]].append(box)
     return {name: np.array(found) for name, found in boxes.items()}
+
+
+def count_classes(files: Iterable[Path]) -> dict[int, int]:
+    """Objects of each class index in label files, in the order of the indices.
+
+    What cannot be read is left out; `read_labels` says why.
+    """
+    counts: Counter[int] = Counter()
+    for path in files:
+        with suppress(OSError, UnicodeDecodeError):
+            for line in path.read_text("utf-8").splitlines():
+                first = line.split(maxsplit=1)[:1]
+                if first and first[0].isdecimal():
+                    counts[int(first[0])] += 1
+    return dict(sorted(counts.items()))
+
+
+def unnamed_classes(labels: Labels, detector: str, classes: dict[int, str]) -> str:
+    """One line that says which of a detector's classes labels without names are compared with.
+
+    Args:
+        detector: its name.
+        classes: its class names by index.
+    """
+    counts = count_classes(labels.files.values())
+    pairs = [
+        f"{index} ({count} object{'s' if count != 1 else ''}) as {classes.get(index, 'none')}"
+        for index, count in [*counts.items()][:SHOWN_CLASSES]
+    ]
+    more = f" and {len(counts) - SHOWN_CLASSES} more" if len(counts) > SHOWN_CLASSES else ""
+    return (
+        f"{labels.folder}: no file names its classes; taken for those of {detector}: "
+        f"{', '.join(pairs) or 'none'}{more} (--names says otherwise)"
+    )
 
 
 def _box(values: list[float]) -> tuple[float, float, float, float]:

@@ -26,7 +26,13 @@ from archive_pipeline.detection.detectors import (
     unpack_detections,
     whole,
 )
-from archive_pipeline.detection.labels import LabelError, Labels, find_labels, read_labels
+from archive_pipeline.detection.labels import (
+    LabelError,
+    Labels,
+    find_labels,
+    read_labels,
+    unnamed_classes,
+)
 from archive_pipeline.detection.verdict import GroupResult
 from archive_pipeline.detection.verification import (
     DetectorGroups,
@@ -116,6 +122,8 @@ def verify(
     labels = None if options.labels is None else find_labels(options.labels, options.names)
     detectors = [load_detector(f, options.device) for f in find_detectors(options.models)]
     groups, warnings = choose_groups(detectors, options.groups, labels)
+    if labels is not None and labels.names is None:
+        warnings += [unnamed_classes(labels, d.file.name, d.classes) for d in detectors]
     reference = "originals" if labels is None else "labels"
     done = Verification(archive_url, options, [], [], [], [], warnings, 0.0)
     tasks = _tasks(archive, labels, groups, done)

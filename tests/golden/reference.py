@@ -124,7 +124,7 @@ def decoder_of_part(packed: bytes, sha256: str) -> Codec:
     widths = json.loads(config)
     kind = widths.pop("format")
     with torch.device("meta"):
-        shapes = TransformCodec(TransformConfig(**DENOISER_WIDTHS, **FORMATS[kind])).state_dict()
+        shapes = TransformCodec(TransformConfig(**widths, **FORMATS[kind])).state_dict()
     tensors = {n: torch.zeros(value.shape, dtype=stored_as(n, kind)) for n, value in shapes.items()}
     for name, value in load_tensors(data).items():
         scaled = (value.double() / 2**PART_BITS).float()
