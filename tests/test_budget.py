@@ -206,8 +206,8 @@ def test_a_broken_promise_is_told_even_when_quiet(
 ) -> None:
     folder = tmp_path / "f"
     folder.mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        (folder / name).write_bytes(jpeg(photo(100, 100), 5000))
+    for seed, name in enumerate(("a.jpg", "b.jpg")):  # of the same bytes one would be skipped
+        (folder / name).write_bytes(jpeg(photo(100, 100, seed), 5000))
     args = ("ingest", folder, "--workers", 0, "--ratio", 100, "--model", tiny_model)
     quiet = run(*args, "--archive", tmp_path / "a.zarr", "-q")
     assert (quiet.code, quiet.err) == (0, "")
