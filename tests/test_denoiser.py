@@ -139,7 +139,7 @@ BIAS = "unet.conv_out.bias"
         ({**ref.denoising_files(), DENOISER_CONFIG: b"{"}, "denoiser"),
         ({**ref.denoising_files(), DENOISER_CONFIG: b"\xff"}, "denoiser"),
         ({**ref.denoising_files(), DENOISER_WEIGHTS: b""}, "cannot be read"),
-        ({**ref.denoising_files(), DENOISER_WEIGHTS: b"\xff" * 64}, "cannot be read"),
+        ({**ref.denoising_files(), DENOISER_WEIGHTS: b"\xff" * 64}, "larger than allowed"),
         (with_tensors(lambda t: t.pop(BIAS)), "cannot be read"),
         (with_tensors(lambda t: t.update(more=torch.zeros(1))), "cannot be read"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS].double()})), "neither"),
