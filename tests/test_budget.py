@@ -220,6 +220,25 @@ def test_a_broken_promise_is_told_even_when_quiet(
     assert all("may take 300: bytes of metadata 6" in line for line in lines)
 
 
+def test_overwriting_keeps_the_promises(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Metadata of an image that replaces another stand elsewhere until it is committed."""
+    folder, url = tmp_path / "f", tmp_path / "a.zarr"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg(photo(90, 120)))
+    args = ("--ratio", 200, "--model", tiny_model)
+    first = ingest(run, folder, url, *args)
+    pixels = Path("flights", "f", "a.jpg", "pixels", "zarr.json")
+    before = (url / pixels).read_bytes()
+    again = ingest(run, folder, url, *args, "--overwrite")
+    (entry,) = Archive.open(url).images()
+    (over,) = again["over_budget"]
+    assert over["archive_bytes"] == entry.record["archive_bytes"] == on_disk(url, entry)
+    # but for the generation and the separator of its shards' keys
+    assert 0 < over["archive_bytes"] - first["archive_bytes"] < 40
+    assert (url / pixels).read_bytes().replace(b'"."', b'"/"') == before
+    assert run("check", "--archive", url).code == 0
+
+
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SHARD_TILES", 1)
