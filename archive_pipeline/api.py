@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ARCHIVE = "./archive.zarr"
 DEFAULT_RATIO = 100
+ALLOCATIONS = ("uniform", "objects", "policy", "greedy")
 
 Count = Callable[[int], None]
 """Told after each image of the number of all."""
@@ -101,6 +102,8 @@ def ingest(
     if ground_elevation is not None and not abs(ground_elevation) < float("inf"):
         raise UsageError("--ground-elevation must be a number of metres")
     detectors = tuple(detect)
+    if allocation not in ALLOCATIONS:
+        raise UsageError(f"allocation {allocation!r} is none of {', '.join(ALLOCATIONS)}")
     if adapt and allocation != "policy":
         raise UsageError("--adapt updates the policy: it needs --allocation policy")
     if allocation == "objects" and not detectors:

@@ -386,3 +386,22 @@ def test_paths_recorded_in_any_way(run: Run, folder: Path, url: Path) -> None:
     save(folder / "100MEDIA" / "1.tif", 2)
     (error,) = remarks(ingest(run, folder, url)).values()
     assert "--overwrite" in error
+
+
+def test_another_folders_file_of_the_same_name_is_not_an_earlier_one(
+    run: Run, tmp_path: Path
+) -> None:
+    for day, seed in (("day1", 1), ("day2", 2)):
+        folder = tmp_path / day / "100MEDIA"
+        folder.mkdir(parents=True)
+        pixels = np.random.default_rng(seed).integers(0, 60_000, (40, 50), np.uint16)
+        Image.fromarray(pixels).save(folder / "D1.png")
+    url = tmp_path / "a.zarr"
+    args = ("--archive", url, "--workers", 0, "--json")
+    assert run("ingest", tmp_path / "day1" / "100MEDIA", *args).code == 0
+    before = run("info", "--archive", url, "--json").json
+    for more in ((), ("--overwrite",)):
+        result = run("ingest", tmp_path / "day2" / "100MEDIA", *args, *more)
+        assert result.code == 3
+        assert "--flight" in result.json["failed"][0]["error"]
+        assert run("info", "--archive", url, "--json").json == before

@@ -518,6 +518,7 @@ def begun(own_archive: Path) -> Path:
     own = own_archive / "flights" / "beach"
     shutil.copytree(own / "DJI_0002.JPG", own / "DJI_0009.JPG")
     (own / "DJI_0009.JPG" / "zarr.json").unlink()
+    shutil.rmtree(own / "DJI_0009.JPG" / "metadata")  # killed before it was written
     (own / "DJI_0001.JPG" / "pixels" / "c.0.0.0").write_bytes(b"begun")
     (own / "DJI_0001.JPG" / "pixels" / STAGED).write_bytes(b"{}")
     (own / "DJI_0001.JPG" / "pixels" / "c" / "0" / "0" / "0.ab.partial").write_bytes(b"killed")
@@ -608,3 +609,36 @@ def test_leftovers_in_buckets_go_only_without_an_ingest(
     assert len([n for n in mended.json["notes"] if "were removed" in n]) == 2
     assert not fs.find(f"{url}/flights/beach/DJI_0009.JPG")
     assert not fs.find(f"{url}/leases")
+
+
+def test_what_may_have_lost_its_record_is_never_removed(run: Run, own_archive: Path) -> None:
+    record = own_archive / FIRST / "zarr.json"
+    kept = tree(own_archive / FIRST)
+    del kept["zarr.json"]
+    record.unlink()
+    (own_archive / "flights" / "beach" / "notes").mkdir()
+    (own_archive / "flights" / "beach" / "notes" / "mine.txt").write_text("not the archive's")
+    first = run("check", "--archive", own_archive, "--repair", "--json")
+    assert first.code == 1
+    assert any("its record is missing" in line for line in first.json["problems"])
+    for _ in range(2):  # the index does not list it any more
+        again = run("check", "--archive", own_archive, "--repair", "--json")
+        assert any("its record is missing" in line for line in again.json["notes"])
+    (own_archive / "items.parquet").unlink()
+    run("check", "--archive", own_archive, "--repair")
+    assert tree(own_archive / FIRST) == kept
+    assert (own_archive / "flights" / "beach" / "notes" / "mine.txt").exists()
+    record.write_text("{}")
+    assert run("check", "--archive", own_archive, "--repair").code == 1
+
+
+def test_a_damaged_model_is_written_again(
+    command: Run, own_archive: Path, own_flight: Path
+) -> None:
+    (weights,) = own_archive.glob("models/*/model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4])
+    args = ("--archive", own_archive, "--ratio", 16, "--workers", 0, "--overwrite")
+    done = command("ingest", own_flight, *args)
+    assert done.code == 0, done.err
+    assert weights.read_bytes() == whole

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from itertools import groupby
 
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import PLAN, ArchiveError, image_name, unquote_name
 from archive_pipeline.store.leases import LeaseHeld, lease_key, leased
-from archive_pipeline.store.leftovers import leftovers, settle
+from archive_pipeline.store.leftovers import leftovers, may_be_whole, settle
 
 
-def leftover_bytes(archive: Archive, key: str, listed: Collection[str]) -> int:
-    """Bytes below an image that are no part of it.
-
-    Args:
-        key: the image's group.
-        listed: images that the index has: one that is not committed any more has lost its record,
-            and what remains of it stays.
-    """
+def leftover_bytes(archive: Archive, key: str) -> int:
+    """Bytes below an image that are no part of it; none of what may have lost its record."""
     try:
         found = archive.stored(key)
         names = leftovers(archive, key, found)
     except ArchiveError:  # a damaged record, which is a problem of its own
         return 0
-    if key in listed and archive.read_key(f"{key}/zarr.json") is None:
+    if may_be_whole(key, found):
         return 0
     return sum(found[name].size for name in names)
 
@@ -36,12 +29,11 @@ def told(archive: Archive, key: str, size: int) -> str:
     return f"{image_name(key)}: {size} bytes left by an interrupted ingest; --repair removes them"
 
 
-def remove(archive: Archive, sizes: dict[str, int], listed: Collection[str]) -> dict[str, str]:
+def remove(archive: Archive, sizes: dict[str, int]) -> dict[str, str]:
     """Remove leftovers beside whatever else is at work; only where nobody writes the image.
 
     Args:
         sizes: bytes of the leftovers by image.
-        listed: as `leftover_bytes` has it.
 
     Returns:
         What became of them, a note each.
@@ -56,18 +48,18 @@ def remove(archive: Archive, sizes: dict[str, int], listed: Collection[str]) -> 
             with leased(archive, [unquote_name(flight)], patient=False) as leases:
                 for key in keys:
                     leases.check()
-                    notes[key] = _remove(archive, key, listed, leased=bool(leases.held))
+                    notes[key] = _remove(archive, key, leased=bool(leases.held))
         except LeaseHeld:
             for key in keys:
                 notes[key] = _stays(key, sizes[key], "an ingest of its flight is running")
     return notes
 
 
-def _remove(archive: Archive, key: str, listed: Collection[str], leased: bool) -> str:
+def _remove(archive: Archive, key: str, leased: bool) -> str:
     if archive.is_exclusive(key):  # not worth waiting for
-        return _stays(key, leftover_bytes(archive, key, listed), "it is being written")
+        return _stays(key, leftover_bytes(archive, key), "it is being written")
     with archive.exclusive(key) as held:
-        size = leftover_bytes(archive, key, listed)  # as it is now
+        size = leftover_bytes(archive, key)  # as it is now
         if not size:
             return f"{image_name(key)}: an ingest has removed its leftovers"
         if not held and not leased:

@@ -11,7 +11,14 @@ from archive_pipeline.jobs._leftovers import leftover_bytes, remove, told
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import KEY, differences, is_outdated, read_index, write_index
-from archive_pipeline.store.layout import ArchiveError, ImageEntry, shard_count, shard_windows
+from archive_pipeline.store.layout import (
+    ArchiveError,
+    ImageEntry,
+    image_name,
+    shard_count,
+    shard_windows,
+)
+from archive_pipeline.store.leftovers import committed, may_be_whole
 
 MAX_PROBLEMS = 100  # named for each array
 
@@ -76,14 +83,16 @@ def check(
             report.images += 1
             found[key] = entry
         report.problems += problems
-        left[key] = leftover_bytes(archive, key, listed)
+        left[key] = leftover_bytes(archive, key)
+        if entry is None and not problems and not archive.is_written():
+            _see_to_lost(archive, report, key, key in listed)
         progress(len(keys))
     if archive.is_written() and not repair:
         report.notes.append(
             f"{KEY} was not compared, nor leftovers looked for: an ingest is running"
         )
         return report
-    _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, listed, repair)
+    _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, repair)
     problems, note = _compare_index(archive, found)
     if repair and (problems or note):
         count = write_index(archive)
@@ -103,18 +112,26 @@ def _listed(archive: Archive) -> frozenset[str]:
         return frozenset()
 
 
+def _see_to_lost(archive: Archive, report: CheckReport, key: str, listed: bool) -> None:
+    """Tell of an image that may be whole and has no record; what the index has was committed."""
+    if may_be_whole(key, archive.stored(key)):
+        text = (
+            f"{image_name(key)}: its record is missing; what is stored of it stays: ingest it again"
+        )
+        (report.problems if listed else report.notes).append(text)
+
+
 def _see_to_leftovers(
     archive: Archive,
     report: CheckReport,
     left: dict[str, int],
-    listed: frozenset[str],
     repair: bool,
 ) -> None:
     """Note what interrupted ingests left of images, or remove it."""
     if repair:
-        notes = remove(archive, left, listed)
+        notes = remove(archive, left)
         report.notes += notes.values()
-        left = {key: leftover_bytes(archive, key, listed) for key in left}
+        left = {key: leftover_bytes(archive, key) for key in left}
     else:
         report.notes += [told(archive, key, size) for key, size in left.items()]
     report.leftover_bytes = sum(left.values())
@@ -123,7 +140,7 @@ def _see_to_leftovers(
 def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]]:
     """The image at a key, None where none is committed, and what is wrong with it."""
     try:
-        entry = archive.entry(key)
+        entry = committed(archive, key)
     except ArchiveError as error:
         return None, [str(error)]
     return entry, [] if entry is None else _check_image(archive, entry)

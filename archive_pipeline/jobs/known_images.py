@@ -286,6 +286,8 @@ def _was_at(archive: Archive, entry: ImageEntry, file: ImageFile) -> bool:
     root = mine[: -len(below)]
     if theirs[: len(root)] == root:
         return theirs == mine
+    if isinstance(recorded, Path) and recorded.exists():
+        return False  # another folder's file of the same name
     # the flight's directory has moved, or is named in another way
     common = min(len(below), len(theirs))
     return theirs[-common:] == below[-common:]

@@ -266,6 +266,8 @@ def _check_usage(
     workers: int | None,
 ) -> None:
     """Raise `UsageError` for what makes no sense, before anything is opened."""
+    if format not in SUFFIXES:
+        raise UsageError(f"format {format!r} is none of {', '.join(SUFFIXES)}")
     if mosaic and format != "gtiff":
         raise UsageError("--mosaic writes a GeoTIFF")
     if mosaic and (scheduler is not None or workers):

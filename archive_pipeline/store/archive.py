@@ -310,7 +310,8 @@ class Archive:
         """Store a model's files once; readers of this archive need nothing else."""
         present = self.stored(f"models/{sha256}")
         for name in sorted(files, reverse=True):  # config.json last: then the folder is complete
-            if f"models/{sha256}/{name}" not in present:
+            stored = present.get(f"models/{sha256}/{name}")
+            if stored is None or stored.size != len(files[name]):  # a damaged one is mended
                 self.write_key(f"models/{sha256}/{name}", files[name])
 
     def read_model(self, sha256: str) -> dict[str, bytes]:

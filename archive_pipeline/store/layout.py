@@ -39,6 +39,7 @@ LOSSLESS_CHUNK_BYTES = 4 << 20
 # written beside it. Their shards' names tell them apart, by the separator in "c/0/0" and "c.0.0".
 SEPARATORS: tuple[Literal["/"], Literal["."]] = ("/", ".")
 STAGED = "zarr.next.json"  # an array's metadata until the image is committed that replaces another
+WRITTEN = {"pixels", "mask", "metadata", "detections", "zarr.json", "unfinished.json"}
 PLAN = "unfinished.json"  # what a large image is written from, while it is
 
 
@@ -263,7 +264,7 @@ def is_shard(name: str, generation: int) -> bool:
 def strays(
     key: str, found: Collection[str], generation: int | None, arrays: Collection[str] | None
 ) -> list[str]:
-    """Keys below an image that are no part of it.
+    """Keys below an image that are no part of it, of those that writers of images make.
 
     Args:
         key: the image's group.
@@ -271,11 +272,14 @@ def strays(
         generation: of the image; None without one.
         arrays: names of the image's arrays; any where None.
     """
-    if generation is None:
-        return list(found)
     other = []
     for stored in found:
         name, _, rest = stored.removeprefix(f"{key}/").partition("/")
+        if name not in WRITTEN and not name.endswith(".partial"):
+            continue  # somebody else's
+        if generation is None:
+            other.append(stored)
+            continue
         is_part = rest == "zarr.json" or is_shard(rest, generation)
         if stored != f"{key}/zarr.json" and not (is_part and (arrays is None or name in arrays)):
             other.append(stored)

@@ -44,6 +44,23 @@ def committed(archive: Archive, key: str) -> ImageEntry | None:
     return entry
 
 
+def may_be_whole(key: str, found: Collection[str]) -> bool:
+    """Whether what is stored of an image without a record may be all of it.
+
+    Its record may have been lost. An image that is written shard by shard has its plan meanwhile;
+    of others the pixels are written last.
+
+    Args:
+        key: the image's group.
+        found: all keys below it.
+    """
+    if f"{key}/zarr.json" in found or f"{key}/{PLAN}" in found:
+        return False
+    names = (stored.removeprefix(f"{key}/") for stored in found)
+    shards = {n.partition("/")[0] for n in names if not n.endswith((".json", ".partial"))}
+    return {"metadata", "pixels"} <= shards
+
+
 def leftovers(archive: Archive, key: str, found: Collection[str]) -> list[str]:
     """Keys of `found`, all that are below an image, which are no part of it.
 
