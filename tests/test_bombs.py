@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from archive_pipeline.pcdc.model import WEIGHTS, Model, ModelError
 from archive_pipeline.pcdc.policy import PolicyError, load_policy
 from archive_pipeline.store import _parquet, archived_image, layout
 from archive_pipeline.store._backends import TooLarge, read_key
+from archive_pipeline.store._parquet_footer import read_footer
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_index
@@ -368,6 +371,29 @@ def written(rows: dict[str, list[str]], **options: Any) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def test_footers_of_an_index() -> None:
+    """pyarrow's own look at what is in a column ends the process where it is damaged."""
+    whole = written({name: ["a", "b"] for name in ("archive:key", "archive:sha256")})
+    count, chunks = read_footer(whole)
+    expected = pa.parquet.read_metadata(pa.BufferReader(whole))
+    assert count == expected.num_rows
+    for number, chunk in enumerate(chunks):
+        other = expected.row_group(0).column(number)
+        assert (chunk.column, chunk.values) == (other.path_in_schema, other.num_values)
+        assert chunk.size == other.total_uncompressed_size
+        assert (chunk.codec, len(chunk.encodings)) == (1, len(set(other.encodings)))
+    rng = random.Random(0)
+    length = int.from_bytes(whole[-8:-4], "little")
+    for _ in range(2000):
+        at = len(whole) - 8 - rng.randrange(1, length)
+        damaged = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+        with suppress(ValueError, pa.ArrowException, OSError):
+            _parquet.read_texts(damaged, ("archive:key", "archive:sha256"))
+    for footer in (b"\x19" * 5000, b"\x1c" * 5000, b"\xff" * 50, b""):
+        with pytest.raises(ValueError, match="footer"):
+            read_footer(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
 def test_index_bombs(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own / "items.parquet"
     archive = Archive.open(own)
@@ -375,7 +401,7 @@ def test_index_bombs(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(written(rows))
     assert read_index(archive) == {"a": "b"}
     path.write_bytes(written(rows, compression="zstd"))
-    with pytest.raises(ArchiveError, match="ZSTD"):
+    with pytest.raises(ArchiveError, match="compression 6"):
         read_index(archive)
     long = {"archive:key": ["a" * 9999] * 4000, "archive:sha256": ["b"] * 4000}
     path.write_bytes(written(long, use_dictionary=True))
@@ -385,7 +411,7 @@ def test_index_bombs(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     delta = {"archive:key": "DELTA_BYTE_ARRAY", "archive:sha256": "PLAIN"}
     path.write_bytes(written(long, use_dictionary=False, column_encoding=delta))
     assert path.stat().st_size < 1 << 18
-    with pytest.raises(ArchiveError, match="DELTA_BYTE_ARRAY"):
+    with pytest.raises(ArchiveError, match=r"encodings \[.*7"):
         read_index(archive)
     monkeypatch.setattr(_parquet, "LEAST", 0)
     monkeypatch.setattr(_parquet, "EXPANSION", 1)

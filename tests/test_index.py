@@ -29,14 +29,15 @@ from archive_pipeline.store.index import differences, is_current, look, read_ima
 from archive_pipeline.store.index_rows import (
     OTHER,
     SCHEMA,
+    TRANSFORM,
     VERSION,
-    as_texts,
     summary_of,
+    to_file,
     to_records,
     to_rows,
     to_summaries,
 )
-from archive_pipeline.store.layout import ATTRIBUTE, ImageEntry, group_json, image_key
+from archive_pipeline.store.layout import ATTRIBUTE, ArchiveError, ImageEntry, group_json, image_key
 
 HOUR = 3_600_000_000_000  # ns
 Record = dict[str, Any]
@@ -233,7 +234,7 @@ def test_the_index_of_a_copy_holds(opened: Archive, tmp_path: Path, read: list[s
 
 def test_an_index_of_an_older_release(opened: Archive) -> None:
     """Its columns were others; it is passed over, and written anew."""
-    rows = look(opened).to_rows().drop_columns([OTHER, "archive:reach"])
+    rows = index.current_rows(opened).drop_columns([OTHER, "archive:reach"])
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink)
     opened.write_key(index.KEY, sink.getvalue().to_pybytes())
@@ -248,8 +249,8 @@ def test_an_index_of_an_older_release(opened: Archive) -> None:
 
 
 HOSTILE: dict[str, Any] = {
-    "proj:shape": [None, [3], [3, -1], [1 << 40, 1], [3, None]],
-    "proj:transform": [[1.0], [float("nan")] * 6, [None] * 6],
+    "archive:width": [None, 0, -1, 1 << 40],
+    TRANSFORM: [dict.fromkeys("abcdef"), dict.fromkeys("abcdef", float("nan"))],
     "geometry": [b"", b"\x01\x02", b"\xff" * 93],
     "archive:codec": [None, "pickle"],
     "archive:bands": [None, 0, 1 << 40],
@@ -261,18 +262,22 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+def with_column(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    at = rows.schema.get_field_index(name)
+    return rows.set_column(at, name, pa.array(values, rows.schema.field(name).type))
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_rows_are_passed_over(opened: Archive, name: str) -> None:
     expected = true(opened)
     for value in HOSTILE[name]:
-        rows = look(opened).to_rows()
+        rows = to_file(index.current_rows(opened))
         values = rows[name].to_pylist()
         values[3] = value
-        at = rows.schema.get_field_index(name)
-        rows = rows.set_column(at, name, pa.array(values, SCHEMA.field(name).type))
+        rows = with_column(rows, name, values)
         metadata = {index.PLACE: index._place(opened).encode()}
         sink = pa.BufferOutputStream()
-        pq.write_table(as_texts(rows).replace_schema_metadata(metadata), sink)
+        pq.write_table(rows.replace_schema_metadata(metadata), sink)
         opened.write_key(index.KEY, sink.getvalue().to_pybytes())
         assert index.look(opened).place == index._place(opened)
         assert told(opened) == expected
@@ -280,6 +285,21 @@ def test_hostile_rows_are_passed_over(opened: Archive, name: str) -> None:
         if name != VERSION:
             assert differences(opened, opened.images()) == {expected[0][3].key: True}
         write_index(opened)
+
+
+def test_an_index_that_holds_far_more_than_its_size(opened: Archive) -> None:
+    rows = to_file(index.current_rows(opened))
+    rows = pa.concat_tables([rows] * 1000)
+    rows = with_column(rows, "archive:other", ["x" * 100_000] * len(rows))
+    sink = pa.BufferOutputStream()
+    metadata = {index.PLACE: index._place(opened).encode()}
+    pq.write_table(rows.replace_schema_metadata(metadata), sink)
+    opened.write_key(index.KEY, sink.getvalue().to_pybytes())
+    assert len(opened.read_key(index.KEY) or b"") < 1 << 20  # a gigabyte of texts
+    assert look(opened).place is None
+    assert told(opened) == true(opened)
+    with pytest.raises(ArchiveError, match="its texts take more than"):
+        differences(opened, opened.images())
 
 
 def test_an_index_cut_short_or_with_flipped_bits(opened: Archive) -> None:

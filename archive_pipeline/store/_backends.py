@@ -6,6 +6,7 @@ import asyncio
 import glob
 import math
 import os
+import stat
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,18 +93,24 @@ async def read_key(store: Store, key: str, prototype: BufferPrototype, most: int
     return found
 
 
-def read_local_key(path: Path, most: int) -> bytes:
-    """Contents of a local key, many times faster than by an event loop.
+def read_file(path: Path, most: int) -> bytes:
+    """Contents of a file, many times faster than `read_key` has them by an event loop.
 
     Raises:
         TooLarge: it has more than `most` bytes.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file; nothing waits for the other end of a pipe.
     """
-    with open(path, "rb") as file:
-        found = file.read(most + 1)
-    if len(found) > most:
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is no file")
+        data = file.read(min(found.st_size, most) + 1)
+    if len(data) > most:
         raise TooLarge(f"it has more than the {most} bytes that it may have")
-    return found
+    return data
 
 
 def look_at_records(root: Path, flights: Collection[str], before: float) -> dict[str, str | None]:

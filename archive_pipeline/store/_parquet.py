@@ -14,97 +14,90 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from archive_pipeline.store._parquet_footer import read_footer
+
 MAX_BYTES = 1 << 30  # of a file
 EXPANSION = 32  # bytes of texts for each of the file
 LEAST = 16 << 20  # bytes of texts that any file may hold
-BATCH = 1024  # rows
-COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}
-ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"}
+BATCH = 4096  # rows
+# By their numbers in the Parquet format.
+COMPRESSIONS = {0: "UNCOMPRESSED", 1: "SNAPPY"}
+ENCODINGS = {0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 4: "BIT_PACKED", 8: "RLE_DICTIONARY"}
 
 
-def read_texts(data: bytes, columns: Sequence[str]) -> list[list[Any]]:
-    """Columns of texts, one list each; missing texts are None.
+def read_schema(data: bytes) -> pa.Schema:
+    """Columns of a file.
+
+    Raises:
+        pyarrow.ArrowException: the file is damaged.
+    """
+    return pa.parquet.read_schema(pa.BufferReader(data))
+
+
+def read_table(data: bytes, columns: Sequence[str]) -> pa.Table:
+    """Columns of numbers, texts and bytes, not of lists; texts and bytes as dictionaries.
 
     Raises:
         ValueError, pyarrow.ArrowException: the file is damaged, has no such columns, or holds more
             than its size lets expect.
     """
+    most = LEAST + EXPANSION * len(data)
+    _check(data, set(columns), most)
+    schema = read_schema(data)
+    if missing := set(columns) - set(schema.names):
+        raise ValueError(f"it has no column {min(missing)}")
+    texts = [name for name in columns if _is_text(schema.field(name).type)]
+    if any(pa.types.is_list(schema.field(name).type) for name in columns):
+        raise ValueError("lists may be of any length")
     file = pa.parquet.ParquetFile(
         pa.BufferReader(data),
-        read_dictionary=list(columns),  # a text that many rows share is one
+        read_dictionary=texts,  # a text that many rows share is one
         page_checksum_verification=True,
     )
-    most = LEAST + EXPANSION * len(data)
-    _check(file.metadata, set(columns), most)
-    found: list[list[Any]] = [[] for _ in columns]
-    total = 0
-    for batch in file.iter_batches(BATCH, columns=list(columns), use_threads=False):
-        for texts, name in zip(found, columns, strict=True):
-            column = batch.column(name)
-            total += _text_bytes(column)
-            if total > most:
-                raise ValueError(f"its texts take more than {most} bytes")
-            texts += column.to_pylist()
-    return found
-
-
-def schema_of(data: bytes) -> pa.Schema:
-    """What columns a file has; nothing of them is read.
-
-    Raises:
-        ValueError, pyarrow.ArrowException: the file is damaged.
-    """
-    return pa.parquet.read_schema(pa.BufferReader(data))
-
-
-def read_table(data: bytes, schema: pa.Schema) -> pa.Table:
-    """A table of this schema.
-
-    Raises:
-        ValueError, pyarrow.ArrowException: the file is damaged, has other columns, or holds more
-            than its size lets expect.
-    """
-    texts = [field.name for field in schema if _is_text(field.type)]
-    file = pa.parquet.ParquetFile(
-        pa.BufferReader(data),
-        read_dictionary=texts,
-        page_checksum_verification=True,
-    )
-    most = LEAST + EXPANSION * len(data)
-    _check(file.metadata, set(schema.names), most)
-    batches: list[pa.RecordBatch] = []
-    total = 0
-    for batch in file.iter_batches(16 * BATCH, columns=schema.names, use_threads=False):
-        for name in schema.names:
-            column = batch.column(name)
-            total += _text_bytes(column) if name in texts else column.nbytes
+    batches, total = [], 0
+    for batch in file.iter_batches(BATCH, columns=list(columns)):
+        total += sum(_text_bytes(batch.column(name)) for name in texts)
         if total > most:
-            raise ValueError(f"its columns take more than {most} bytes")
+            raise ValueError(f"its texts take more than {most} bytes")
         batches.append(batch)
-    return pa.Table.from_batches(batches).cast(schema) if batches else schema.empty_table()
+    if not batches:
+        return file.read(columns=list(columns))
+    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(plain) or pa.types.is_binary(plain))
+    is_kinds = (pa.types.is_string, pa.types.is_binary)
+    is_large_kinds = (pa.types.is_large_string, pa.types.is_large_binary)  # as pandas writes them
+    return any(is_kind(kind) for is_kind in (*is_kinds, *is_large_kinds))
 
 
-def _check(metadata: Any, columns: set[str], most: int) -> None:
+def read_texts(data: bytes, columns: Sequence[str]) -> list[list[Any]]:
+    """Columns of texts, one list each; missing texts are None.
+
+    Raises: as `read_table` has it.
+    """
+    table = read_table(data, columns)
+    if not all(pa.types.is_dictionary(field.type) for field in table.schema):
+        raise ValueError("its columns are no texts")
+    return [table[name].to_pylist() for name in columns]
+
+
+def _check(data: bytes, columns: set[str], most: int) -> None:
     """Refuse what no release writes, and what says of itself that it is too much."""
+    rows, chunks = read_footer(data)
     total = 0
-    for group in range(metadata.num_row_groups):
-        chunks = (metadata.row_group(group).column(n) for n in range(metadata.num_columns))
-        for chunk in (c for c in chunks if c.path_in_schema.partition(".")[0] in columns):
-            total += max(chunk.total_uncompressed_size, chunk.num_values)
-            if chunk.compression not in COMPRESSIONS or not ENCODINGS.issuperset(chunk.encodings):
-                raise ValueError(f"{chunk.compression} {chunk.encodings} are not used in archives")
-    if total > most or metadata.num_rows * len(columns) > most:
+    for chunk in (chunk for chunk in chunks if chunk.column in columns):
+        total += max(chunk.size, chunk.values)
+        if chunk.codec not in COMPRESSIONS or not chunk.encodings <= ENCODINGS.keys():
+            raise ValueError(
+                f"{chunk.column} has compression {chunk.codec} and encodings "
+                f"{sorted(chunk.encodings)}, which are not used in archives"
+            )
+    if total > most or rows * len(columns) > most:
         raise ValueError(f"its columns take more than {most} bytes")
 
 
 def _text_bytes(column: Any) -> int:
     """Bytes of a column's texts, each row's counted."""
-    if not pa.types.is_dictionary(column.type):
-        raise ValueError(f"{column.type} are no texts")
     lengths = pc.binary_length(column.dictionary)
     return int(pc.sum(lengths.take(column.indices)).as_py() or 0)

@@ -63,8 +63,8 @@ from archive_pipeline.store._backends import (
     local_folder,
     look_at_records,
     open_store,
+    read_file,
     read_key,
-    read_local_key,
 )
 from archive_pipeline.store._locks import is_locked, locked
 from archive_pipeline.store.layout import (
@@ -222,7 +222,7 @@ class Archive:
         """
         try:
             if isinstance(self.store, LocalStore):
-                return read_local_key(self.store.root / key, most)
+                return read_file(self.store.root / key, most)
             buffer = sync(read_key(self.store, key, default_buffer_prototype(), most))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None

@@ -33,11 +33,13 @@ from archive_pipeline.store.index_rows import (
     SHA256,
     VERSION,
     as_texts,
+    from_file,
     geo_metadata,
     have_crs,
     reaches_of,
     sound,
     summary_of,
+    to_file,
     to_records,
     to_rows,
     to_summaries,
@@ -131,23 +133,6 @@ class Contents:
             key for key, image in self.images.items() if not isinstance(image, int) or near[image]
         }
 
-    def to_rows(self) -> pa.Table:
-        """Rows of all images as they are now, in order."""
-        new = [(e, self.versions[e.key]) for e in self.images.values() if isinstance(e, ImageEntry)]
-        parts = [to_rows(new[n : n + BATCH]) for n in range(0, len(new), BATCH)]
-        rows = pa.concat_tables([self.rows, *parts]).unify_dictionaries().combine_chunks()
-        numbers = iter(range(len(self.rows), len(rows)))
-        order = [i if isinstance(i, int) else next(numbers) for i in self.images.values()]
-        rows = _take(rows, order)
-        versions = [  # of the files of this place
-            self.versions[key] if isinstance(image, int) else version
-            for (key, image), version in zip(
-                self.images.items(), rows[VERSION].to_pylist(), strict=True
-            )
-        ]
-        at = rows.schema.get_field_index(VERSION)
-        return rows.set_column(at, VERSION, pa.array(versions, pa.string()))
-
 
 def read_images(
     archive: Archive,
@@ -167,12 +152,14 @@ def look(
     flight: str | None = None,
     damaged: Damaged | None = None,
     before: float = math.inf,
+    in_rows: bool = False,
 ) -> Contents:
     """See what is in an archive, by one listing (a look at each record's file) and the index.
 
     Args:
         flight, damaged: as `Archive.images` has them.
         before: as `Archive.record_versions` has it.
+        in_rows: whether records that are read become rows, too: they take less memory so.
 
     Raises:
         ArchiveError: the store fails, or a record is damaged and `damaged` is None.
@@ -181,20 +168,34 @@ def look(
     if versions is None:
         versions = dict.fromkeys(archive.keys(flight))
     rows, place = _usable(archive) if versions else (SCHEMA.empty_table(), None)
-    numbers = _holding(rows, versions, place == _place(archive))
-    unread = [key for key in versions if key not in numbers]
+    images: dict[str, int | ImageEntry] = {}
+    images.update(_holding(rows, versions, place == _place(archive)))
+    tables = [rows]
+    for entries in _read_entries(archive, [k for k in versions if k not in images], damaged):
+        if in_rows:
+            first = sum(map(len, tables))
+            images.update((entry.key, first + n) for n, entry in enumerate(entries))
+            tables.append(to_rows((entry, versions[entry.key]) for entry in entries))
+        else:
+            images.update((entry.key, entry) for entry in entries)
+    if len(tables) > 1:
+        rows = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    ordered = {key: images[key] for key in versions if key in images}
+    return Contents(archive, rows, ordered, versions, place)
+
+
+def _read_entries(
+    archive: Archive, keys: list[str], damaged: Damaged | None
+) -> Iterator[list[ImageEntry]]:
+    """Images by their records, some at a time, in order."""
     size = 64 if _place(archive) else 1  # for a thread: local files take less time than it does
     with ThreadPoolExecutor() as pool:
-        batches = [unread[n : n + size] for n in range(0, len(unread), size)]
-        read = pool.map(lambda keys: [_read(archive, key) for key in keys], batches)
-        found = dict(zip(unread, chain.from_iterable(read), strict=True))
-    images: dict[str, int | ImageEntry] = {}
-    for key in versions:
-        if key in numbers:
-            images[key] = numbers[key]
-        else:
-            images.update((key, entry) for entry in _told(key, found[key], damaged))
-    return Contents(archive, rows, images, versions, place)
+        for start in range(0, len(keys), BATCH):
+            some = keys[start : start + BATCH]
+            parts = [some[n : n + size] for n in range(0, len(some), size)]
+            read = pool.map(lambda part: [_read(archive, key) for key in part], parts)
+            found = zip(some, chain.from_iterable(read), strict=True)
+            yield [entry for key, one in found for entry in _told(key, one, damaged)]
 
 
 def _place(archive: Archive) -> str:
@@ -242,7 +243,7 @@ def _holding(rows: pa.Table, versions: dict[str, str | None], same_place: bool) 
     return holding
 
 
-def _take(rows: pa.Table, numbers: list[int]) -> pa.Table:
+def _take(rows: pa.Table, numbers: list[Any]) -> pa.Table:
     return rows.take(pa.array(numbers, pa.int64()))
 
 
@@ -282,6 +283,23 @@ def _told(key: str, found: Found, damaged: Damaged | None) -> Iterator[ImageEntr
 # ------------------------------------------------------------------ the file
 
 
+def current_rows(archive: Archive, before: float = math.inf) -> pa.Table:
+    """Rows of all images as they are now, in order; images whose record is damaged are left out.
+
+    Args:
+        before: as `Archive.record_versions` has it.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    contents = look(archive, None, lambda name, error: None, before, in_rows=True)
+    rows = _take(contents.rows, list(contents.images.values()))
+    told = rows[VERSION].to_pylist()  # perhaps of the files that these were copied from
+    now = [v and contents.versions[k] for k, v in zip(contents.images, told, strict=True)]
+    at = rows.schema.get_field_index(VERSION)
+    return rows.set_column(at, VERSION, pa.array(now, pa.string()))
+
+
 def write_index(archive: Archive) -> int:
     """Write `items.parquet` as the records are now; returns the number of rows.
 
@@ -290,23 +308,17 @@ def write_index(archive: Archive) -> int:
     Raises:
         ArchiveError: the archive cannot be read or written.
     """
-    before = _time(archive) - SETTLED
-    rows = look(archive, damaged=lambda name, error: None, before=before).to_rows()
+    rows = current_rows(archive, _time(archive) - SETTLED)
     metadata = {b"geo": json.dumps(geo_metadata(rows)).encode(), PLACE: _place(archive).encode()}
-    rows = as_texts(rows).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, use_dictionary=REPEATED, write_page_checksum=True)
+    pq.write_table(
+        to_file(rows).replace_schema_metadata(metadata),
+        sink,
+        use_dictionary=REPEATED,
+        write_page_checksum=True,
+    )
     archive.write_key(KEY, sink.getvalue().to_pybytes())
     return len(rows)
-
-
-def _file(archive: Archive) -> bytes | None:
-    """The index's bytes, None where there is none.
-
-    Raises:
-        ArchiveError: the store fails, or it is larger than an index may be.
-    """
-    return archive.read_key(KEY, _parquet.MAX_BYTES)
 
 
 def _damaged(archive: Archive, error: Exception) -> ArchiveError:
@@ -317,10 +329,12 @@ def _damaged(archive: Archive, error: Exception) -> ArchiveError:
 def _usable(archive: Archive) -> tuple[pa.Table, str | None]:
     """The index and where it is from; no rows and None if it is missing, damaged or outdated."""
     with suppress(Exception):  # Arrow raises many kinds for damaged files
-        raw = _file(archive)
-        schema = None if raw is None else _parquet.schema_of(raw)
-        if raw is not None and schema is not None and schema.equals(FILE_SCHEMA):
-            return _parquet.read_table(raw, SCHEMA), schema.metadata[PLACE].decode()
+        raw = archive.read_key(KEY, _parquet.MAX_BYTES)
+        if raw is not None:
+            schema = _parquet.read_schema(raw)
+            if schema.equals(FILE_SCHEMA):
+                rows = from_file(_parquet.read_table(raw, SCHEMA.names))
+                return rows, schema.metadata[PLACE].decode()
     return SCHEMA.empty_table(), None
 
 
@@ -330,10 +344,10 @@ def is_outdated(archive: Archive) -> bool:
     Raises:
         ArchiveError: it is damaged.
     """
+    raw = archive.read_key(KEY, _parquet.MAX_BYTES)
     try:
-        raw = _file(archive)
-        return raw is not None and not _parquet.schema_of(raw).equals(FILE_SCHEMA)
-    except Exception as error:
+        return raw is not None and not _parquet.read_schema(raw).equals(FILE_SCHEMA)
+    except Exception as error:  # Arrow raises many kinds for damaged files
         raise _damaged(archive, error) from error
 
 
@@ -343,12 +357,12 @@ def read_index(archive: Archive) -> dict[str, str] | None:
     Raises:
         ArchiveError: it is damaged.
     """
+    raw = archive.read_key(KEY, _parquet.MAX_BYTES)
+    if raw is None:
+        return None
     try:
-        raw = _file(archive)
-        if raw is None:
-            return None
         return dict(zip(*_parquet.read_texts(raw, (GROUP, SHA256)), strict=True))
-    except Exception as error:
+    except Exception as error:  # Arrow raises many kinds for damaged files
         raise _damaged(archive, error) from error
 
 
@@ -400,10 +414,11 @@ def differences(
         known = dict.fromkeys(sources, 0)
         same = {k for k, entry in images.items() if sources.get(k) == entry.record["sha256"]}
     else:
+        raw = archive.read_key(KEY, _parquet.MAX_BYTES)
         try:
-            raw = _file(archive)
-            empty = FILE_SCHEMA.empty_table()
-            rows = empty if raw is None else _parquet.read_table(raw, FILE_SCHEMA)
+            rows = SCHEMA.empty_table()
+            if raw is not None:
+                rows = from_file(_parquet.read_table(raw, SCHEMA.names))
         except Exception as error:
             raise _damaged(archive, error) from error
         known = {key: n for n, key in enumerate(rows[GROUP].to_pylist())}

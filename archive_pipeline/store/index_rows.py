@@ -7,7 +7,7 @@ The few records that this does not give back exactly have no version, so that th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,13 @@ GROUP, IMAGE, SHA256 = "archive:key", "archive:image", "archive:sha256"
 OTHER, VERSION = "archive:other", "archive:version"
 MAX_LONGITUDE = 720.0  # that a footprint may count on to
 MAX_INT = (1 << 63) - 1
+TRANSFORM, AFFINE = "archive:transform", tuple("abcdef")
 BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 TYPED = {  # fields of a record that have columns of their own
     *("id", "sha256", "width", "height", "bands", "dtype", "codec", "model"),
     *("source_bytes", "archive_bytes", "captured"),
 }
+SIDES = ("archive:width", "archive:height")
 SIZES = ("archive:source_bytes", "archive:archive_bytes")
 TYPED_GEOREF = {"crs", "transform", "footprint"}
 
@@ -44,24 +46,30 @@ SCHEMA = pa.schema(
         ("datetime", pa.string()),
         ("proj:code", _REPEATED),
         ("proj:wkt2", _REPEATED),
-        ("proj:transform", pa.list_(pa.field("element", pa.float64()))),
-        ("proj:shape", pa.list_(pa.field("element", pa.int64()))),
         (IMAGE, pa.string()),
         (GROUP, pa.string()),
         (SHA256, pa.string()),
         ("archive:codec", _REPEATED),
         ("archive:model", _REPEATED),
+        ("archive:width", pa.int64()),
+        ("archive:height", pa.int64()),
         ("archive:bands", pa.int64()),
         ("archive:dtype", _REPEATED),
         ("archive:source_bytes", pa.int64()),
         ("archive:archive_bytes", pa.int64()),
+        (TRANSFORM, pa.struct([(name, pa.float64()) for name in AFFINE])),
         ("archive:reach", pa.float64()),  # degrees, of the image beyond its bbox; null: unknown
         (OTHER, _REPEATED),
         (VERSION, pa.string()),  # of the record, see `Archive.record_versions`
     ]
 )
 REPEATED = [field.name for field in SCHEMA if field.type == _REPEATED]
-FILE_SCHEMA = pa.schema([f.with_type(pa.string()) if f.name in REPEATED else f for f in SCHEMA])
+TEXT_SCHEMA = pa.schema([f.with_type(pa.string()) if f.name in REPEATED else f for f in SCHEMA])
+LISTS = {  # of a STAC item, for other readers: in a hostile file lists may be of any length
+    "proj:transform": pa.list_(pa.field("element", pa.float64())),
+    "proj:shape": pa.list_(pa.field("element", pa.int64())),
+}
+FILE_SCHEMA = pa.schema([*TEXT_SCHEMA, *LISTS.items()])
 
 
 def to_rows(images: Iterable[tuple[ImageEntry, str | None]]) -> pa.Table:
@@ -88,17 +96,21 @@ def to_rows(images: Iterable[tuple[ImageEntry, str | None]]) -> pa.Table:
         "datetime": [_text(record["captured"]) for record in records],
         "proj:code": [code if p else None for code, p in zip(codes, plain, strict=True)],
         "proj:wkt2": [None if p else code for code, p in zip(codes, plain, strict=True)],
-        "proj:transform": [g["transform"] and [*map(float, g["transform"])] for g in georefs],
-        "proj:shape": [[record["height"], record["width"]] for record in records],
         IMAGE: [_text(entry.id) for entry, _ in images],
         GROUP: [entry.key for entry, _ in images],
         SHA256: [_text(record["sha256"]) for record in records],
         "archive:codec": [record["codec"] for record in records],
         "archive:model": [_text(record.get("model")) for record in records],
+        "archive:width": [record["width"] for record in records],
+        "archive:height": [record["height"] for record in records],
         "archive:bands": [record["bands"] for record in records],
         "archive:dtype": [_text(record["dtype"]) for record in records],
         "archive:source_bytes": [min(record["source_bytes"], MAX_INT) for record in records],
         "archive:archive_bytes": [min(record["archive_bytes"], MAX_INT) for record in records],
+        TRANSFORM: [
+            georef["transform"] and dict(zip(AFFINE, map(float, georef["transform"]), strict=True))
+            for georef in georefs
+        ],
         "archive:reach": [
             _reach(record, box) for record, box in zip(records, bounds.tolist(), strict=True)
         ],
@@ -178,8 +190,8 @@ def to_summaries(rows: pa.Table) -> list[dict[str, Any]]:
     return [
         {
             "id": id,
-            "width": size[1],
-            "height": size[0],
+            "width": width,
+            "height": height,
             "codec": codec,
             "crs": wkt if code is None else code,
             "transform": transform,
@@ -188,12 +200,12 @@ def to_summaries(rows: pa.Table) -> list[dict[str, Any]]:
             "source_bytes": source_bytes,
             "archive_bytes": archive_bytes,
         }
-        for id, captured, source_bytes, archive_bytes, codec, code, wkt, size, transform, footprint
+        for id, captured, source_bytes, archive_bytes, width, height, codec, code, wkt, transform,
+            footprint
         in zip(
-            *(rows[name].to_pylist() for name in (IMAGE, "datetime", *SIZES)),
+            *(rows[name].to_pylist() for name in (IMAGE, "datetime", *SIZES, *SIDES)),
             *(_repeated(rows[name]) for name in ("archive:codec", "proj:code", "proj:wkt2")),
-            _lists(rows["proj:shape"], 2),
-            _lists(rows["proj:transform"], 6),
+            _transforms(rows),
             _rings(rows["geometry"]),
             strict=True,
         )
@@ -217,22 +229,19 @@ def _repeated(column: pa.ChunkedArray) -> list[str | None]:
     return [words[-1 if index is None else index] for index in texts.indices.to_pylist()]
 
 
-def _lists(column: pa.ChunkedArray, length: int) -> list[Any]:
-    """Lists of numbers, all of one length, as Python has them; None where there is none."""
-    found, numbers = _numbers(column, length)
-    lists = iter(numbers.tolist())
-    return [next(lists) if is_list else None for is_list in found.tolist()]
+def _transforms(rows: pa.Table) -> list[Any]:
+    """Transforms as records have them."""
+    given, numbers = rows[TRANSFORM].is_valid().to_pylist(), _numbers(rows[TRANSFORM], AFFINE)
+    return [
+        six if is_given else None for six, is_given in zip(numbers.tolist(), given, strict=True)
+    ]
 
 
-def _numbers(
-    column: pa.ChunkedArray, length: int
-) -> tuple[NDArray[np.bool_], NDArray[np.float64 | np.int64]]:
-    """Which rows of a column are lists of a length, bool (n,), and their numbers (m, length)."""
-    lists = column.combine_chunks()
-    found = pc.list_value_length(lists).fill_null(-1).to_numpy() == length
-    starts = lists.offsets.to_numpy()[:-1][found]
-    numbers = lists.values.to_numpy(zero_copy_only=False)
-    return found, numbers[starts[:, None] + np.arange(length)]
+def _numbers(column: pa.ChunkedArray, names: Iterable[str]) -> NDArray[np.float64]:
+    """Fields of a column of structs, float64 (n, fields); NaN where there is none."""
+    structs = column.combine_chunks()
+    fields = [pc.struct_field(structs, name).to_numpy(zero_copy_only=False) for name in names]
+    return np.column_stack(fields).astype(np.float64)
 
 
 def _rings(column: pa.ChunkedArray) -> list[Any]:
@@ -260,29 +269,17 @@ def sound(rows: pa.Table) -> NDArray[np.bool_]:
     mask = np.ones(len(rows), bool)
     for name in (GROUP, SHA256, IMAGE, "archive:dtype", OTHER):
         mask &= rows[name].is_valid().to_numpy()
-    for name, least, most in (("archive:bands", 1, MAX_BANDS), *((n, 0, MAX_INT) for n in SIZES)):
+    limits = (*((name, 1, MAX_SIDE) for name in SIDES), ("archive:bands", 1, MAX_BANDS))
+    for name, least, most in (*limits, *((name, 0, MAX_INT) for name in SIZES)):
         inside = pc.and_(pc.greater_equal(rows[name], least), pc.less_equal(rows[name], most))
         mask &= inside.fill_null(False).to_numpy()
     mask &= pc.is_in(rows["archive:codec"].cast(pa.string()), pa.array(CODECS)).to_numpy()
-    mask &= _are_lists(rows["proj:shape"], 2, lambda v: (v > 0) & (v <= MAX_SIDE), False)
-    mask &= _are_lists(rows["proj:transform"], 6, np.isfinite, True)
+    transforms = np.isfinite(_numbers(rows[TRANSFORM], AFFINE)).all(axis=1)
+    mask &= transforms | rows[TRANSFORM].is_null().to_numpy()
     shapes = _shapes(rows["geometry"])
     finite = np.isfinite(shapely.bounds(shapes)).all(axis=1)
     finite &= shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
     return mask & (finite | rows["geometry"].is_null().to_numpy())
-
-
-def _are_lists(
-    column: pa.ChunkedArray,
-    length: int,
-    hold: Callable[[NDArray[Any]], NDArray[np.bool_]],
-    missing: bool,
-) -> NDArray[np.bool_]:
-    """Whether a column has lists of one length whose numbers hold; or none, if that may be."""
-    found, numbers = _numbers(column, length)
-    mask = column.is_null().to_numpy() & missing
-    mask[found] = hold(numbers).all(axis=1)
-    return mask
 
 
 def geo_metadata(rows: pa.Table) -> dict[str, Any]:
@@ -308,9 +305,7 @@ def geo_metadata(rows: pa.Table) -> dict[str, Any]:
 
 def bounds_of(rows: pa.Table) -> NDArray[np.float64]:
     """Bounds of the images' corners in EPSG:4326, float64 (n, 4), NaN where not known."""
-    boxes = rows["bbox"].combine_chunks()
-    sides = [pc.struct_field(boxes, name).to_numpy(zero_copy_only=False) for name in BOUNDS]
-    return np.column_stack(sides).astype(np.float64)
+    return _numbers(rows["bbox"], BOUNDS)
 
 
 def reaches_of(rows: pa.Table) -> NDArray[np.float64]:
@@ -326,5 +321,26 @@ def have_crs(rows: pa.Table) -> NDArray[np.bool_]:
 
 
 def as_texts(rows: pa.Table) -> pa.Table:
-    """Rows as they are in the file; they are equal if their texts are."""
-    return rows.cast(FILE_SCHEMA).combine_chunks()
+    """Rows that are equal if their texts are."""
+    return rows.cast(TEXT_SCHEMA).combine_chunks()
+
+
+def to_file(rows: pa.Table) -> pa.Table:
+    """Rows as the file has them."""
+    given = rows[TRANSFORM].is_valid().to_numpy()
+    six = _numbers(rows[TRANSFORM], AFFINE)
+    sides = [rows[name].to_numpy() for name in reversed(SIDES)]
+    ends = np.cumsum([0, *(6 * given)])
+    starts = pa.array(ends, pa.int32(), mask=np.append(~given, False))
+    twos = pa.array(2 * np.arange(len(rows) + 1), pa.int32())
+    lists = (
+        pa.ListArray.from_arrays(starts, six[given].ravel()),
+        pa.ListArray.from_arrays(twos, np.column_stack(sides).ravel()),
+    )
+    texts = as_texts(rows)
+    return pa.table([*texts.columns, *lists], FILE_SCHEMA)
+
+
+def from_file(rows: pa.Table) -> pa.Table:
+    """Rows of a file, of which the lists were not read and all texts are dictionaries."""
+    return rows.cast(SCHEMA)
