@@ -11,7 +11,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from archive_pipeline.flight.read import open_dataset, read_window
+from archive_pipeline.flight.read import open_dataset, read_pixels, read_window
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.stages import stage
@@ -32,9 +32,9 @@ class SourcePixels:
 
     def __init__(self, source: SourceImage) -> None:
         self.source = source
-        self._dataset: rasterio.DatasetReader | None = None
         self._whole: tuple[NDArray[Any], NDArray[np.uint8] | None] | None = None
-        self._planes: list[_Plane] = []  # in files: pixels, and the mask where there is one
+        self._dataset: rasterio.DatasetReader | None = None  # while it is decoded into files
+        self._planes: list[_Plane] | None = None  # these: pixels, and the mask where there is one
         self._rows = 0  # that are decoded into them
         self._step = 1  # rows that are decoded at a time
 
@@ -42,11 +42,16 @@ class SourcePixels:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for plane in self._planes:
+        self._close()
+        for plane in self._planes or ():
             plane.file.close()
-        self._planes, self._whole = [], None
+        self._planes = self._whole = None
+
+    def _close(self) -> None:
+        """Close the dataset, which frees GDAL's cache of it."""
         if self._dataset is not None:
             self._dataset.close()
+            self._dataset = None
 
     @property
     def held(self) -> bool:
@@ -55,8 +60,7 @@ class SourcePixels:
         Raises:
             SourceError: the file is gone or damaged.
         """
-        self._open()
-        return self._in_memory or bool(self._planes)
+        return self._in_memory or bool(self._files())
 
     @stage("read")
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
@@ -67,33 +71,33 @@ class SourcePixels:
         Raises:
             SourceError: the file is gone or damaged, or there is no room for what it holds.
         """
-        dataset, source = self._open(), self.source
         if self._in_memory:
             if self._whole is None:
-                self._whole = read_window(dataset, source, (0, 0, source.width, source.height))
+                self._whole = read_pixels(self.source)
             pixels, mask = self._whole
             area = _area(window)
             return pixels[area], None if mask is None else mask[area]
-        if not self._planes:
-            return read_window(dataset, source, window)
-        self._decode(dataset, window[1] + window[3])
-        found = [plane.read(window) for plane in self._planes]
+        planes = self._files()
+        if not planes:
+            return read_pixels(self.source, window)
+        self._decode(planes, window[1] + window[3])
+        found = [plane.read(window) for plane in planes]
         return found[0], found[1] if len(found) > 1 else None
 
-    def _open(self) -> rasterio.DatasetReader:
-        if self._dataset is None:
+    def _files(self) -> list[_Plane]:
+        """The files that a large image is decoded into; none where windows are read from it."""
+        if self._planes is None:
+            self._planes = []
             self._dataset = open_dataset(self.source)
             rows, cols = self._dataset.block_shapes[0]
             tiled = cols < self.source.width and max(rows, cols) <= TILE_SIDE
-            if (
-                not self._in_memory
-                and not tiled
-                and self._row_bytes * self.source.height <= _room()
-            ):
+            if not tiled and self._row_bytes * self.source.height <= _room():
                 self._planes = [_Plane(*kind) for kind in self._kinds]
                 most = max(1, CHUNK_BYTES // self._row_bytes)
                 self._step = most - most % rows or most
-        return self._dataset
+            else:
+                self._close()
+        return self._planes
 
     @property
     def _kinds(self) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -111,20 +115,23 @@ class SourcePixels:
     def _in_memory(self) -> bool:
         return self._row_bytes * self.source.height <= HELD_BYTES
 
-    def _decode(self, dataset: rasterio.DatasetReader, until: int) -> None:
+    def _decode(self, planes: list[_Plane], until: int) -> None:
         """Decode what is not decoded yet of the rows up to `until`."""
         while self._rows < until:
+            assert self._dataset is not None
             height = min(self._step, self.source.height - self._rows)
             window = (0, self._rows, self.source.width, height)
-            parts = read_window(dataset, self.source, window)
+            parts = read_window(self._dataset, self.source, window)
             try:
-                for plane, part in zip(self._planes, parts, strict=False):  # perhaps no mask
+                for plane, part in zip(planes, parts, strict=False):  # perhaps no mask
                     plane.file.write(np.ascontiguousarray(part).data)
                     plane.file.flush()
             except OSError as error:
                 reason = f"its pixels do not fit into {tempfile.gettempdir()}: {error.strerror}"
                 raise SourceError(self.source.path, reason) from error
             self._rows += height
+            if self._rows == self.source.height:
+                self._close()
 
 
 class _Plane:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,9 +51,9 @@ class PixelJob:
         self._write_shards(self.writer.create_lossless(), self.settings)
 
     def write_coded(
-        self, model: str, allowed: int, record: dict[str, Any], conventions: dict[str, Any]
+        self, model: str, budget: int, record: dict[str, Any], conventions: dict[str, Any]
     ) -> bool:
-        """Code the pixels of an 8-bit RGB image so that all of it takes at most so many bytes.
+        """Code the pixels of an 8-bit RGB image so that all of it takes `allowed_bytes` at most.
 
         Where that cannot be, they are coded as coarsely as the codec can, or stored losslessly if
         that takes less; the image then may take more.
@@ -65,9 +66,8 @@ class PixelJob:
             Whether they are coded.
         """
         writer = self.writer
-        # exactly where a small file is the limit: most of its pixels may be empty
-        counted = self.reader.held or allowed >= record["source_bytes"]
-        coded = self._coded() if counted else _at_most(self.reader.source)
+        allowed = allowed_bytes(self.reader.source, budget)
+        coded = self._coded(allowed / max(budget, 1))
         pixels, bits = writer.create_pixels(model, allowed, coded, record, conventions)
         missing = set(writer.missing(pixels))
         kept = [window for window in shard_windows(pixels) if window not in missing]
@@ -103,11 +103,25 @@ class PixelJob:
         col, row, _, _ = window
         return RaisedBlocks(part, self.objects - [col, row, col, row], TILE).of
 
-    def _coded(self) -> tuple[int, int]:
-        """What `_count` says of the whole image."""
+    def _coded(self, share: float) -> tuple[int, int]:
+        """Pixels that the bytes allowed are for, and empty tiles, as `_count` gives them.
+
+        Of an image that would have to be decoded to be counted, all pixels, and as many empty tiles
+        as may lie around them: of its budget something is left.
+
+        Args:
+            share: of the budget that is allowed. A file that is smaller than its budget is the
+                limit for the pixels that it has, most others may be empty; but they get no more
+                each than the budget gives them.
+        """
         width, height = self.reader.source.width, self.reader.source.height
+        if not self.reader.held and share == 1:
+            return width * height, 4 * -(-width // TILE) * -(-height // TILE)
         tops = range(0, height, TILE)
-        return _count(self._part((0, top, width, min(TILE, height - top))) for top in tops)
+        coded, empty = _count(self._part((0, top, width, min(TILE, height - top))) for top in tops)
+        if self.reader.held:
+            return coded, empty
+        return max(coded, math.ceil(share * width * height)), empty
 
 
 def area(window: Window) -> tuple[slice, slice]:
@@ -124,9 +138,3 @@ def _count(parts: Iterable[np.ndarray]) -> tuple[int, int]:
             coded += tile.shape[0] * tile.shape[1]
             empty += not tile.size
     return coded, empty
-
-
-def _at_most(source: SourceImage) -> tuple[int, int]:
-    """All pixels, and as many empty tiles as may lie around: of the budget something is left."""
-    width, height = source.width, source.height
-    return width * height, 4 * -(-width // TILE) * -(-height // TILE)

@@ -405,11 +405,12 @@ def _write(
     if not source.lossy:
         pixels.write_lossless()
         return writer.commit(record, conventions), None, writer.replaces
-    allowed = allowed_bytes(source, options.budget.bytes_for(source))
+    budget = options.budget.bytes_for(source)
     coded = record | {"codec": "pcdc", "model": task.model}
-    if pixels.write_coded(task.model, allowed, coded, conventions):
+    if pixels.write_coded(task.model, budget, coded, conventions):
         record = coded
     entry = writer.commit(record, conventions)
+    allowed = allowed_bytes(source, budget)
     return entry, _exceeded(entry, allowed, writer.sizes), writer.replaces
 
 
