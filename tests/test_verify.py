@@ -26,6 +26,7 @@ from conftest import HEIGHT, WIDTH, Run
 from PIL import Image, ImageFilter
 from test_cluster import dask_processes
 from toy_detector import NAMES, Objects, paint, paint_frame, save_toy_detector, write_labels
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from archive_pipeline.detection.boxes import Detections
 from archive_pipeline.detection.metrics import METRICS, Summary, intervals, match
@@ -365,8 +366,21 @@ def test_places_that_an_archive_names_are_not_followed(
         for entry, place in zip(list(archive.images()), places, strict=True):
             stored = ArchivedImage(archive, entry).source
             data = pack_metadata(dataclasses.replace(stored, path=location(place)))
-            array = zarr.open_array(url, path=f"{entry.key}/metadata", mode="r+")
-            array.resize(len(data))
+            array = zarr.create_array(
+                url,
+                name=f"{entry.key}/metadata",
+                shape=len(data),
+                chunks=len(data),
+                dtype=np.uint8,
+                filters=None,
+                compressors=[
+                    BloscCodec(cname="zstd", clevel=7, shuffle="noshuffle", typesize=1),
+                    Crc32cCodec(),
+                ],
+                fill_value=0,
+                dimension_names=("byte",),
+                overwrite=True,
+            )
             array[:] = np.frombuffer(data, np.uint8)
             assert ArchivedImage(archive, entry).source.path == location(place)
         # what this user archived from is found all the same
