@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 from test_outputs import make_tiff, noise, whole
 
+from archive_pipeline.flight import _beside
 from archive_pipeline.flight.formats import DRIVERS, open_image
 from archive_pipeline.flight.locations import location, open_file, sha256
 from archive_pipeline.flight.read import read_pixels, read_source
@@ -345,6 +347,33 @@ def test_pipes_beside_an_image(name: str, tmp_path: Path, bounded: None) -> None
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     assert refused(path) == f"{name} beside it is a pipe or a device"
+
+
+def test_a_folder_is_listed_once_until_it_changes(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, listed = save(tmp_path / "a.jpg"), []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or scan(folder))
+    for _ in range(3):  # it was changed just now: something else may come in the same instant
+        open_image(path).close()
+    assert len(listed) == 3
+    monkeypatch.setattr(_beside, "SETTLED", -60)
+    listed.clear()
+    for _ in range(3):
+        open_image(path).close()
+    assert len(listed) == 1
+    time.sleep(0.05)  # more than a tick of the clock of files
+    (tmp_path / "A.JPG.Ovr").write_text(wms(server))
+    assert "A.JPG.Ovr beside it: not an image: a WMS description" in refused(path)
+    (tmp_path / "A.JPG.Ovr").unlink()
+    time.sleep(0.05)
+    later = tmp_path.parent / f"{tmp_path.name}-later"
+    (tmp_path / "a.jgw").symlink_to(later)
+    open_image(path).close()
+    os.mkfifo(later)  # which changes the folder of the link in nothing
+    assert refused(path) == "a.jgw beside it is a pipe or a device"
+    assert server.connections() == 0
 
 
 def test_hfa_files_name_only_files_beside_them(tmp_path: Path, bounded: None) -> None:

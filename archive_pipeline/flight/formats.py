@@ -19,6 +19,7 @@ from pathlib import Path
 
 import rasterio
 
+from archive_pipeline.flight._beside import beside
 from archive_pipeline.flight._hfa import companions
 from archive_pipeline.flight.locations import open_file
 from archive_pipeline.flight.source_image import SourceError
@@ -151,25 +152,31 @@ def _check_companions(path: Path, driver: str) -> None:
     name, stem = path.name.casefold(), path.stem.casefold()
     auxiliary = {f"{name}.aux", f"{stem}.aux"} - {name}
     try:
-        with os.scandir(path.parent) as entries:
-            others = [entry for entry in entries if entry.name != path.name]
+        others = beside(path.parent, IMAGE_SUFFIXES)
     except OSError as error:
         raise SourceError(path, f"its folder cannot be listed: {error.strerror}") from error
-    for entry in others:
-        other = entry.name.casefold()
-        is_image = os.path.splitext(other)[1] in IMAGE_SUFFIXES
-        if (external or not is_image) and _would_block(entry):
-            raise SourceError(path, f"{entry.name} beside it is a pipe or a device")
-        if driver == "NITF" and any(
-            other.startswith(base) and _NITF_OVERVIEW.fullmatch(other[len(base) :])
-            for base in (name, stem)
-        ):
-            raise SourceError(path, f"its overview {entry.name} in a file of its own is not read")
-        for base in (name, *auxiliary):
-            if other.startswith(base) and _PART_OF_IMAGE.match(other, len(base)):
-                _check_part(path, Path(entry.path), other[len(base) :])
-        if other in auxiliary:
-            _check_auxiliary(path, Path(entry.path))
+    for other in others.odd:
+        if other == path.name or (not external and _is_named_image(other)):
+            continue
+        if _would_block(path.with_name(other)):
+            raise SourceError(path, f"{other} beside it is a pipe or a device")
+    if driver == "NITF":
+        for base in (name, stem):
+            for folded, other in others.starting(base):
+                if other != path.name and _NITF_OVERVIEW.fullmatch(folded, len(base)):
+                    raise SourceError(
+                        path, f"its overview {other} in a file of its own is not read"
+                    )
+    for base in (name, *auxiliary):
+        for folded, other in others.starting(base):
+            if _PART_OF_IMAGE.match(folded, len(base)):
+                _check_part(path, path.with_name(other), folded[len(base) :])
+            elif folded == base and base in auxiliary:
+                _check_auxiliary(path, path.with_name(other))
+
+
+def _is_named_image(name: str) -> bool:
+    return os.path.splitext(name)[1].casefold() in IMAGE_SUFFIXES
 
 
 def _check_part(image: Path, part: Path, suffixes: str) -> None:
@@ -207,12 +214,10 @@ def _check_opens(image: Path, part: Path, expected: str) -> None:
         raise SourceError(image, f"{part.name} beside it cannot be read: {line}") from error
 
 
-def _would_block(entry: os.DirEntry[str]) -> bool:
+def _would_block(path: Path) -> bool:
     """Whether opening a file may wait for ever: a pipe or a device, or a link to one."""
     try:
-        if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
-            return False
-        mode = entry.stat().st_mode
+        mode = path.stat().st_mode
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
