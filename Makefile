@@ -28,8 +28,10 @@ demo: setup
 	@echo "Restored windows (in a folder a flight) and mosaic.tif: $(DEMO)/restored"
 	@echo "Original beside restored pixels: $(DEMO)/side_by_side.png"
 
+# Each process takes up to 4 GB; a file's tests stay together, for what they share is made once.
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
+		--numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not soak"

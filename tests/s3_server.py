@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
+from urllib.request import urlopen
 
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
@@ -44,6 +45,8 @@ class S3Server:
         self.app = DomainDispatcherApplication(create_backend_app)
         self._port = 0
         self.start()
+        # moto keeps buckets for the whole process: those of an earlier server are not this one's
+        urlopen(f"{self.url}/moto-api/reset", data=b"").close()
 
     def start(self) -> None:
         """Listen, on the same port as before if it was stopped; contents are kept."""

@@ -190,7 +190,8 @@ def test_missing_and_foreign_parts(own_archive: Path) -> None:
     record.write_bytes(mine)
     (own_archive / "flights/beach/DJI_0003.JPG/zarr.json").unlink()
     assert check(str(own_archive)).problems == [
-        "flights/beach/DJI_0003.JPG: in items.parquet, but no such image is committed"
+        "beach/DJI_0003.JPG: its record is missing; what is stored of it stays: ingest it again",
+        "flights/beach/DJI_0003.JPG: in items.parquet, but no such image is committed",
     ]
 
 

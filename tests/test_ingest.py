@@ -109,7 +109,9 @@ def test_flights_sub_folders_and_odd_names(run: Run, flight: Path, tmp_path: Pat
     assert [f["image"] for f in one.json["files"]] == ["DJI.JPG"]
 
 
-def test_changed_sources_need_overwrite(run: Run, own_flight: Path, own_archive: Path) -> None:
+def test_changed_sources_need_overwrite(run: Run, own_flight: Path, tmp_path: Path) -> None:
+    own_archive = tmp_path / "own.zarr"
+    assert run("ingest", own_flight, "--archive", own_archive, "--workers", 0).code == 0
     frame = sorted(own_flight.iterdir())[0]
     with Image.open(frame) as image:
         exif = image.info["exif"]

@@ -282,7 +282,9 @@ def _was_at(archive: Archive, entry: ImageEntry, file: ImageFile) -> bool:
     except ArchiveError:  # nobody knows; it is damaged, and may be replaced
         return True
     below = PurePosixPath(file.below).parts
-    mine, theirs = _parts(sources.absolute(file.path)), _parts(recorded)
+    # as records are read: fsspec lists local files as URLs
+    place = sources.location(str(sources.absolute(file.path)))
+    mine, theirs = _parts(place), _parts(recorded)
     root = mine[: -len(below)]
     if theirs[: len(root)] == root:
         return theirs == mine
