@@ -7,15 +7,16 @@ Every crop draws an image step g and, half the time, random per-block levels, so
 all rates. The loss is bits + lambda(step) * error with lambda = 8.66 / step^2, the slope of
 squared error at a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block
 coded with a finer step also weighs its error more, as the allocation means it to. The error is
-the allocation's utility (paper, equation 5): squared error, here with less weight on colour,
-1 - SSIM (at three scales) and LPIPS; with --detector also the distance of that detector's
+the allocation's utility (paper, equation 5): squared error, here with less weight on colour and
+also at half and quarter size, 1 - SSIM (at three scales) and LPIPS; with --detector also the distance of that detector's
 features, so that it sees what it saw before.
 
 LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found under $TORCH_HOME.
 
 The learning rate follows a cosine over --minutes of training time; --resume continues a run from
 its checkpoint, along a new cosine where --minutes is another; --start goes on from released
-weights with a new optimiser. CUDA runs are compiled and use bfloat16 autocast, CPU runs neither.
+weights with a new optimiser. Networks run in bfloat16 where the machine has matrix units for it
+(--precision); weights, loss and entropy model stay float32. CUDA runs are compiled.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from training import Run, Settings, common_options
 from training_samples import Crops, emphasis, random_offsets, random_steps
 from transform_loss import (
     border_weights,
+    multiscale_squared_error,
     perceptual_error,
     rate_distortion,
-    squared_error,
     structural_error,
 )
 from transform_start import config_of, klt_start, load_released
@@ -45,26 +46,26 @@ from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
 HELD_OUT = 32  # crops
-# of a config, by --start
-GROWING = ("latents", "depth_8", "depth_16", "edge_kernel", "shortcut", "extra_depth_16")
+ARCHITECTURES = {"small": TransformConfig(), "base": TransformConfig(width_8=192, width_16=256)}
 
 
 @torch.no_grad()
 def validate(
-    codec: TransformCodec, crops: Tensor, device: str
+    codec: TransformCodec, crops: Tensor, settings: Settings
 ) -> list[tuple[int, float, float, float, float]]:
     """Mean (image step, bpp, PSNR, 1 - SSIM, LPIPS) of `crops` at `VALIDATION_STEPS`."""
     codec.eval()
-    rows = []
+    device, rows = settings.device, []
     for g in VALIDATION_STEPS:
         bpp, mse, structure, perceived = [], [], [], []
         for part in crops.split(8):
             x = part.to(device).float() / 127.5 - 1
             step = torch.full((len(x),), g, device=device)
             zero = torch.zeros(len(x), 1, x.shape[2] // 16, x.shape[3] // 16, device=device)
-            bits, x_bar, _ = rate_distortion(codec, x, step, zero.long(), noise=False)
+            with settings.autocast():
+                bits, x_bar, _ = rate_distortion(codec, x, step, zero.long(), noise=False)
             bpp.append(bits / x[0, 0].numel())
-            x_bar = x_bar.clamp(-1, 1)
+            x_bar = x_bar.float().clamp(-1, 1)
             mse.append((x_bar - x).mul(127.5).square().mean((1, 2, 3)))
             structure.append(structural_error(x_bar, x))
             perceived.append(lpips(x_bar, x))
@@ -75,24 +76,24 @@ def validate(
     return rows
 
 
-def klt_codec(crops: Tensor) -> TransformCodec:
+def klt_codec(config: TransformConfig, crops: Tensor) -> TransformCodec:
     """A codec that is the Karhunen-Loeve transform of crops uint8 (n, 3, H, W)."""
-    codec = TransformCodec()
+    codec = TransformCodec(config)
     klt_start(codec, crops)
     return codec
 
 
-def grown(folder: Path, crops: Tensor) -> TransformCodec:
-    """A released model's codec, with what earlier ones had not; the networks' widths stay.
+def grown(config: TransformConfig, folder: Path, crops: Tensor) -> TransformCodec:
+    """A released model's codec with what it lacks of `config`; what it has more of, it keeps.
 
     Raises:
         click.ClickException: the folder holds none.
     """
     released = read_release(folder).networks
-    now, before = TransformConfig(), released.config
-    larger = {n: max(getattr(now, n), getattr(before, n)) for n in GROWING}
-    config = replace(before, **larger)
-    codec = TransformCodec(config)
+    before = released.config.to_json()
+    codec = TransformCodec(
+        TransformConfig(**{name: max(n, before[name]) for name, n in config.to_json().items()})
+    )
     load_released(codec, released, crops)
     return codec
 
@@ -108,14 +109,22 @@ def grown(folder: Path, crops: Tensor) -> TransformCodec:
     metavar="MODEL",
     help="YOLO detector (.pt, OpenVINO folder) of which reconstructions shall keep the features.",
 )
-def main(settings: Settings, detector: str | None) -> None:
+@click.option(
+    "--architecture",
+    type=click.Choice(list(ARCHITECTURES)),
+    default="small",
+    show_default=True,
+    help="Widths and depths; a --start that has less grows to it.",
+)
+def main(settings: Settings, detector: str | None, architecture: str) -> None:
     device, size, batch = settings.device, settings.size, settings.batch
     before = read_checkpoint(settings.checkpoint, device) if settings.resume else None
     if before:
         codec = TransformCodec(config_of(before["average"]))
     else:
         first = Crops(settings.crops, size, settings.seed).batch(256)
-        codec = grown(settings.start, first) if settings.start else klt_codec(first)
+        config = ARCHITECTURES[architecture]
+        codec = grown(config, settings.start, first) if settings.start else klt_codec(config, first)
     codec = settings.place(codec)
     run = Run(settings, "codec", codec, deepcopy(codec), clip=2.0, measure="bpp")
     if before:
@@ -131,7 +140,7 @@ def main(settings: Settings, detector: str | None) -> None:
         run.save()
         if not run.leads:
             return
-        rows = validate(run.average, held_out, device)
+        rows = validate(run.average, held_out, settings)
         run.report(
             [(g, f"{b:.4f}", f"{p:.3f}", f"{s:.4f}", f"{d:.4f}") for g, b, p, s, d in rows],
             " ".join(f"{b:.3f}/{p:.2f}/{s:.3f}/{d:.3f}" for _, b, p, s, d in rows),
@@ -144,7 +153,7 @@ def main(settings: Settings, detector: str | None) -> None:
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         with settings.autocast():
             bits, x_bar, steps = forward(codec, x, image_step, offsets, noise=True)
-        error = squared_error(x_bar.float(), x)
+        error = multiscale_squared_error(x_bar.float(), x)
         pixel_step = steps.repeat_interleave(16, -2).repeat_interleave(16, -1)
         slope = 8.66 / pixel_step.square()
         perceptual = perceptual_error(x_bar.float(), x, seen) * slope.mean((1, 2, 3))

@@ -53,6 +53,7 @@ class Settings:
     start: Path | None
     resume: bool
     compile: bool | None
+    precision: str
 
     @property
     def checkpoint(self) -> Path:
@@ -93,13 +94,25 @@ class Settings:
         return what.to(self.device, memory_format=torch.channels_last)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 on CUDA; it is far slower than float32 on most CPUs."""
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.on_cuda)
+        """bfloat16 in what is run under it, if that is this run's precision."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.in_bfloat16)
+
+    @property
+    def in_bfloat16(self) -> bool:
+        if self.precision == "auto":
+            return self.on_cuda or bfloat16_is_fast_here()
+        return self.precision == "bfloat16"
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function or module, compiled if it is to be."""
         wanted = self.on_cuda if self.compile is None else self.compile
         return torch.compile(function) if wanted else function
+
+
+def bfloat16_is_fast_here() -> bool:
+    """Whether this CPU has matrix units for bfloat16; without, it is far slower than float32."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _times_64(_: click.Context, option: click.Parameter, value: int) -> int:
@@ -142,6 +155,13 @@ def common_options(*, batch: int, lr: float, start: str) -> Callable[..., Callab
             "--compile/--no-compile",
             default=None,
             help="Compile the networks with torch.compile.  [default: on CUDA only]",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default="auto",
+            show_default=True,
+            help="Of the networks; auto is bfloat16 on CUDA and on CPUs with AMX.",
         ),
     ]
 

@@ -20,6 +20,7 @@ BORDER_WEIGHTS = (9.0, 1.4)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 CHROMA_WEIGHT = 0.5  # of what is left of an error without luma's
+COARSE_WEIGHTS = (0.5, 0.5)  # of the squared error at half and quarter size beside that at full size
 DETECTOR_WEIGHT = 0.15  # in the utility's units: as much as LPIPS then takes part
 
 
@@ -134,6 +135,20 @@ def squared_error(x_bar: Tensor, x: Tensor) -> Tensor:
     error = (x_bar - x).mul(127.5)
     luma = (error * error.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
     return luma.square() + CHROMA_WEIGHT * (error - luma).square()
+
+
+def multiscale_squared_error(x_bar: Tensor, x: Tensor) -> Tensor:
+    """Squared errors as `squared_error` gives, and beside them those at half and quarter size.
+
+    Who looks at a reduced picture, as photogrammetry and most eyes do, sees low frequencies only.
+    A pixel (N, 3, H, W), H and W multiples of 4, also bears the error of the larger ones it is in.
+    """
+    total = squared_error(x_bar, x)
+    for k, weight in enumerate(COARSE_WEIGHTS, 1):
+        x_bar, x = F.avg_pool2d(x_bar, 2), F.avg_pool2d(x, 2)
+        coarse = F.interpolate(squared_error(x_bar, x), scale_factor=2**k, mode="nearest")
+        total = total + weight * coarse
+    return total
 
 
 def structural_error(a: Tensor, b: Tensor) -> Tensor:

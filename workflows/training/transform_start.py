@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import click
 import torch
@@ -190,17 +191,41 @@ def take_over(codec: TransformCodec, released: TransformCodec) -> None:
     codec.load_state_dict(state)
 
 
-def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor) -> None:
-    """Start from released weights as `take_over` does, with a use for further latents.
+@torch.no_grad()
+def widen(wider: TransformCodec, codec: TransformCodec) -> None:
+    """Set a codec's weights so that it computes what a narrower one of the same depths does.
 
-    They start as `detail_start` sets them, by crops uint8 (n, 3, H, W); their scales rise and fall
-    as those of the others do on average.
+    The channels of the narrower one come first and see nothing of the further ones; those start
+    from random weights on all channels, so that they have something to offer when training first
+    gives them a weight (Net2Net, Chen et al. 2016, without its copies).
     """
-    take_over(codec, released)
-    first = released.config.latents
-    if codec.config.shortcut and codec.config.latents > first:
-        bias = scale_biases(codec, detail_start(codec, crops, first))
-        with torch.no_grad():
-            last = codec.h_scale.layers[-1]
-            last.weight[first:] = last.weight[:first].mean(0)
-            last.bias[first:] = last.bias[:first].mean() + bias[first:] - bias[:first].mean()
+    state = wider.state_dict()
+    for name, value in codec.state_dict().items():
+        state[name][: len(value)] = 0
+        state[name][tuple(slice(size) for size in value.shape)] = value
+    wider.load_state_dict(state)
+
+
+def load_released(codec: TransformCodec, released: TransformCodec, crops: Tensor) -> None:
+    """Start from released weights, of a codec no wider and no deeper, with a use for what is new.
+
+    Further latents start as `detail_start` sets them, by crops uint8 (n, 3, H, W); their scales
+    rise and fall as those of the others do on average. Further blocks start as `take_over` says,
+    further channels as `widen` does.
+    """
+    before = released.config
+    same_width = replace(codec.config, width_8=before.width_8, width_16=before.width_16)
+    narrow = TransformCodec(same_width)
+    take_over(narrow, released)
+    if same_width.shortcut and same_width.latents > before.latents:
+        start_scales(narrow, detail_start(narrow, crops, before.latents), before.latents)
+    widen(codec, narrow)
+
+
+@torch.no_grad()
+def start_scales(codec: TransformCodec, deviation: Tensor, first: int) -> None:
+    """Set the scales of latents from `first` on to deviations (latents,) of y / LATENT_GAIN."""
+    bias = scale_biases(codec, deviation)
+    last = codec.h_scale.layers[-1]
+    last.weight[first:] = last.weight[:first].mean(0)
+    last.bias[first:] = last.bias[:first].mean() + bias[first:] - bias[:first].mean()
