@@ -25,7 +25,15 @@ from release_model import blended
 from symbol_tables import fitted_tables
 from torch import nn
 from training_samples import Crops, random_steps
-from transform_loss import gaussian_bits, quantise, rate_distortion, squared_error, trained_bits
+from transform_loss import (
+    COARSE_WEIGHTS,
+    gaussian_bits,
+    multiscale_squared_error,
+    quantise,
+    rate_distortion,
+    squared_error,
+    trained_bits,
+)
 from transform_start import config_of, klt_start, load_released, take_over
 
 from archive_pipeline.codec.models import DEFAULT_MODEL, shipped
@@ -269,6 +277,33 @@ def test_released_weights_are_a_start_with_the_same_output() -> None:
     a, b = (coded(networks, textures(1), 30) for networks in (released, grown))
     torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
     torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
+
+
+def test_a_wider_transform_starts_as_the_narrower_one_and_can_use_its_width() -> None:
+    released = ref.tiny_codec().model.networks
+    before = released.config
+    wide = replace(
+        before,
+        width_8=before.width_8 + 8,
+        width_16=before.width_16 + 16,
+        depth_16=before.depth_16 + 1,
+        latents=before.latents + 8,
+        shortcut=1,
+    )
+    grown = TransformCodec(wide)
+    load_released(grown, released, textures(24))
+    seen = textures(1)
+    a, b = (coded(networks, seen, MAX_IMAGE_STEP) for networks in (released, grown))
+    torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
+    torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
+    # the further channels hold something, and the first step can give them a weight
+    x = seen.float() / 127.5 - 1
+    offsets = torch.zeros(1, 1, x.shape[2] // 16, x.shape[3] // 16).long()
+    bits, x_bar, _ = rate_distortion(grown, x, torch.tensor([30]), offsets, noise=True)
+    (bits.sum() + (x_bar - x).square().sum()).backward()
+    for layer in (grown.g_a.net[2].mix[0], grown.g_s.net[-2]):
+        assert not layer.weight[: before.width_8, before.width_8 :].any()
+        assert layer.weight.grad[: before.width_8, before.width_8 :].abs().amax() > 0
 
 
 def test_latents_that_released_weights_had_not_carry_what_they_left_out() -> None:
@@ -549,8 +584,28 @@ def test_errors_of_colour_count_less() -> None:
     )
 
 
+def test_errors_that_a_reduced_picture_shows_count_more() -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    flat = multiscale_squared_error(x + 2 / 127.5, x)
+    torch.testing.assert_close(flat, torch.full_like(flat, 4.0 * (1 + sum(COARSE_WEIGHTS))))
+    board = (torch.arange(8) % 2 * 4.0 - 2)[None] * (torch.arange(8) % 2 * 2.0 - 1)[:, None]
+    fine = multiscale_squared_error(x + board / 127.5, x)
+    torch.testing.assert_close(fine, torch.full_like(fine, 4.0))
+
+
+def test_bfloat16_is_used_where_it_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(precision: str, **capabilities: bool) -> bool:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        return settings(tmp_path, precision=precision).in_bfloat16
+
+    assert chosen("auto", amx_bf16=True)
+    assert not chosen("auto", avx512_bf16=True)
+    assert chosen("bfloat16")
+    assert not chosen("float32", amx_bf16=True)
+
+
 def test_bfloat16_autocast_keeps_the_integer_network_exact() -> None:
-    """As runs on CUDA use it: rate and error stay near float32's, and gradients reach all parts."""
+    """Rate and error stay near float32's, and gradients reach all parts."""
     networks = TransformCodec(ref.tiny_codec().model.networks.config)
     networks.load_state_dict(ref.tiny_codec().model.networks.state_dict())
     x = torch.from_numpy(ref.texture(64, 64)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -605,7 +660,7 @@ def test_both_stages_can_be_compiled() -> None:
 def settings(folder: Path, **changes: object) -> training.Settings:
     values = {"crops": folder, "folder": folder, "minutes": 1.0, "device": "cpu", "batch": 1}
     values |= {"size": 64, "lr": 0.1, "seed": 0, "threads": 0, "start": None}
-    values |= {"resume": False, "compile": None}
+    values |= {"resume": False, "compile": None, "precision": "float32"}
     return training.Settings(**{**values, **changes})
 
 

@@ -20,7 +20,10 @@ BORDER_WEIGHTS = (9.0, 1.4)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 CHROMA_WEIGHT = 0.5  # of what is left of an error without luma's
-COARSE_WEIGHTS = (0.5, 0.5)  # of the squared error at half and quarter size beside that at full size
+COARSE_WEIGHTS = (
+    0.5,
+    0.5,
+)  # of the squared error at half and quarter size beside that at full size
 DETECTOR_WEIGHT = 0.15  # in the utility's units: as much as LPIPS then takes part
 
 
