@@ -33,6 +33,7 @@ from archive_pipeline.store.index_rows import (
     SHA256,
     VERSION,
     as_texts,
+    bounds_of,
     from_file,
     geo_metadata,
     have_crs,
@@ -58,6 +59,7 @@ PLACE = b"archive_pipeline:place"  # `_place` where the versions are from
 # may be replaced within the same tick of a file system's clock (of FAT's: 2 s).
 SETTLED = 3_000_000_000  # ns
 BATCH = 1000  # images
+ROW_GROUP = 16_384  # images
 
 Damaged = Callable[[str, ArchiveError], None]
 Found = ImageEntry | ArchiveError | None
@@ -283,21 +285,15 @@ def _told(key: str, found: Found, damaged: Damaged | None) -> Iterator[ImageEntr
 # ------------------------------------------------------------------ the file
 
 
-def current_rows(archive: Archive, before: float = math.inf) -> pa.Table:
-    """Rows of all images as they are now, in order; images whose record is damaged are left out.
-
-    Args:
-        before: as `Archive.record_versions` has it.
-
-    Raises:
-        ArchiveError: the store fails.
-    """
-    contents = look(archive, None, lambda name, error: None, before, in_rows=True)
-    rows = _take(contents.rows, list(contents.images.values()))
-    told = rows[VERSION].to_pylist()  # perhaps of the files that these were copied from
-    now = [v and contents.versions[k] for k, v in zip(contents.images, told, strict=True)]
-    at = rows.schema.get_field_index(VERSION)
-    return rows.set_column(at, VERSION, pa.array(now, pa.string()))
+def current_rows(contents: Contents) -> Iterator[pa.Table]:
+    """Rows of all images of `look(..., in_rows=True)` as they are now, in order, some at a time."""
+    images = iter(contents.images.items())
+    while batch := dict(islice(images, ROW_GROUP)):
+        rows = _take(contents.rows, [*batch.values()])
+        told = rows[VERSION].to_pylist()  # perhaps of the files that these were copied from
+        now = [v and contents.versions[k] for k, v in zip(batch, told, strict=True)]
+        at = rows.schema.get_field_index(VERSION)
+        yield rows.set_column(at, VERSION, pa.array(now, pa.string()))
 
 
 def write_index(archive: Archive) -> int:
@@ -308,17 +304,18 @@ def write_index(archive: Archive) -> int:
     Raises:
         ArchiveError: the archive cannot be read or written.
     """
-    rows = current_rows(archive, _time(archive) - SETTLED)
-    metadata = {b"geo": json.dumps(geo_metadata(rows)).encode(), PLACE: _place(archive).encode()}
+    before = _time(archive) - SETTLED
+    contents = look(archive, None, lambda name, error: None, before, in_rows=True)
+    numbers = [n for n in contents.images.values() if isinstance(n, int)]  # all of them
+    bounds = bounds_of(contents.rows)[numbers]
+    metadata = {b"geo": json.dumps(geo_metadata(bounds)).encode(), PLACE: _place(archive).encode()}
+    options: dict[str, Any] = {"use_dictionary": REPEATED, "write_page_checksum": True}
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        to_file(rows).replace_schema_metadata(metadata),
-        sink,
-        use_dictionary=REPEATED,
-        write_page_checksum=True,
-    )
+    with pq.ParquetWriter(sink, FILE_SCHEMA.with_metadata(metadata), **options) as writer:
+        for rows in current_rows(contents):
+            writer.write_table(to_file(rows))
     archive.write_key(KEY, sink.getvalue().to_pybytes())
-    return len(rows)
+    return len(contents.images)
 
 
 def _damaged(archive: Archive, error: Exception) -> ArchiveError:

@@ -282,8 +282,8 @@ def sound(rows: pa.Table) -> NDArray[np.bool_]:
     return mask & (finite | rows["geometry"].is_null().to_numpy())
 
 
-def geo_metadata(rows: pa.Table) -> dict[str, Any]:
-    """GeoParquet's own metadata of the rows."""
+def geo_metadata(bounds: NDArray[np.float64]) -> dict[str, Any]:
+    """GeoParquet's own metadata of rows with these bounds, as `bounds_of` gives them."""
     from pyproj import CRS
 
     geometry: dict[str, Any] = {
@@ -292,10 +292,9 @@ def geo_metadata(rows: pa.Table) -> dict[str, Any]:
         "crs": CRS.from_user_input("EPSG:4326").to_json_dict(),
         "covering": {"bbox": {name: ["bbox", name] for name in BOUNDS}},
     }
-    boxes = bounds_of(rows)
-    known = np.isfinite(boxes).all(axis=1)
+    known = np.isfinite(bounds).all(axis=1)
     if known.any():
-        geometry["bbox"] = [*boxes[known, :2].min(0), *boxes[known, 2:].max(0)]
+        geometry["bbox"] = [*bounds[known, :2].min(0), *bounds[known, 2:].max(0)]
     return {
         "version": "1.1.0",
         "primary_column": "geometry",
