@@ -17,6 +17,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from archive_pipeline.arguments import (
+    check_choice,
+    check_decoding,
+    check_number,
+    check_whole,
+    check_workers,
+    places,
+    texts,
+)
 from archive_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,21 +103,24 @@ def ingest(
     >>> [outcome.status for outcome in report.outcomes]  # they were archived above
     ['skipped', 'skipped', 'skipped']
     """
-    budgets = [value for value in (ratio, bpp, source_ratio) if value is not None]
+    given = {"--ratio": ratio, "--bpp": bpp, "--source-ratio": source_ratio}
+    budgets = {name: value for name, value in given.items() if value is not None}
     if len(budgets) > 1:
         raise UsageError("--ratio, --bpp and --source-ratio exclude each other")
-    if any(not 0 < value < float("inf") for value in budgets):
-        raise UsageError("--ratio, --bpp and --source-ratio must be positive")
-    if ground_elevation is not None and not abs(ground_elevation) < float("inf"):
-        raise UsageError("--ground-elevation must be a number of metres")
-    detectors = tuple(detect)
-    if allocation not in ALLOCATIONS:
-        raise UsageError(f"allocation {allocation!r} is none of {', '.join(ALLOCATIONS)}")
+    for name, value in budgets.items():
+        check_number(name, value, 1e-6, 1e9)
+    if ground_elevation is not None:
+        check_number("--ground-elevation", ground_elevation, -1e5, 1e5)  # metres
+    detectors = texts("detect", detect)
+    check_choice("allocation", allocation, ALLOCATIONS)
+    check_whole("adapt", adapt, 0, 100)
+    check_decoding(device, 0, 0)
+    check_workers(workers)
     if adapt and allocation != "policy":
         raise UsageError("--adapt updates the policy: it needs --allocation policy")
     if allocation == "objects" and not detectors:
         raise UsageError("--allocation objects needs a detector: --detect MODEL")
-    directories = [flights] if isinstance(flights, str | Path) else list(flights)
+    directories = places("flights", flights)
     if flight is not None and len(directories) > 1:
         raise UsageError("--flight names a single FLIGHT_DIR")
 
@@ -116,8 +128,7 @@ def ingest(
     from archive_pipeline.jobs.ingest import ingest as run
     from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
 
-    places = [location(str(directory)) for directory in directories]
-    named = [(flight or name_of(place) or "flight", place) for place in places]
+    named = [(flight or name_of(p) or "flight", p) for p in map(location, directories)]
     if len({id for id, _ in named}) < len(named):
         raise UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")
     options = IngestOptions(
@@ -182,6 +193,7 @@ def open(
     """
     from archive_pipeline.jobs.opened import OpenArchive
 
+    check_decoding(device, steps, seed)
     return OpenArchive(str(archive), device, steps, seed)
 
 
@@ -220,7 +232,7 @@ def restore(
         mosaic: one north-up GeoTIFF of all images, made by this process.
         resolution: pixel size of the mosaic in units of its CRS; by default the finest image's.
         crs: of the mosaic; by default the projected one of most images, `bbox_crs` or UTM.
-        overwrite: replace files that are there, but never an archived original.
+        overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         device: "auto", "cpu" or "cuda".
@@ -243,10 +255,11 @@ def restore(
     from archive_pipeline.jobs.restore import Selection
     from archive_pipeline.jobs.restore import restore as run
 
-    images = (image,) if isinstance(image, str) else tuple(image)
+    check_decoding(device, steps, seed)
+    check_workers(workers)
     return run(
         str(archive),
-        Selection(bbox, bbox_crs, flight, images),
+        Selection(bbox, bbox_crs, flight, texts("image", image)),
         Path(output),
         format=format,
         mosaic=mosaic,
@@ -370,11 +383,18 @@ def verify_detection(
     from archive_pipeline.flight.locations import location
     from archive_pipeline.jobs.verify import verify, versions_of
 
+    check_decoding(device, steps, seed)
+    check_workers(workers)
+    check_number("tolerance", tolerance, 0, float("inf"))
+    check_number("confidence", confidence, 0, 1)
+    check_number("iou", iou, 1e-6, 1)
+    if slice is not None:
+        check_whole("slice", slice, 32, 1 << 16)
     try:
-        groups = parse_groups(classes)
+        groups = parse_groups(texts("classes", classes))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    models = (model,) if isinstance(model, str) else tuple(model)
+    models = texts("model", model)
     options = VerifyOptions(
         models or (DEFAULT_DETECTOR,),
         groups,

@@ -8,6 +8,7 @@ import inspect
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from conftest import HEIGHT, WIDTH, Run
 import archive_pipeline as ap
 from archive_pipeline import api
 from archive_pipeline.commands.cli import main
+from archive_pipeline.errors import UsageError
 
 COMMANDS = ("ingest", "restore", "check", "info", "verify_detection")
 # loaded only where something of them is used
@@ -129,6 +131,47 @@ def test_one_error_to_catch(tmp_path: Path) -> None:
         ap.ingest(tmp_path / "none", tmp_path / "a.zarr")
     with pytest.raises(ValueError, match="exclude each other"):
         ap.ingest(tmp_path, tmp_path / "a.zarr", ratio=10, bpp=1)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_arguments_that_are_of_no_use(archive: Path, flight: Path, tmp_path: Path) -> None:
+    opened = ap.open(archive)
+    image = opened.images[0]
+    box = (1, 2, 3, 4)
+    refused: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object]]] = [
+        (ap.ingest, (flight, tmp_path / "a.zarr"), options)
+        for options in (
+            {"ratio": "x"}, {"ratio": 1e-310}, {"ratio": True}, {"bpp": float("nan")},
+            {"source_ratio": -1}, {"device": "tpu"}, {"device": None}, {"adapt": 1.5},
+            {"ground_elevation": float("nan")}, {"allocation": None}, {"detect": 7},
+            {"workers": -1},
+        )
+    ]  # fmt: skip
+    refused += [
+        (ap.ingest, (place, tmp_path / "a.zarr"), {}) for place in ((), None, [None], [flight, 3])
+    ]
+    refused += [
+        (call, (archive,), options)
+        for call in (ap.open, ap.restore, ap.verify_detection)
+        for options in (
+            {"steps": -1}, {"steps": 1.5}, {"steps": "1"}, {"seed": -1}, {"device": "tpu"},
+        )
+    ]  # fmt: skip
+    refused += [
+        (ap.restore, (archive,), options)
+        for options in ({"image": None}, {"image": [3]}, {"format": "bmp"}, {"bbox": (1, 2, 3)})
+    ]
+    refused += [
+        (ap.verify_detection, (archive,), options)
+        for options in ({"tolerance": -1}, {"confidence": 2}, {"iou": 0}, {"slice": 1.5})
+    ]
+    refused += [(image.window, (b,), {}) for b in (None, (1, 2, 3), (3, 2, 1, 0), ("a",) * 4)]
+    refused += [(opened.window, (b,), {}) for b in (None, (1, 2, 3))]
+    refused += [(opened.find, (box, "EPSG:0"), {}), (image.read, ((0, 0, 1.5, 1),), {})]
+    for call, args, options in refused:
+        with pytest.raises(UsageError) as raised:
+            call(*args, **options)
+        assert "\n" not in str(raised.value)
     assert not (tmp_path / "a.zarr").exists()
 
 

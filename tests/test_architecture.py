@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "archive_pipeline"
-EVERYBODYS = {"errors", "stages", "_version"}  # beside the rooms
+EVERYBODYS = {"arguments", "errors", "stages", "_version"}  # beside the rooms
 MAY_IMPORT: dict[str, set[str]] = {
     "geo": set(),
     "pcdc": set(),

@@ -75,6 +75,38 @@ def test_bad_files_are_named_and_the_rest_is_archived(run: Run, own_flight: Path
     assert (again.json["ingested"], len(again.json["failed"])) == (0, 4)
 
 
+def test_names_that_are_no_text_and_that_would_break_lines(run: Run, tmp_path: Path) -> None:
+    folder, url = tmp_path / "beach", tmp_path / "a.zarr"
+    folder.mkdir()
+    picture = io.BytesIO()
+    Image.new("L", (40, 30)).save(picture, "png")
+    (folder / "a\n\x1b[31mb.png").write_bytes(picture.getvalue())
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(picture.getvalue() + b"1")
+    args = ("ingest", folder, "--archive", url, "--workers", 0, "--flight", "zarr.json")
+    result = run(*args)
+    assert result.code == 3
+    assert "caf\\udce9.png: its path is not UTF-8; rename it\n" in result.err
+    told = run("info", "--archive", url).out
+    assert "  a\\n\\x1b[31mb.png " in told
+    assert run("check", "--archive", url).code == 0
+    listed = run("info", "--archive", url, "--json").json["flights"]
+    assert [(f["id"], [i["id"] for i in f["images"]]) for f in listed] == [
+        ("zarr.json", ["a\n\x1b[31mb.png"])
+    ]
+
+
+def test_no_archive_is_made_among_other_files(run: Run, own_flight: Path) -> None:
+    before = sorted(own_flight.iterdir())
+    result = run("ingest", own_flight, "--archive", own_flight, "--workers", 0)
+    assert result.code == 1
+    assert "holds other files (DJI_0001.JPG); an archive needs a folder of its own" in result.err
+    assert sorted(own_flight.iterdir()) == before
+    inside = own_flight / "kept.zarr"  # which no ingest takes for images
+    assert run("ingest", own_flight, "--archive", inside, "--workers", 0, "--ratio", 16).code == 0
+    again = run("ingest", own_flight, "--archive", inside, "--workers", 0, "--json")
+    assert (again.code, again.json["skipped"]) == (0, FRAMES)
+
+
 def test_flights_sub_folders_and_odd_names(run: Run, flight: Path, tmp_path: Path) -> None:
     frames = sorted(flight.iterdir())
     first, second = tmp_path / "1" / "Ünï 100% 写", tmp_path / "2" / "second"

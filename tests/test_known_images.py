@@ -58,6 +58,15 @@ def url(tmp_path: Path) -> Path:
     return tmp_path / "a.zarr"
 
 
+def test_a_file_beside_folders_whose_name_is_taken(run: Run, folder: Path, url: Path) -> None:
+    save(folder / "100MEDIA" / "D.TIF", 1)
+    assert ingest(run, folder, url).json["ingested"] == 1
+    save(folder / "D.TIF", 2)
+    assert ingest(run, folder, url).json["ingested"] == 1
+    assert list(stored(url)) == ["D.TIF", "beach/D.TIF"]
+    assert ingest(run, folder, url).json["skipped"] == 2
+
+
 def test_a_folder_that_is_added_leaves_ids_alone(run: Run, folder: Path, url: Path) -> None:
     for number in (1, 2):
         save(folder / "100MEDIA" / f"DJI_000{number}.TIF", number)

@@ -636,13 +636,29 @@ def test_what_may_have_lost_its_record_is_never_removed(run: Run, own_archive: P
     assert run("check", "--archive", own_archive, "--repair").code == 1
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[:-4], lambda b: b[:-1] + bytes([b[-1] ^ 1])])
 def test_a_damaged_model_is_written_again(
-    command: Run, own_archive: Path, own_flight: Path
+    command: Run, own_archive: Path, own_flight: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     (weights,) = own_archive.glob("models/*/model.safetensors")
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:-4])
+    weights.write_bytes(damage(whole))
     args = ("--archive", own_archive, "--ratio", 16, "--workers", 0, "--overwrite")
     done = command("ingest", own_flight, *args)
     assert done.code == 0, done.err
     assert weights.read_bytes() == whole
+
+
+def test_a_model_that_is_gone_is_missed_and_stored_again(
+    run: Run, own_archive: Path, flight: Path
+) -> None:
+    """Also by a process that has it from elsewhere, and though no image is to be archived."""
+    before = tree(own_archive / "models")
+    shutil.rmtree(own_archive / "models")
+    broken = run("check", "--archive", own_archive, "--json")
+    assert broken.code == 1
+    assert broken.json["problems"][0].endswith("3 images cannot be decoded without it")
+    again = run("ingest", flight, "--archive", own_archive, "--workers", 0, "--json")
+    assert (again.code, again.json["skipped"]) == (0, 3)
+    assert run("check", "--archive", own_archive).code == 0
+    assert tree(own_archive / "models") == before

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import Run, make_flight
+from PIL import Image, ImageOps
 
 from archive_pipeline.flight.restored_tag import is_restored
 
@@ -116,6 +117,12 @@ def test_what_is_there_stays_without_overwrite(run: Run, made: Path, tmp_path: P
     again = restore(run, made, out, "--format", "jpeg")
     assert (again.code, len(again.json["failed"])) == (1, 4)
     assert contents(out) == before
+    result = restore(run, made, out, "--format", "jpeg", "--overwrite")  # not what is somebody's
+    assert (result.code, len(result.json["files"])) == (3, 3)
+    reason = "was not written by archive restore, and is never replaced: move it away"
+    assert result.json["failed"][0]["error"].endswith(reason)
+    assert (out / "one" / "DJI_0001.JPG").read_text() == "somebody's"
+    (out / "one" / "DJI_0001.JPG").unlink()
     result = restore(run, made, out, "--format", "jpeg", "--overwrite")
     assert (result.code, len(result.json["files"])) == (0, 4)
     assert all(is_restored(Path(file["path"])) for file in result.json["files"])
@@ -123,17 +130,15 @@ def test_what_is_there_stays_without_overwrite(run: Run, made: Path, tmp_path: P
     assert not [p for p in out.rglob("*") if ".restore-" in p.name]
 
 
-def test_overwrite_spares_what_may_be_an_original(run: Run, place: Path) -> None:
-    record = place / "a.zarr" / "flights" / "one" / "DJI_0001.JPG" / "zarr.json"
-    record.write_text(record.read_text().replace('"sha256":', '"sha-256":'))
+def test_overwrite_spares_what_was_edited_since(run: Run, place: Path) -> None:
+    frame = place / "one" / "DJI_0001.JPG"
+    with Image.open(frame) as image:
+        ImageOps.invert(image).save(frame, exif=image.info["exif"])
     before = contents(place)
-    # Of which original the record told is not known any more.
-    shutil.move(place / "one" / "DJI_0001.JPG", place / "two" / "DJI_0002.JPG")
-    args = ("--format", "jpeg", "--overwrite", "--image", "two/DJI_0002.JPG")
-    result = restore(run, place, place, *args)
+    result = restore(run, place, place, "--format", "jpeg", "--overwrite")
     assert result.code == 1
-    assert "may be the original of one/DJI_0001.JPG" in result.json["failed"][-1]["error"]
-    assert contents(place)["two/DJI_0002.JPG"] == before["one/DJI_0001.JPG"]
+    assert "DJI_0001.JPG was not written by archive restore" in result.json["failed"][0]["error"]
+    assert contents(place) == before
 
 
 def test_nothing_is_written_inside_the_archive(run: Run, place: Path, tmp_path: Path) -> None:

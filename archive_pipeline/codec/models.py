@@ -101,6 +101,12 @@ def _size(files: dict[str, bytes]) -> int:
     return sum(map(len, files.values()))
 
 
+def files_of(sha256: str) -> dict[str, bytes] | None:
+    """The files of a model that is at hand (`is_known`), else None."""
+    with _lock:
+        return _files[sha256] if is_known(sha256) else None
+
+
 def find_folder(name: str) -> Path:
     """The folder of a model, by shipped name or path.
 

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-import click
+from archive_pipeline.commands._options import say
 
 if TYPE_CHECKING:
     from archive_pipeline.detection.verification import Verification
@@ -60,7 +60,7 @@ class Progress:
         """Print a line to stderr above the bar."""
         if self.bar is not None:
             self.bar.clear()
-        click.echo(line, err=True)
+        say(line, err=True)
 
     def __enter__(self) -> Progress:
         return self
@@ -86,9 +86,9 @@ def print_warnings(report: IngestReport, verbose: int) -> None:
     lines = own + [f"{warned.path}: {warned.warning}" for warned in report.neighbours]
     shown = lines if verbose else lines[:SHOWN_WARNINGS]
     for line in shown:
-        click.echo(f"Warning: {line}", err=True)
+        say(f"Warning: {line}", err=True)
     if len(shown) < len(lines):
-        click.echo(f"... and {len(lines) - len(shown)} more warnings (-v lists all)", err=True)
+        say(f"... and {len(lines) - len(shown)} more warnings (-v lists all)", err=True)
 
 
 def print_over_budget(report: IngestReport, verbose: int) -> None:
@@ -96,39 +96,37 @@ def print_over_budget(report: IngestReport, verbose: int) -> None:
     over = report.over_budget
     shown = over if verbose else over[:SHOWN_WARNINGS]
     for path, image in shown:
-        click.echo(
+        say(
             f"Over budget: {path}: takes {image.archive_bytes} bytes, may take "
             f"{image.budget_bytes}: {image.reason}",
             err=True,
         )
     if len(shown) < len(over):
-        click.echo(f"... and {len(over) - len(shown)} more over budget (-v lists all)", err=True)
+        say(f"... and {len(over) - len(shown)} more over budget (-v lists all)", err=True)
 
 
 def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:
-    click.echo(
+    say(
         f"{archive_url}: {result['ingested']} ingested, {result['skipped']} skipped, "
         f"{len(result['failed'])} failed in {result['seconds']:.1f} s"
     )
     if report.workers_lost:
-        click.echo(
-            f"  {report.workers_lost} workers died, {report.retries} images were tried again"
-        )
+        say(f"  {report.workers_lost} workers died, {report.retries} images were tried again")
     if not result["ingested"]:
         return
     stored = result["archive_bytes"]
     pixels = sum(o.pixels for o in report.outcomes if o.status == "ingested")
-    click.echo(
+    say(
         f"  {_size(result['source_bytes'])} of files, {_size(result['raw_bytes'])} of pixels "
         f"-> {_size(stored)}"
     )
-    click.echo(
+    say(
         f"  ratio to pixels {result['raw_bytes'] / stored:.1f}, "
         f"to files {result['source_bytes'] / stored:.1f}, {8 * stored / pixels:.3f} bits a pixel"
     )
     lossless = sum(o.codec == "lossless" for o in report.outcomes)
     if lossless:
-        click.echo(f"  {lossless} of the images stored losslessly")
+        say(f"  {lossless} of the images stored losslessly")
     if report.over_budget:
         excess = sum(over.excess_bytes for _, over in report.over_budget)
         images = (
@@ -136,12 +134,10 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
             if len(report.over_budget) == 1
             else (f"{len(report.over_budget)} images take")
         )
-        click.echo(f"  over budget: {images} {_size(excess)} more than allowed")
-    click.echo(f"  models, once an archive: {_size(result['model_bytes'])}")
-    click.echo(
-        f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time"
-    )
-    click.echo(f"  {seconds_of_work(report.stages)}")
+        say(f"  over budget: {images} {_size(excess)} more than allowed")
+    say(f"  models, once an archive: {_size(result['model_bytes'])}")
+    say(f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time")
+    say(f"  {seconds_of_work(report.stages)}")
 
 
 def seconds_of_work(stages: dict[str, float]) -> str:
@@ -167,7 +163,7 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
             sum(image[name] for image in images) for name in ("source_bytes", "archive_bytes")
         )
         sizes = f", {_size(source)} of files -> {_size(archived)}" if images else ""
-        click.echo(f"{flight['id']}: {counted(len(images), 'image')}{sizes}")
+        say(f"{flight['id']}: {counted(len(images), 'image')}{sizes}")
         for image in images[:most] if not quiet else ():
             ring = image["footprint"]
             where = "no position"
@@ -176,14 +172,14 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
                 lon = (lon + 180) % 360 - 180
                 lat = sum(p[1] for p in ring[:-1]) / (len(ring) - 1)
                 where = f"{lon:.6f} {lat:.6f}  {image['crs']}"
-            click.echo(
+            say(
                 f"  {image['id']:<28} {image['width']}x{image['height']}  {image['codec']:<8} "
                 f"{_size(image['source_bytes']):>9} -> {_size(image['archive_bytes']):>9}  {where}"
             )
         if not quiet and most is not None and len(images) > most:
-            click.echo(f"  ... and {len(images) - most} more (--all lists them)")
+            say(f"  ... and {len(images) - most} more (--all lists them)")
     totals = result["totals"]
-    click.echo(
+    say(
         f"{counted(totals['images'], 'image')}, {_size(totals['source_bytes'])} of files -> "
         f"{_size(totals['archive_bytes'])}, models {_size(totals['model_bytes'])}"
     )
@@ -196,9 +192,9 @@ def print_verification(report: Verification, quiet: bool) -> None:
         return f"{value:{sign}.3f}" if value is not None else "-"
 
     for model in report.models:
-        click.echo(f"{model.model}: {model.images} images, reference: {model.reference}")
+        say(f"{model.model}: {model.images} images, reference: {model.reference}")
         if not quiet:
-            click.echo(f"  {'':<24}" + "".join(f"{name:>11}" for name in METRICS))
+            say(f"  {'':<24}" + "".join(f"{name:>11}" for name in METRICS))
             for group, delta in model.delta.items():
                 for label, row, sign in (
                     ("original", model.original[group], ""),
@@ -206,20 +202,20 @@ def print_verification(report: Verification, quiet: bool) -> None:
                     ("difference", delta, "+"),
                 ):
                     cells = "".join(f"{number(row[name], sign):>11}" for name in METRICS)
-                    click.echo(f"  {group[:12]:<12} {label:<11}{cells}")
+                    say(f"  {group[:12]:<12} {label:<11}{cells}")
         for group, failures in model.failed_groups.items():
             listed = ", ".join(f"{f.metric} {f.difference:+.3f}" for f in failures)
             images = failures[0].images
             where = f"; most in {', '.join(images)}" if images else ""
-            click.echo(f"  below tolerance: {model.model}: {group}: {listed}{where}")
+            say(f"  below tolerance: {model.model}: {group}: {listed}{where}")
     verdict = "passed" if report.passed else "failed" if report.below_tolerance else "not proven"
-    click.echo(
+    say(
         f"{verdict}: differences up to {report.options.tolerance:g} pass; "
         f"{len(report.images)} images compared, {len(report.failed)} not, in {report.seconds:.1f} s"
     )
     if report.seconds_per_frame is not None and not quiet:
         memory = report.peak_memory and f", {_size(report.peak_memory)} of memory at most"
-        click.echo(f"{report.seconds_per_frame:.1f} s of a worker for 20 megapixels{memory or ''}")
+        say(f"{report.seconds_per_frame:.1f} s of a worker for 20 megapixels{memory or ''}")
 
 
 def _size(count: float) -> str:

@@ -34,7 +34,7 @@ def _errors(verbose: int) -> Iterator[None]:
         # the project's own errors say all there is to say; others need their type's name
         if not isinstance(error, ArchivePipelineError | ValueError):
             line = f"{type(error).__name__}: {line}"
-        click.echo(f"Error: {line}", err=True)
+        say(f"Error: {line}", err=True)
         sys.exit(1)
 
 
@@ -49,6 +49,12 @@ def _logs(verbose: int, quiet: bool) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+def say(line: str, err: bool = False) -> None:
+    """Print a line; what a name in it could do to a terminal, or to lines, is escaped."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    click.echo("".join(shown), err=err)
 
 
 def common(function: Callable[..., None]) -> Callable[..., None]:

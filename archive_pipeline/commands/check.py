@@ -14,6 +14,7 @@ from archive_pipeline.commands._console import (
 )
 from archive_pipeline.commands._options import (
     common,
+    say,
 )
 
 
@@ -39,10 +40,10 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
         click.echo(json.dumps(report.to_json()))
     else:
         for note in report.notes if not quiet else ():
-            click.echo(note, err=True)
+            say(note, err=True)
         for problem in report.problems:
-            click.echo(f"Broken: {problem}", err=True)
+            say(f"Broken: {problem}", err=True)
         if not report.problems:
-            click.echo(f"{archive_url}: {counted(report.images, 'whole image')}")
+            say(f"{archive_url}: {counted(report.images, 'whole image')}")
     if report.problems:
         sys.exit(1)

@@ -16,6 +16,7 @@ from archive_pipeline.commands._console import (
 from archive_pipeline.commands._options import (
     PARTLY_FAILED,
     common,
+    say,
 )
 
 LISTED = 20  # images of a flight
@@ -33,7 +34,7 @@ def info(archive_url: str, as_json: bool, quiet: bool, verbose: int, all_images:
     """
     result = api.info(archive_url)
     for failure in result["damaged"]:
-        click.echo(f"Damaged: {failure['error']}", err=True)
+        say(f"Damaged: {failure['error']}", err=True)
     if as_json:
         click.echo(_json(result))
     else:

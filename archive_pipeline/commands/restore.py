@@ -20,6 +20,7 @@ from archive_pipeline.commands._options import (
     common,
     decoding,
     parallel,
+    say,
 )
 
 
@@ -65,7 +66,7 @@ from archive_pipeline.commands._options import (
     help="CRS of the mosaic.  [default: the projected one of most images, or --bbox-crs, or UTM]",
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Replace files that are there, but never archived originals."
+    "--overwrite", is_flag=True, help="Replace files that restore wrote; never any others."
 )
 @decoding
 @parallel
@@ -83,8 +84,8 @@ def restore(
     pixel grid: a frame flown askew keeps its rotated transform. --mosaic resamples all of them to
     one north-up raster, in this process.
 
-    A file that is there already stays, and its image counts as failed; --overwrite replaces it. An
-    archived original is never replaced, and nothing is written inside the archive.
+    A file that is there already stays, and its image counts as failed; --overwrite replaces those
+    that restore wrote, never any others. Nothing is written inside the archive.
 
     Exit code 3: some images failed, each named with its reason, and others were written. 1: none
     was written. 0 also where nothing in the archive matches: no file is written then.
@@ -93,19 +94,19 @@ def restore(
     with bar:
         report = api.restore(archive_url, progress=bar.step, **options)
     for failure in report.failed:
-        click.echo(f"Failed: {failure['error']}", err=True)
+        say(f"Failed: {failure['error']}", err=True)
     for image, reason in report.skipped if not quiet else ():
-        click.echo(f"Warning: {image}: {reason}", err=True)
+        say(f"Warning: {image}: {reason}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
         for file in report.files:
-            click.echo(file["path"])
+            say(file["path"])
         if not report.files and not report.failed:
-            click.echo("Nothing in the archive matches.", err=True)
+            say("Nothing in the archive matches.", err=True)
         elif not quiet:
-            click.echo(f"{counted(len(report.files), 'file')} in {report.seconds:.1f} s", err=True)
+            say(f"{counted(len(report.files), 'file')} in {report.seconds:.1f} s", err=True)
             if report.stages:
-                click.echo(f"  {seconds_of_work(report.stages)}", err=True)
+                say(f"  {seconds_of_work(report.stages)}", err=True)
     if report.failed:
         sys.exit(PARTLY_FAILED if report.files else 1)

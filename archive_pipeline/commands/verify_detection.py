@@ -21,6 +21,7 @@ from archive_pipeline.commands._options import (
     common,
     decoding,
     parallel,
+    say,
 )
 
 
@@ -118,9 +119,9 @@ def verify_detection(
     with bar, drawing:
         report = api.verify_detection(archive_url, progress=bar.step, drawn=drawing.step, **options)
     for failure in report.failed:
-        click.echo(f"Failed: {failure['error']}", err=True)
+        say(f"Failed: {failure['error']}", err=True)
     for line in report.warnings if not quiet else ():
-        click.echo(f"Warning: {line}", err=True)
+        say(f"Warning: {line}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:
@@ -128,7 +129,7 @@ def verify_detection(
     if report.below_tolerance:
         sys.exit(BELOW_TOLERANCE)
     if not report.passed:
-        click.echo(f"Error: nothing is proven: {report.unproven}", err=True)
+        say(f"Error: nothing is proven: {report.unproven}", err=True)
         sys.exit(1)
     if report.failed:
         sys.exit(PARTLY_FAILED)

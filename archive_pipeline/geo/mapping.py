@@ -179,8 +179,12 @@ def check_bbox(bbox: Bbox, bbox_crs: str = "EPSG:4326") -> None:
     One whose west is greater than its east crosses the antimeridian, as in RFC 7946 and STAC; so
     does one whose longitudes run beyond 180 (or -180), up to a whole turn.
     """
-    west, south, east, north = bbox
-    if not all(math.isfinite(v) for v in bbox):
+    try:
+        west, south, east, north = bbox
+        finite = all(math.isfinite(v) for v in bbox)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"bounding box {bbox!r} is not four numbers") from error
+    if not finite:
         raise ValueError(f"bounding box {bbox} is not finite")
     check_crs(bbox_crs)
     period = longitude_period(bbox_crs)

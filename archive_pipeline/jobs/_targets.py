@@ -22,7 +22,7 @@ class Targets:
         """Take a folder, which need not exist.
 
         Args:
-            overwrite: files that are there may be replaced, archived originals excepted.
+            overwrite: files that `restore` wrote may be replaced.
 
         Raises:
             OutputError: the folder is the archive's, or inside it.
@@ -30,7 +30,6 @@ class Targets:
         self._archive = archive
         self._overwrite = overwrite
         self._folders: dict[Path, bool] = {}
-        self._damaged: list[str] = []
         if self._is_in_archive(output):
             raise OutputError(f"{output} is inside the archive {archive.url}; choose another -o")
 
@@ -59,24 +58,26 @@ class Targets:
         return self._folders[folder]
 
     def _check(self, place: Path) -> None:
-        """Refuse to replace an archived original, or what may be one."""
+        """Refuse to replace an archived original, and any image that is not of `restore`'s making.
+
+        What was edited since it was archived is nowhere else.
+        """
         if not place.exists():  # a link that leads nowhere
             return
         names = self._originals.get(place.stat().st_size)
         name = names.get(sha256(place)) if names else None
         if name is not None:
             raise OutputError(f"{place} is the original of {name}, which is never replaced")
-        if self._damaged and place.suffix.lower() in IMAGE_SUFFIXES and not is_restored(place):
+        if place.suffix.lower() in IMAGE_SUFFIXES and not is_restored(place):
             raise OutputError(
-                f"{place} was not written by restore, and may be the original of "
-                f"{self._damaged[0]}, whose record is damaged"
+                f"{place} was not written by archive restore, and is never replaced: move it away"
             )
 
     @cached_property
     def _originals(self) -> dict[int, dict[str, str]]:
         """All archived images' names by their originals' size and SHA-256."""
         found: dict[int, dict[str, str]] = defaultdict(dict)
-        for entry in read_images(self._archive, None, lambda name, _: self._damaged.append(name)):
+        for entry in read_images(self._archive, None, lambda name, error: None):
             record = entry.record
             found[record["source_bytes"]][record["sha256"]] = f"{entry.flight}/{entry.id}"
         return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -87,6 +88,7 @@ def check(
         if entry is None and not problems and not archive.is_written():
             _see_to_lost(archive, report, key, key in listed)
         progress(len(keys))
+    report.problems += _lacking_models(archive, found.values())
     if archive.is_written() and not repair:
         report.notes.append(
             f"{KEY} was not compared, nor leftovers looked for: an ingest is running"
@@ -102,6 +104,17 @@ def check(
     report.problems += problems
     report.notes += note
     return report
+
+
+def _lacking_models(archive: Archive, images: Iterable[ImageEntry]) -> list[str]:
+    """Models that the archive lacks, even where this process has them from elsewhere."""
+    needed = Counter(image.record.get("model") for image in images)
+    there = {*archive.list_names("models"), None}
+    return [
+        f"models/{sha256} is missing: {count} image{'s' * (count > 1)} cannot be decoded without it"
+        for sha256, count in needed.items()
+        if sha256 not in there
+    ]
 
 
 def _listed(archive: Archive) -> frozenset[str]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from archive_pipeline.errors import ArchivePipelineError, UsageError
+from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.jobs._cores import cpu_count
 from archive_pipeline.store.archive import in_process_only
 from archive_pipeline.store.layout import ArchiveError
@@ -81,8 +81,6 @@ def connect(
     Raises:
         ClusterError: no scheduler answers at the address, or local workers do not start.
     """
-    if workers is not None and workers < 0:
-        raise UsageError(f"workers must be 0 or more, not {workers}")
     if scheduler is not None:
         from distributed import Client
         from distributed.utils import silence_logging_cmgr

@@ -32,6 +32,7 @@ from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.index import is_current, read_images, write_index
 from archive_pipeline.store.layout import (
     ArchiveError,
+    ImageEntry,
     check_flight,
     image_key,
 )
@@ -213,7 +214,8 @@ def _pending(
         by_flight.setdefault(task.flight, []).append(task)
     with ThreadPoolExecutor() as threads:
         for flight, some in sorted(by_flight.items()):
-            entries = read_images(archive, flight, lambda name, error: None)  # written anew
+            entries = [*read_images(archive, flight, lambda name, error: None)]  # written anew
+            _mend_models(archive, entries)
             files, overwrite = [task.file for task in some], some[0].options.overwrite
             places = find_places(archive, flight, files, entries, overwrite, threads)
             for task, place in zip(some, places, strict=True):
@@ -223,6 +225,17 @@ def _pending(
                 else:
                     note(outcome)
     return pending
+
+
+def _mend_models(archive: Archive, entries: list[ImageEntry]) -> None:
+    """Store models of images again that the archive lacks, if they are at hand."""
+    needed = {str(entry.record["model"]) for entry in entries if entry.record.get("model")}
+    for sha256 in needed - {*archive.list_names("models")} if needed else ():
+        from archive_pipeline.codec.models import files_of  # torch
+
+        files = files_of(sha256)
+        if files is not None:
+            archive.add_model(sha256, files)
 
 
 def _known(task: IngestTask, place: Place) -> Outcome | None:

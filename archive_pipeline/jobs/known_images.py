@@ -59,7 +59,20 @@ class _Look:
 
 def keys_of(flight: str, file: ImageFile) -> tuple[str, ...]:
     """Groups of the images that a file may have become when other files were there."""
-    return tuple(dict.fromkeys(image_key(flight, id) for id in (file.id, file.below, file.name)))
+    ids = (file.id, file.below, file.name, _below_folder(file))
+    return tuple(dict.fromkeys(image_key(flight, id) for id in ids))
+
+
+def _below_folder(file: ImageFile) -> str:
+    """A file's path from its flight's folder on, for files right in that whose name is taken."""
+    parts = _parts(_place_of(file))
+    depth = len(PurePosixPath(file.below).parts)
+    return "/".join([*parts[-depth - 1 : -depth], file.below])
+
+
+def _place_of(file: ImageFile) -> Location:
+    """A file's place as records are read: fsspec lists local files as URLs."""
+    return sources.location(str(sources.absolute(file.path)))
 
 
 def is_of(entry: ImageEntry, flight: str, file: ImageFile, sha256: str, sidecars: str) -> bool:
@@ -206,6 +219,8 @@ class _Flight:
         file = look.file
         if look.error is not None:
             return Place(file.id, error=look.error)
+        if not _is_text(str(file.path)):
+            return Place(file.id, error="its path is not UTF-8; rename it")
         if look.restored:
             return Place(file.id, reason=RESTORED)
         if look.matches:
@@ -230,6 +245,9 @@ class _Flight:
                 )
                 return Place(name, error=error)
             return Place(name, error=held_by_another(self.flight, name, True))
+        apart = image_key(self.flight, _below_folder(file))
+        if image_key(self.flight, file.below) in self.claimed and apart not in self.by_key:
+            return Place(_below_folder(file))
         return Place(file.id, error=held_by_another(self.flight, file.id, False))
 
     def _place_known(self, look: _Look) -> Place:
@@ -275,6 +293,15 @@ def _identity(look: _Look) -> tuple[str, str] | None:
         return None
 
 
+def _is_text(path: str) -> bool:
+    """Whether a path can be recorded: Python has bytes that are no UTF-8 as lone surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _was_at(archive: Archive, entry: ImageEntry, file: ImageFile) -> bool:
     """Whether an image was made of a file at this place of the flight, wherever that was then."""
     try:
@@ -282,9 +309,7 @@ def _was_at(archive: Archive, entry: ImageEntry, file: ImageFile) -> bool:
     except ArchiveError:  # nobody knows; it is damaged, and may be replaced
         return True
     below = PurePosixPath(file.below).parts
-    # as records are read: fsspec lists local files as URLs
-    place = sources.location(str(sources.absolute(file.path)))
-    mine, theirs = _parts(place), _parts(recorded)
+    mine, theirs = _parts(_place_of(file)), _parts(recorded)
     root = mine[: -len(below)]
     if theirs[: len(root)] == root:
         return theirs == mine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.codec.settings import Settings
+from archive_pipeline.errors import UsageError
 from archive_pipeline.geo.georef import Affine6, Bbox, Georef, Window
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -147,13 +149,16 @@ class OpenImage:
 
         Raises:
             ArchiveError: tiles are damaged, each is named.
-            ValueError: the window is not inside the image.
+            UsageError: the window is not inside the image.
         """
         from archive_pipeline.geo.mapping import window_transform
 
-        col, row, width, height = window or (0, 0, self.width, self.height)
+        try:
+            col, row, width, height = map(operator.index, window or (0, 0, self.width, self.height))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{self.name}: {window!r} is not four whole numbers") from error
         if not (0 <= col < col + width <= self.width and 0 <= row < row + height <= self.height):
-            raise ValueError(f"{self.name}: {window} is not inside {self.width} x {self.height}")
+            raise UsageError(f"{self.name}: {window} is not inside {self.width} x {self.height}")
         area = (col, row, width, height)
         image = self._opened.reader(self._entry)
         mask = image.read_mask(area)
@@ -172,7 +177,7 @@ class OpenImage:
 
         Raises:
             ArchiveError: the image shows nothing of the box, or its tiles are damaged.
-            ValueError: the box or its CRS is invalid.
+            UsageError: the box or its CRS is invalid.
         """
         window = self._window(bbox, crs)
         if window is None:
@@ -182,7 +187,10 @@ class OpenImage:
     def _window(self, bbox: Bbox, crs: str) -> Window | None:
         from archive_pipeline.geo.mapping import bbox_to_window
 
-        return bbox_to_window(self.georef, self.width, self.height, bbox, crs)
+        try:
+            return bbox_to_window(self.georef, self.width, self.height, bbox, crs)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from error
 
 
 class OpenArchive:
@@ -223,7 +231,7 @@ class OpenArchive:
         """Images that show some of a box (west, south, east, north).
 
         Raises:
-            ValueError: the box or its CRS is invalid.
+            UsageError: the box or its CRS is invalid.
         """
         return [image for image in self.images if image._window(bbox, crs) is not None]
 
@@ -234,12 +242,17 @@ class OpenArchive:
 
         Raises:
             ArchiveError, OutputError: no image shows the box, or one of them is damaged.
-            ValueError: the box or its CRS is invalid.
+            UsageError: the box or its CRS is invalid.
         """
         import rasterio
 
+        from archive_pipeline.geo.mapping import check_bbox
         from archive_pipeline.jobs.restore import Selection, restore
 
+        try:
+            check_bbox(bbox, crs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         device, steps, seed = self._decoding
         with TemporaryDirectory(prefix="archive-window-") as folder:
             report = restore(

@@ -212,7 +212,7 @@ def restore(
         format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF.
         mosaic: one raster of all images, made by this process.
         crs, resolution: of the mosaic, see `write_mosaic`.
-        overwrite: replace files that are there, but never an archived original.
+        overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         scheduler, workers: see `cluster.connect`.

@@ -71,6 +71,7 @@ from archive_pipeline.store.layout import (
     ATTRIBUTE,
     FORMAT,
     MAX_DOCUMENT,
+    TOP_LEVEL,
     ArchiveError,
     ImageEntry,
     check_record,
@@ -147,6 +148,7 @@ class Archive:
         """
         archive = cls(str(url), _store(str(url), False))
         if archive.read_key("zarr.json") is None:
+            archive._require_room()
             # never twice: the file that is there is what processes lock
             data = default_buffer_prototype().buffer.from_bytes(
                 group_json({ATTRIBUTE: {"format": FORMAT, "written_by": __version__}})
@@ -156,6 +158,26 @@ class Archive:
             except Exception as error:  # what a store raises depends on its backend
                 raise ArchiveError(f"{url}: zarr.json: {reason_of(error)}") from error
         return cls.open(url, writable=True)
+
+    def _require_room(self) -> None:
+        """Refuse to make an archive among files that are not an archive's.
+
+        Raises:
+            ArchiveError: its folder holds such.
+        """
+        try:
+            names = os.listdir(self.folder) if self.folder is not None else []
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ArchiveError(f"{self.url}: {reason_of(error)}") from error
+        # of an archive that lost its own, and of one that was just being made
+        foreign = [n for n in names if n not in TOP_LEVEL and not n.startswith((".", "zarr."))]
+        if foreign:
+            raise ArchiveError(
+                f"{self.url}: holds other files ({min(foreign)}); an archive needs a folder of "
+                "its own"
+            )
 
     @classmethod
     def reopen(cls, url: str, *, writable: bool = False) -> Archive:
@@ -307,12 +329,18 @@ class Archive:
     # ---------------------------------------------------------------- models
 
     def add_model(self, sha256: str, files: dict[str, bytes]) -> None:
-        """Store a model's files once; readers of this archive need nothing else."""
-        present = self.stored(f"models/{sha256}")
+        """Store a model's files, where they are not there or damaged.
+
+        Readers of this archive need nothing else.
+
+        Raises:
+            ArchiveError: the store fails.
+        """
+        with suppress(ArchiveError):
+            self.read_model(sha256)
+            return
         for name in sorted(files, reverse=True):  # config.json last: then the folder is complete
-            stored = present.get(f"models/{sha256}/{name}")
-            if stored is None or stored.size != len(files[name]):  # a damaged one is mended
-                self.write_key(f"models/{sha256}/{name}", files[name])
+            self.write_key(f"models/{sha256}/{name}", files[name])
 
     def read_model(self, sha256: str) -> dict[str, bytes]:
         """The files of a stored model.
@@ -346,13 +374,15 @@ class Archive:
             register(self.read_model(sha256))
 
     def add_policy(self, data: bytes) -> str:
-        """Store an allocation policy's file once, for workers that encode; returns its SHA-256.
+        """Store an allocation policy's file, for workers that encode; returns its SHA-256.
 
         Raises:
             ArchiveError: the store fails.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        if policy_key(sha256) not in self.stored("policies"):
+        try:
+            self.read_policy(sha256)
+        except ArchiveError:  # it is not there, or damaged
             self.write_key(policy_key(sha256), data)
         return sha256
 

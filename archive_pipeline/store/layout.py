@@ -39,6 +39,7 @@ LOSSLESS_CHUNK_BYTES = 4 << 20
 # written beside it. Their shards' names tell them apart, by the separator in "c/0/0" and "c.0.0".
 SEPARATORS: tuple[Literal["/"], Literal["."]] = ("/", ".")
 STAGED = "zarr.next.json"  # an array's metadata until the image is committed that replaces another
+TOP_LEVEL = {"zarr.json", "flights", "models", "policies", "items.parquet"}
 WRITTEN = {"pixels", "mask", "metadata", "detections", "zarr.json", "unfinished.json"}
 PLAN = "unfinished.json"  # what a large image is written from, while it is
 
@@ -137,7 +138,8 @@ def policy_key(sha256: str) -> str:
 def quote_name(name: str) -> str:
     quoted = quote(name, safe=" ()+,-=@_.~", errors="surrogateescape")
     # no hidden, relative or reserved node names
-    return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted[:1] in (".", "_") else quoted
+    reserved = quoted[:1] in (".", "_") or quoted == "zarr.json"
+    return f"%{ord(quoted[0]):02X}{quoted[1:]}" if reserved else quoted
 
 
 def unquote_name(name: str) -> str:
