@@ -43,6 +43,8 @@ ALLOCATIONS = ("uniform", "objects", "policy", "greedy")
 
 Count = Callable[[int], None]
 """Told after each image of the number of all."""
+Stage = Callable[[str], None]
+"""Told what is done before the first image and after the last."""
 
 
 def _silent(*_: object) -> None:
@@ -68,6 +70,7 @@ def ingest(
     workers: int | None = None,
     progress: Callable[[Outcome, int], None] = _silent,
     part: Callable[[str, int, int, int], None] = _silent,
+    stage: Stage = _silent,
 ) -> IngestReport:
     """Archive every image of flight directories; images that the archive has are skipped.
 
@@ -90,6 +93,7 @@ def ingest(
         progress: called after each image with its outcome and the number of images.
         part: called after each shard of a large image: its id, how many are done, how many there
             are, and the number of images.
+        stage: called with what is done before the first image and after the last.
 
     Raises:
         UsageError: arguments exclude each other, or need another.
@@ -149,6 +153,7 @@ def ingest(
         workers=workers,
         progress=progress,
         part=part,
+        stage=stage,
     )
 
 
@@ -216,6 +221,7 @@ def restore(
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Count = _silent,
+    stage: Stage = _silent,
 ) -> RestoreReport:
     """Write images, or the part of them inside a bounding box, as georeferenced files.
 
@@ -239,6 +245,7 @@ def restore(
         scheduler: address of a Dask scheduler.
         workers: local processes; 0 is this process; by default one a core.
         progress: called after each image, or each block of a mosaic, with their number.
+        stage: called with what is done before the first image.
 
     Raises:
         UsageError: the bounding box, a CRS or the resolution is invalid; or options that make no
@@ -272,11 +279,16 @@ def restore(
         scheduler=scheduler,
         workers=workers,
         progress=progress,
+        stage=stage,
     )
 
 
 def check(
-    archive: str | Path = DEFAULT_ARCHIVE, *, repair: bool = False, progress: Count = _silent
+    archive: str | Path = DEFAULT_ARCHIVE,
+    *,
+    repair: bool = False,
+    progress: Count = _silent,
+    stage: Stage = _silent,
 ) -> CheckReport:
     """Verify every checksum, decode every tile, compare the index with the contents.
 
@@ -284,6 +296,7 @@ def check(
         archive: path or fsspec URL.
         repair: write the index anew if it does not agree; nothing else.
         progress: called after each image with the number of images.
+        stage: called with what is done after the last image.
 
     Raises:
         ArchiveError: there is no archive to check, or the index cannot be written.
@@ -295,7 +308,7 @@ def check(
     """
     from archive_pipeline.jobs.check import check as run
 
-    return run(str(archive), progress, repair=repair)
+    return run(str(archive), progress, stage, repair=repair)
 
 
 def info(archive: str | Path = DEFAULT_ARCHIVE) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_functions_take_what_commands_take() -> None:
                 given = option.get_default(click.Context(command))
                 given = given if isinstance(given, str | int | float) else None
                 assert default == given, (name, long)
-        told = {"progress", "part", "drawn"}
+        told = {"progress", "part", "stage", "drawn"}
         options = {max(o.opts, key=len).lstrip("-").replace("-", "_") for o in command.params}
         assert set(function) - told <= options, name
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
 import resource
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import FRAMES, Run, command_line
+from PIL import Image
 
 COMMANDS = ["ingest", "restore", "info", "check"]
 
@@ -202,3 +209,29 @@ def test_shells_can_complete_commands(tmp_path: Path) -> None:
     }
     done = subprocess.run([command], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["plain,--mosaic"]
+
+
+def test_a_terminal_is_told_what_is_being_done(tmp_path: Path) -> None:
+    """Before the first image and after the last, too; the last of it does not stay."""
+    folder, url = tmp_path / "beach", tmp_path / "a.zarr"
+    folder.mkdir()
+    for number in range(3):  # grey: kept losslessly, which takes no time
+        Image.new("L", (40, 30), number).save(folder / f"{number}.png")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    args = command_line("ingest", folder, "--archive", url, "--workers", 0)
+    with subprocess.Popen(args, stderr=theirs, stdout=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the end of a terminal
+            while some := os.read(ours, 1 << 16):
+                shown += some
+    os.close(ours)
+    assert process.returncode == 0
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", shown.decode()) if line.strip()]
+    assert lines[0] == "ingest: listing files"
+    assert "ingest: looking for new files" in lines
+    bars = [line for line in lines if "3/3" in line]
+    assert any(line.endswith("writing the index]") for line in bars)
+    assert "writing" not in bars[-1]
+    assert all(len(line) <= 80 for line in lines if line.startswith("ingest:"))

@@ -45,6 +45,7 @@ def test_an_earlier_archive_restores_to_the_same_pixels(
 ) -> None:
     url, expected = earlier
     archive = Archive.open(url)
+    assert archive.written_by is None
     seen = set()
     for entry in archive.images():
         image = ArchivedImage(archive, entry)

@@ -6,6 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from archive_pipeline._version import __version__
 from archive_pipeline.commands._options import say
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ class Progress:
         self.unit = unit
         self.shown = not quiet and sys.stderr.isatty()
         self.bar: Any = None
+        self.status: Any = None
         self.before = 0
 
     def _start(self, total: int) -> None:
         if self.bar is None:
             from tqdm import tqdm
 
+            self._end_status()
             self.bar = tqdm(
                 total=total,
                 initial=self.before,
@@ -49,6 +52,24 @@ class Progress:
             self._start(total)
             self.bar.set_postfix_str(f"{name}: {done} of {parts} shards" if done < parts else "")
 
+    def stage(self, name: str) -> None:
+        """Show what is done before the first image, or after the last."""
+        if not self.shown:
+            return
+        if self.bar is not None:
+            self.bar.set_postfix_str(name)
+            return
+        if self.status is None:
+            from tqdm import tqdm
+
+            self.status = tqdm(bar_format="{desc}", leave=False, file=sys.stderr)
+        self.status.set_description_str(f"{self.label}: {name}")
+
+    def _end_status(self) -> None:
+        if self.status is not None:
+            self.status.close()
+            self.status = None
+
     def skip(self) -> None:
         """Count something that took no time: the remaining time is that of the others."""
         self.before += 1
@@ -58,15 +79,18 @@ class Progress:
 
     def echo(self, line: str) -> None:
         """Print a line to stderr above the bar."""
-        if self.bar is not None:
-            self.bar.clear()
+        for shown in (self.bar, self.status):
+            if shown is not None:
+                shown.clear()
         say(line, err=True)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._end_status()
         if self.bar is not None:
+            self.bar.set_postfix_str("")
             self.bar.close()
 
 
@@ -183,6 +207,8 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
         f"{counted(totals['images'], 'image')}, {_size(totals['source_bytes'])} of files -> "
         f"{_size(totals['archive_bytes'])}, models {_size(totals['model_bytes'])}"
     )
+    if result["written_by"] != __version__:
+        say(f"made by version {result['written_by'] or '0.1.0'}, this is {__version__}")
 
 
 def print_verification(report: Verification, quiet: bool) -> None:

@@ -35,7 +35,7 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
     """
     bar = Progress("check", quiet)
     with bar:
-        report = api.check(archive_url, repair=repair, progress=bar.step)
+        report = api.check(archive_url, repair=repair, progress=bar.step, stage=bar.stage)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:

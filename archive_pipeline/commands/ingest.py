@@ -96,7 +96,13 @@ def ingest(
 
     with bar:
         report = api.ingest(
-            flights, archive_url, flight=name, progress=progress, part=bar.part, **options
+            flights,
+            archive_url,
+            flight=name,
+            progress=progress,
+            part=bar.part,
+            stage=bar.stage,
+            **options,
         )
     if not quiet:
         print_warnings(report, verbose)

@@ -92,7 +92,7 @@ def restore(
     """
     bar = Progress("restore", quiet, "block" if options["mosaic"] else "image")
     with bar:
-        report = api.restore(archive_url, progress=bar.step, **options)
+        report = api.restore(archive_url, progress=bar.step, stage=bar.stage, **options)
     for failure in report.failed:
         say(f"Failed: {failure['error']}", err=True)
     for image, reason in report.skipped if not quiet else ():

@@ -49,6 +49,7 @@ class CheckReport:
 def check(
     archive_url: str,
     progress: Callable[[int], None] = lambda total: None,
+    stage: Callable[[str], None] = lambda name: None,
     *,
     repair: bool = False,
 ) -> CheckReport:
@@ -58,6 +59,7 @@ def check(
 
     Args:
         progress: called after each image with the number of images.
+        stage: called with what is done after the last image.
         repair: write the index anew if it does not agree, and remove what interrupted ingests
             left.
 
@@ -94,9 +96,11 @@ def check(
             f"{KEY} was not compared, nor leftovers looked for: an ingest is running"
         )
         return report
+    stage("comparing the index")
     _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, repair)
     problems, note = _compare_index(archive, found)
     if repair and (problems or note):
+        stage("writing the index")
         count = write_index(archive)
         report.notes += [f"was: {line}" for line in problems]
         report.notes.append(f"{KEY} was written anew: {count} images")

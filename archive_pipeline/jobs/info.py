@@ -30,7 +30,8 @@ def describe(archive_url: str) -> dict[str, Any]:
 
     Footprints are [[lon, lat], ...] rings in EPSG:4326, transforms six numbers in rasterio's
     order, both None where unknown; sizes are bytes. Images whose record is damaged are under
-    "damaged", name and error each.
+    "damaged", name and error each; "written_by" is the version that made the archive, None
+    before 0.2.0.
 
     Raises:
         ArchiveError: the archive cannot be used.
@@ -53,4 +54,9 @@ def describe(archive_url: str) -> dict[str, Any]:
         "model_bytes": archive.size_of("models"),
     }
     listed = [{"id": flight, "images": images} for flight, images in flights.items()]
-    return {"flights": listed, "totals": totals, "damaged": damaged}
+    return {
+        "flights": listed,
+        "totals": totals,
+        "damaged": damaged,
+        "written_by": archive.written_by,
+    }

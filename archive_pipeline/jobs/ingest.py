@@ -120,6 +120,7 @@ def ingest(
     workers: int | None = None,
     progress: Callable[[Outcome, int], None] = lambda outcome, total: None,
     part: Callable[[str, int, int, int], None] = lambda name, done, parts, total: None,
+    stage: Callable[[str], None] = lambda name: None,
 ) -> IngestReport:
     """Archive every image of the flights; failures are outcomes, other work goes on.
 
@@ -129,6 +130,7 @@ def ingest(
         progress: called after each image with its outcome and the number of images.
         part: called after each shard of an image of several: the image's id, how many are done,
             how many there are, and the number of images.
+        stage: called with what is done before the first image and after the last.
 
     Raises:
         FlightError: a flight directory cannot be used.
@@ -145,6 +147,7 @@ def ingest(
         archive_url = absolute(archive_url)
         flights = [(flight, sources.absolute(directory)) for flight, directory in flights]
     workers = cluster.workers_in_reach(archive_url, scheduler, workers)
+    stage("listing files")
     listed = [(flight, find_images(directory)) for flight, directory in flights]
     detectors = _find_detectors(options)
     archive = Archive.create(archive_url)
@@ -164,10 +167,11 @@ def ingest(
         part(id, done, parts, len(tasks))
 
     with leased(archive, (flight for flight, _ in flights)) as leases:
+        stage("looking for new files")
         pending = _prepared(archive, _pending(archive, tasks, note), options)
         with (
             archive.writing(),
-            _index_kept(archive, bool(pending)),
+            _index_kept(archive, bool(pending), stage),
             _collected(archive, leases) as replaced,
             cluster.connect(scheduler, workers, len(pending), options.device) as pool,
         ):
@@ -182,6 +186,7 @@ def ingest(
                 if outcome.replaced:
                     replaced.add(image_key(task.flight, task.id))
                 note(outcome)
+            stage("comparing neighbours")
             neighbours = compare_neighbours(archive, pool, outcomes)
     models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
@@ -276,7 +281,7 @@ def _collected(archive: Archive, leases: Leases) -> Iterator[Replaced]:
 
 
 @contextmanager
-def _index_kept(archive: Archive, changed: bool) -> Iterator[None]:
+def _index_kept(archive: Archive, changed: bool, stage: Callable[[str], None]) -> Iterator[None]:
     """Write the index when images were written, even if that ended early."""
     try:
         yield
@@ -284,6 +289,7 @@ def _index_kept(archive: Archive, changed: bool) -> Iterator[None]:
         with suppress(ArchiveError):  # a full disk may have no room for it, either
             write_index(archive)
         raise
+    stage("writing the index")
     if changed:
         write_index(archive)
     # who writes last has then seen what all others committed

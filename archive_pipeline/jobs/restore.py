@@ -202,6 +202,7 @@ def restore(
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda total: None,
+    stage: Callable[[str], None] = lambda name: None,
 ) -> RestoreReport:
     """Write what a selection means below `output`, an image that fails being reported.
 
@@ -217,6 +218,7 @@ def restore(
         seed: of the denoiser's noise.
         scheduler, workers: see `cluster.connect`.
         progress: called after each image, or each block of a mosaic, with their number.
+        stage: called with what is done before the first image.
 
     Raises:
         UsageError: the bounding box, a CRS or the resolution is invalid, or a mosaic shall be
@@ -231,6 +233,7 @@ def restore(
         archive_url, output = absolute(archive_url), output.absolute()
     archive = Archive.open(archive_url)
     targets = Targets(archive, output, overwrite)
+    stage("choosing images")
     chosen, failed = select(archive, selection)
     report = RestoreReport([], failed, [], 0.0)
     if mosaic:

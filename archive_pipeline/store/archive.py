@@ -113,11 +113,17 @@ def _byte_of(key: str) -> int:
 
 
 class Archive:
-    """An open archive. Make one with `Archive.open` or `Archive.create`."""
+    """An open archive. Make one with `Archive.open` or `Archive.create`.
+
+    Attributes:
+        url, store: where it is.
+        written_by: the version that made it; None before 0.2.0, and where it was not looked at.
+    """
 
     def __init__(self, url: str, store: Store) -> None:
         self.url = url
         self.store = store
+        self.written_by: str | None = None
         zarr.config.set(ZARR_SETTINGS)
 
     @classmethod
@@ -132,11 +138,13 @@ class Archive:
         if raw is None:
             raise ArchiveError(f"{url}: no archive there")
         try:
-            found = json.loads(raw)["attributes"][ATTRIBUTE]["format"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            attributes = json.loads(raw)["attributes"][ATTRIBUTE]
+            found, written_by = attributes["format"], attributes.get("written_by")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArchiveError(f"{url}: a Zarr group, but not an archive") from error
         if found != FORMAT:
             raise ArchiveError(f"{url}: archive format {found!r} (this version reads {FORMAT})")
+        archive.written_by = written_by if isinstance(written_by, str) else None
         return archive
 
     @classmethod
