@@ -182,19 +182,22 @@ def test_warnings_of_one_kind_are_one_line(run: Run, own_flight: Path, tmp_path:
 def test_info_lists_the_first_images_of_a_large_flight(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from archive_pipeline._version import __version__
     from archive_pipeline.commands._console import print_info
 
     image = {"width": 4, "height": 3, "codec": "pcdc", "source_bytes": 50, "archive_bytes": 7}
     images = [{"id": f"{n}.jpg", **image, "footprint": None, "crs": None} for n in range(30)]
     totals = {"images": 30, "source_bytes": 1500, "archive_bytes": 210, "model_bytes": 0}
     result = {"flights": [{"id": "coast", "images": images}], "totals": totals}
+    result["written_by"] = __version__
     print_info(result, False, 20)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("coast: 30 images, ")
     assert [line.split()[0] for line in lines[1:21]] == [f"{n}.jpg" for n in range(20)]
     assert lines[21] == "  ... and 10 more (--all lists them)"
-    print_info(result, False)
-    assert len(capsys.readouterr().out.splitlines()) == 32
+    print_info(result | {"written_by": None}, False)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert (len(lines), last) == (32, f"made by version 0.1.0, this is {__version__}")
 
 
 def test_shells_can_complete_commands(tmp_path: Path) -> None:
