@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from archive_pipeline.jobs.ingest_image import Outcome
     from archive_pipeline.jobs.opened import OpenArchive
     from archive_pipeline.jobs.restore import RestoreReport
+    from archive_pipeline.pcdc.precision import Precision
 
 DEFAULT_ARCHIVE = "./archive.zarr"
 DEFAULT_RATIO = 100
@@ -66,6 +67,7 @@ def ingest(
     ground_elevation: float | None = None,
     detect: Iterable[str] = (),
     device: str = "auto",
+    precision: Precision = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[Outcome, int], None] = _silent,
@@ -88,6 +90,8 @@ def ingest(
         ground_elevation: metres, for frames without altitude above take-off.
         detect: detectors whose detections in the originals are stored.
         device: "auto", "cpu" or "cuda".
+        precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
+            bfloat16 where the device has matrix units for it.
         scheduler: address of a Dask scheduler.
         workers: local processes; 0 is this process; by default one a core.
         progress: called after each image with its outcome and the number of images.
@@ -118,7 +122,7 @@ def ingest(
     detectors = texts("detect", detect)
     check_choice("allocation", allocation, ALLOCATIONS)
     check_whole("adapt", adapt, 0, 100)
-    check_decoding(device, 0, 0)
+    check_decoding(device, precision, 0, 0)
     check_workers(workers)
     if adapt and allocation != "policy":
         raise UsageError("--adapt updates the policy: it needs --allocation policy")
@@ -144,6 +148,7 @@ def ingest(
         detectors,
         allocation,
         adapt,
+        precision,
     )
     return run(
         str(archive),
@@ -158,13 +163,20 @@ def ingest(
 
 
 def open(
-    archive: str | Path = DEFAULT_ARCHIVE, *, device: str = "auto", steps: int = 0, seed: int = 0
+    archive: str | Path = DEFAULT_ARCHIVE,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    steps: int = 0,
+    seed: int = 0,
 ) -> OpenArchive:
     """Open an archive for reading: flights, images, and pixels with their georeference.
 
     Args:
         archive: path or fsspec URL.
         device: where pixels are decoded: "auto", "cpu" or "cuda".
+        precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
+            bfloat16 where the device has matrix units for it.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
 
@@ -198,8 +210,8 @@ def open(
     """
     from archive_pipeline.jobs.opened import OpenArchive
 
-    check_decoding(device, steps, seed)
-    return OpenArchive(str(archive), device, steps, seed)
+    check_decoding(device, precision, steps, seed)
+    return OpenArchive(str(archive), device, steps, seed, precision)
 
 
 def restore(
@@ -218,6 +230,7 @@ def restore(
     steps: int = 0,
     seed: int = 0,
     device: str = "auto",
+    precision: Precision = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Count = _silent,
@@ -242,6 +255,8 @@ def restore(
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         device: "auto", "cpu" or "cuda".
+        precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
+            bfloat16 where the device has matrix units for it.
         scheduler: address of a Dask scheduler.
         workers: local processes; 0 is this process; by default one a core.
         progress: called after each image, or each block of a mosaic, with their number.
@@ -262,7 +277,7 @@ def restore(
     from archive_pipeline.jobs.restore import Selection
     from archive_pipeline.jobs.restore import restore as run
 
-    check_decoding(device, steps, seed)
+    check_decoding(device, precision, steps, seed)
     check_workers(workers)
     return run(
         str(archive),
@@ -275,6 +290,7 @@ def restore(
         overwrite=overwrite,
         steps=steps,
         seed=seed,
+        precision=precision,
         device=device,
         scheduler=scheduler,
         workers=workers,
@@ -346,6 +362,7 @@ def verify_detection(
     steps: int = 0,
     seed: int = 0,
     device: str = "auto",
+    precision: Precision = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Count = _silent,
@@ -371,6 +388,8 @@ def verify_detection(
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         device: "auto", "cpu" or "cuda".
+        precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
+            bfloat16 where the device has matrix units for it.
         scheduler: address of a Dask scheduler.
         workers: local processes; 0 is this process; by default one a core.
         progress: called after each image with the number of images.
@@ -396,7 +415,7 @@ def verify_detection(
     from archive_pipeline.flight.locations import location
     from archive_pipeline.jobs.verify import verify, versions_of
 
-    check_decoding(device, steps, seed)
+    check_decoding(device, precision, steps, seed)
     check_workers(workers)
     check_number("tolerance", tolerance, 0, float("inf"))
     check_number("confidence", confidence, 0, 1)
@@ -421,6 +440,7 @@ def verify_detection(
         device,
         steps,
         seed,
+        precision,
     )
     if report is not None:
         from archive_pipeline.detection.report import prepare_report

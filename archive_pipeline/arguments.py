@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archive_pipeline.errors import UsageError
+from archive_pipeline.pcdc.precision import PRECISIONS
 
 MOST_STEPS = 100  # of the denoiser
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -31,8 +32,9 @@ def check_whole(name: str, value: Any, least: int, most: int) -> None:
         raise UsageError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
 
 
-def check_decoding(device: Any, steps: Any, seed: Any) -> None:
-    """Raise `UsageError` unless pixels can be decoded so: `device`, `steps` and `seed`."""
+def check_decoding(device: Any, precision: Any, steps: Any, seed: Any) -> None:
+    """Raise `UsageError` unless pixels can be decoded so."""
+    check_choice("precision", precision, PRECISIONS)
     if not (isinstance(device, str) and _DEVICE.fullmatch(device)):
         raise UsageError(f"device {device!r} is none of auto, cpu, cuda")
     check_whole("steps", steps, 0, MOST_STEPS)

@@ -142,6 +142,7 @@ def test_arguments_that_are_of_no_use(archive: Path, flight: Path, tmp_path: Pat
         (ap.ingest, (flight, tmp_path / "a.zarr"), options)
         for options in (
             {"ratio": "x"}, {"ratio": 1e-310}, {"ratio": True}, {"bpp": float("nan")},
+            {"precision": "half"},
             {"source_ratio": -1}, {"device": "tpu"}, {"device": None}, {"adapt": 1.5},
             {"ground_elevation": float("nan")}, {"allocation": None}, {"detect": 7},
             {"workers": -1},
@@ -155,6 +156,7 @@ def test_arguments_that_are_of_no_use(archive: Path, flight: Path, tmp_path: Pat
         for call in (ap.open, ap.restore, ap.verify_detection)
         for options in (
             {"steps": -1}, {"steps": 1.5}, {"steps": "1"}, {"seed": -1}, {"device": "tpu"},
+            {"precision": None},
         )
     ]  # fmt: skip
     refused += [

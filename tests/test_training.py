@@ -598,10 +598,13 @@ def test_bfloat16_is_used_where_it_is_fast(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
         return settings(tmp_path, precision=precision).in_bfloat16
 
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert chosen("auto", amx_bf16=True)
     assert not chosen("auto", avx512_bf16=True)
     assert chosen("bfloat16")
     assert not chosen("float32", amx_bf16=True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert not chosen("auto", amx_bf16=True)
 
 
 def test_bfloat16_autocast_keeps_the_integer_network_exact() -> None:

@@ -32,6 +32,7 @@ from archive_pipeline.pcdc.policy import (
     load_policy,
     policy_digest,
 )
+from archive_pipeline.pcdc.precision import Precision
 
 DEFAULT_MODEL = "pcdc-drone-small"
 SEARCH_PATH = "ARCHIVE_MODEL_PATH"
@@ -40,7 +41,7 @@ MAX_KEPT = 1 << 29  # bytes of models that are kept for their next use
 
 _lock = threading.RLock()
 _files: dict[str, dict[str, bytes]] = {}  # the least recently used first
-_codecs: dict[tuple[str, str], Codec] = {}
+_codecs: dict[tuple[str, str, Precision], Codec] = {}
 _policies: dict[str, Policy] = {}
 
 
@@ -171,8 +172,11 @@ def is_known_policy(sha256: str) -> bool:
         return sha256 in _policies
 
 
-def codec_for(sha256: str, device: str = "cpu") -> Codec:
+def codec_for(sha256: str, device: str = "cpu", precision: Precision = "auto") -> Codec:
     """Return the codec of a model on a torch device; one for all that use it in this process.
+
+    Args:
+        precision: of its large networks.
 
     Raises:
         UnknownModel: the model is neither registered nor in a search folder.
@@ -180,9 +184,9 @@ def codec_for(sha256: str, device: str = "cpu") -> Codec:
     """
     with _lock:
         _require(sha256)
-        key = (sha256, device)
+        key = (sha256, device, precision)
         if key not in _codecs:
-            _codecs[key] = Codec(Model(_files[sha256], device))
+            _codecs[key] = Codec(Model(_files[sha256], device, precision))
         return _codecs[key]
 
 
@@ -194,7 +198,7 @@ def encode(
     Raises:
         BudgetTooSmall: even the coarsest coding takes more, and the settings do not allow that.
     """
-    codec = codec_for(sha256, settings.device)
+    codec = codec_for(sha256, settings.device, settings.precision)
     strict = settings.overspent is None
     if settings.allocation == "policy":
         policy = _policies[settings.policy]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from archive_pipeline.pcdc.precision import Precision
+
 # levels by which a write's blocks are above the others, from its tiles
 Raise = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.uint8]]]
 
@@ -18,6 +20,7 @@ class Settings:
 
     Attributes:
         device: torch device, see `models.find_device`.
+        precision: of the codec's large networks, see `pcdc.precision`.
         steps: denoising steps of the decoder; 0 is deterministic.
         seed: of the denoiser's noise.
         allocation: how an image's bits are spread, one of `ALLOCATIONS`; "objects" is "uniform"
@@ -37,6 +40,7 @@ class Settings:
     adapt: int = 0
     raised: Raise | None = None
     overspent: Callable[[float], None] | None = None
+    precision: Precision = "auto"
 
 
 DEFAULT = Settings()

@@ -110,7 +110,7 @@ class PCDCCodec(ArrayBytesCodec):
             from archive_pipeline.codec.models import codec_for, encode  # torch: only for pixels
 
             # loaded here, so that its time does not count as encoding
-            codec_for(self.model, self.settings.device)
+            codec_for(self.model, self.settings.device, self.settings.precision)
         at = [i for i, (chunk, _) in enumerate(batch) if chunk is not None]
         tiles = []
         for i in at:
@@ -144,7 +144,7 @@ class PCDCCodec(ArrayBytesCodec):
         for (height, width), at in shapes.items():
             streams = [data.to_bytes() for i in at if (data := batch[i][0]) is not None]
             with stage("start"):
-                codec = codec_for(self.model, settings.device)
+                codec = codec_for(self.model, settings.device, settings.precision)
             with stage("decode"):
                 tiles = codec.decode(streams, height, width, settings.steps, settings.seed)
             for i, tile in zip(at, tiles, strict=True):

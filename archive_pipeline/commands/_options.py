@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from archive_pipeline.errors import ArchivePipelineError, UsageError
+from archive_pipeline.pcdc.precision import PRECISIONS
 
 PARTLY_FAILED = 3
 BELOW_TOLERANCE = 4
@@ -101,6 +102,14 @@ def parallel(function: Callable[..., None]) -> Callable[..., None]:
             default="auto",
             show_default=True,
             help="Where the codec runs.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            default="auto",
+            show_default=True,
+            help="Of the codec's large networks; auto is bfloat16 on CPUs with AMX and on GPUs "
+            "that have matrix units for it.",
         ),
     ):
         function = option(function)

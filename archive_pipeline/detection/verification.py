@@ -24,6 +24,7 @@ from archive_pipeline.detection.labels import GROUPS, Groups, Labels, group_clas
 from archive_pipeline.detection.metrics import match
 from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
 from archive_pipeline.flight.locations import Location
+from archive_pipeline.pcdc.precision import Precision
 
 FRAME = 20_000_000  # pixels that a usual drone camera takes
 DetectorGroups = tuple[tuple[DetectorFile, Groups], ...]
@@ -46,7 +47,7 @@ class VerifyOptions:
         iou: least intersection over union of a detection with its reference object.
         slice: side of slices in pixels; each detector's input size without one.
         device: "auto", "cpu" or "cuda".
-        steps, seed: how the images are restored, as in `restore.restore`.
+        steps, seed, precision: how the images are restored, as in `restore.restore`.
     """
 
     models: tuple[str, ...] = (DEFAULT_DETECTOR,)
@@ -61,6 +62,7 @@ class VerifyOptions:
     device: str = "auto"
     steps: int = 0
     seed: int = 0
+    precision: Precision = "auto"
 
     def settings(self) -> Settings:
         """How this process decodes the images.
@@ -70,7 +72,8 @@ class VerifyOptions:
         """
         from archive_pipeline.codec.models import find_device
 
-        return Settings(find_device(self.device), self.steps, self.seed)
+        device = find_device(self.device)
+        return Settings(device, self.steps, self.seed, precision=self.precision)
 
 
 @dataclass(frozen=True)

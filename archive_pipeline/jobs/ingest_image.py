@@ -25,6 +25,7 @@ from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area
 from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
+from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.stages import stage, timed
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.image_writer import ImageWriter
@@ -91,6 +92,7 @@ class IngestOptions:
     detect: tuple[str, ...] = ()  # detectors whose finds in the originals are stored
     allocation: str = "uniform"  # of `ALLOCATIONS`, or "objects" for what `detect` finds
     adapt: int = 0  # updates that the policy is given on every image
+    precision: Precision = "auto"  # of the codec's large networks
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
             allocation=options.allocation,
             policy=task.policy,
             adapt=options.adapt,
+            precision=options.precision,
         )
     archive = Archive.reopen(task.archive, writable=True)
     archive.ensure_model(task.model)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.errors import UsageError
 from archive_pipeline.geo.georef import Affine6, Bbox, Georef, Window
+from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
@@ -200,10 +201,11 @@ class OpenArchive:
         url: where it is.
     """
 
-    def __init__(self, url: str, device: str, steps: int, seed: int) -> None:
+    def __init__(self, url: str, device: str, steps: int, seed: int, precision: Precision) -> None:
         self.url = url
         self._archive = Archive.open(url)
         self._decoding = (device, steps, seed)
+        self._precision = precision
 
     @property
     def flights(self) -> list[str]:
@@ -262,6 +264,7 @@ class OpenArchive:
                 mosaic=True,
                 steps=steps,
                 seed=seed,
+                precision=self._precision,
                 device=device,
             )
             if report.failed:
@@ -286,7 +289,7 @@ class OpenArchive:
         from archive_pipeline.codec.models import find_device  # torch: only for pixels
 
         device, steps, seed = self._decoding
-        return Settings(find_device(device), steps, seed)
+        return Settings(find_device(device), steps, seed, precision=self._precision)
 
     def __repr__(self) -> str:
         return f"OpenArchive({self.url!r})"

@@ -20,6 +20,7 @@ from archive_pipeline.jobs.mosaic import EmptyMosaic, check_grid, write_mosaic
 from archive_pipeline.outputs import writers as outputs
 from archive_pipeline.outputs.paths import OutputError, output_path
 from archive_pipeline.outputs.publish import Stamps, existing
+from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.stages import stage, summed, timed
 from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -87,6 +88,7 @@ class RestoreTask:
     device: str
     steps: int
     seed: int
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class MosaicTask:
     device: str
     steps: int
     seed: int
+    precision: Precision
 
 
 @dataclass
@@ -198,6 +201,7 @@ def restore(
     overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
+    precision: Precision = "auto",
     device: str = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
@@ -216,6 +220,7 @@ def restore(
         overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
+        precision: of the codec's large networks.
         scheduler, workers: see `cluster.connect`.
         progress: called after each image, or each block of a mosaic, with their number.
         stage: called with what is done before the first image.
@@ -237,7 +242,8 @@ def restore(
     chosen, failed = select(archive, selection)
     report = RestoreReport([], failed, [], 0.0)
     if mosaic:
-        task = MosaicTask(output / MOSAIC_NAME, selection, crs, resolution, device, steps, seed)
+        decoding = (device, steps, seed, precision)
+        task = MosaicTask(output / MOSAIC_NAME, selection, crs, resolution, *decoding)
         if chosen:
             _restore_mosaic(archive, chosen, task, targets, report, progress)
     else:
@@ -251,7 +257,7 @@ def restore(
                 failed.append(_failure(entry, error))
                 continue
             place = (window, path, replace, format)
-            tasks.append(RestoreTask(archive_url, entry, *place, device, steps, seed))
+            tasks.append(RestoreTask(archive_url, entry, *place, device, steps, seed, precision))
         # a window is decoded sooner than a worker process has started
         local = 0 if selection.bbox is not None and workers is None else workers
         _restore_images(archive_url, tasks, scheduler, local, report, progress)
@@ -312,6 +318,17 @@ def _restore_images(
     report.stages = summed(spent_by_task)
 
 
+def _settings(task: RestoreTask | MosaicTask) -> Settings:
+    """How a task decodes images.
+
+    Raises:
+        ValueError: CUDA is asked for and there is none.
+    """
+    from archive_pipeline.codec.models import find_device
+
+    return Settings(find_device(task.device), task.steps, task.seed, precision=task.precision)
+
+
 def _failure(entry: ImageEntry, error: BaseException) -> dict[str, str]:
     name = f"{entry.flight}/{entry.id}"
     text = f"{type(error).__name__}: {error}"
@@ -331,10 +348,8 @@ def _restore_mosaic(
     progress: Callable[[int], None],
 ) -> None:
     """Write a mosaic and report it, with the images that are left out because they are damaged."""
-    from archive_pipeline.codec.models import find_device
-
     replace = targets.claim(task.path)
-    settings = Settings(find_device(task.device), task.steps, task.seed)
+    settings = _settings(task)
     views: list[View] = []
     for entry, window in chosen:
         # where its pixels belong is computed once
@@ -382,9 +397,7 @@ def restore_image(task: RestoreTask) -> tuple[dict[str, Any], dict[str, float]]:
 
 def _write(task: RestoreTask) -> dict[str, Any]:
     with stage("start"):
-        from archive_pipeline.codec.models import find_device
-
-        settings = Settings(find_device(task.device), task.steps, task.seed)
+        settings = _settings(task)
     archive = Archive.reopen(task.archive)
     if task.steps:
         archive.require_denoiser(task.entry)

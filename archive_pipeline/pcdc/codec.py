@@ -63,7 +63,7 @@ class Codec:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.prefix = bytes.fromhex(model.sha256)[:MODEL_BYTES]
-        self.dtype = next(model.networks.parameters()).dtype
+        self.dtype = model.networks.prior.knots.dtype
 
     def decode_symbols(
         self, streams: list[bytes], max_height: int, max_width: int

@@ -15,6 +15,11 @@ def zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+def _sum(x: Tensor, branch: Tensor) -> Tensor:
+    """x and a branch of it, in the precision of x; into x itself where no gradient needs it."""
+    return x + branch if torch.is_grad_enabled() else x.add_(branch)
+
+
 class DepthConvBlock(nn.Module):
     """Residual depthwise 3x3 and feed-forward pair, cheap on CPUs at 1/8 and 1/16 resolution.
 
@@ -43,13 +48,26 @@ class DepthConvBlock(nn.Module):
             zero(branch[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.spatial(x)
-        return x + self.mix(x)
+        kind = next(self.mix.parameters()).dtype
+        x = _sum(x, self.spatial(x.to(kind)))
+        return _sum(x, self.mix(x.to(kind)))
 
 
 def blocks(channels: int, count: int) -> list[nn.Module]:
     """Return `count` `DepthConvBlock`s of one width."""
     return [DepthConvBlock(channels) for _ in range(count)]
+
+
+class MixedSequential(nn.Sequential):
+    """Layers one after another; each may have weights of less precision than what is between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):
+                x = layer(x.to(layer.weight.dtype)).to(x.dtype)
+            else:
+                x = layer(x)
+        return x
 
 
 def round_half_up(x: Tensor) -> Tensor:

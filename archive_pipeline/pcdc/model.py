@@ -30,6 +30,7 @@ from archive_pipeline.pcdc.entropy import (
     symbol_limit,
 )
 from archive_pipeline.pcdc.layers import IntegerConv2d
+from archive_pipeline.pcdc.precision import Precision, chosen
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
 if TYPE_CHECKING:
@@ -97,8 +98,16 @@ class Model:
         sha256: its identity.
     """
 
-    def __init__(self, files: dict[str, bytes], device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
         """Build a model from its files' contents.
+
+        Args:
+            precision: of the large networks, see `pcdc.precision`.
 
         Raises:
             ModelError: they are damaged or of an unknown kind.
@@ -156,8 +165,9 @@ class Model:
             (sizes[SCALE_COUNT:] != len(LEVEL_OFFSETS)) | (zero[SCALE_COUNT:] != 0)
         ).any():
             raise ModelError(f"model {self.sha256[:12]} has tables of the wrong sizes")
-        self.networks = networks.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
+        self.networks = networks.eval().requires_grad_(False).to(device)
+        self.networks.multiply_in(chosen(precision, self.device))
         self.level_tables = len(self.tables.sizes) - 1 - SCALE_COUNT
 
     @property

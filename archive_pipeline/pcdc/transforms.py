@@ -34,7 +34,13 @@ from archive_pipeline.pcdc.constants import (
     STEPS_PER_OCTAVE,
     STRIDE,
 )
-from archive_pipeline.pcdc.layers import IntegerConv2d, blocks, round_half_up, zero
+from archive_pipeline.pcdc.layers import (
+    IntegerConv2d,
+    MixedSequential,
+    blocks,
+    round_half_up,
+    zero,
+)
 
 BLOCK_SAMPLES = 3 * STRIDE**2  # of the pixels behind a latent
 
@@ -97,7 +103,7 @@ class Analysis(nn.Module):
 
     def __init__(self, c: TransformConfig) -> None:
         super().__init__()
-        self.net = nn.Sequential(
+        self.net = MixedSequential(
             nn.PixelUnshuffle(8),
             # outside the image, cells repeat: grey ones would look like an edge
             nn.Conv2d(
@@ -123,7 +129,7 @@ class Synthesis(nn.Module):
 
     def __init__(self, c: TransformConfig) -> None:
         super().__init__()
-        self.net = nn.Sequential(
+        self.net = MixedSequential(
             nn.Conv2d(c.latents + 1, c.width_16, 1),
             *blocks(c.width_16, c.depth_16),
             nn.Conv2d(c.width_16, 4 * c.width_8, 1),
@@ -256,6 +262,16 @@ class TransformCodec(nn.Module):
         self.h_mean = HyperMean(self.config)
         self.h_scale = HyperScale(self.config)
         self.prior = HyperPrior(self.config)
+
+    def multiply_in(self, kind: torch.dtype) -> None:
+        """Convert the weights of g_a and g_s to a type, for inference.
+
+        Not of their layers at the latents, which have more digits than bfloat16 and cost little,
+        nor of the shortcuts. Sums of residual branches keep their type.
+        """
+        if kind != self.prior.knots.dtype:
+            for layer in (*self.g_a.net[:-1], *self.g_s.net[1:]):
+                layer.to(kind, memory_format=torch.channels_last)
 
 
 def expand_blocks(levels: Tensor, height: int, width: int) -> Tensor:

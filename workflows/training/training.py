@@ -26,6 +26,7 @@ from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from archive_pipeline.pcdc.precision import PRECISIONS, Precision, chosen
 from archive_pipeline.pcdc.training.judge import UtilityError, require_lpips
 
 Placed = TypeVar("Placed", Tensor, nn.Module)
@@ -53,7 +54,7 @@ class Settings:
     start: Path | None
     resume: bool
     compile: bool | None
-    precision: str
+    precision: Precision
 
     @property
     def checkpoint(self) -> Path:
@@ -100,19 +101,12 @@ class Settings:
 
     @property
     def in_bfloat16(self) -> bool:
-        if self.precision == "auto":
-            return self.on_cuda or bfloat16_is_fast_here()
-        return self.precision == "bfloat16"
+        return chosen(self.precision, torch.device(self.device)) == torch.bfloat16
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function or module, compiled if it is to be."""
         wanted = self.on_cuda if self.compile is None else self.compile
         return torch.compile(function) if wanted else function
-
-
-def bfloat16_is_fast_here() -> bool:
-    """Whether this CPU has matrix units for bfloat16; without, it is far slower than float32."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _times_64(_: click.Context, option: click.Parameter, value: int) -> int:
@@ -158,7 +152,7 @@ def common_options(*, batch: int, lr: float, start: str) -> Callable[..., Callab
         ),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "float32", "bfloat16"]),
+            type=click.Choice(PRECISIONS),
             default="auto",
             show_default=True,
             help="Of the networks; auto is bfloat16 on CUDA and on CPUs with AMX.",
