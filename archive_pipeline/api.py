@@ -65,6 +65,7 @@ def ingest(
     adapt: int = 0,
     overwrite: bool = False,
     ground_elevation: float | None = None,
+    salvage: bool = False,
     detect: Iterable[str] = (),
     device: str = "auto",
     precision: Precision = "auto",
@@ -88,6 +89,7 @@ def ingest(
         adapt: updates of the policy on each image.
         overwrite: encode images again that the archive has.
         ground_elevation: metres, for frames without altitude above take-off.
+        salvage: archive damaged JPEGs as far as they can be decoded.
         detect: detectors whose detections in the originals are stored.
         device: "auto", "cpu" or "cuda".
         precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
@@ -149,6 +151,7 @@ def ingest(
         allocation,
         adapt,
         precision,
+        salvage,
     )
     return run(
         str(archive),

@@ -170,7 +170,7 @@ def test_real_frame() -> None:
     assert (source.camera.make, source.camera.model) == ("DJI", "FC300S")
     assert (source.camera.yaw_deg, source.camera.altitude_relative_m) == (44.2, 40.1)
     assert [name for name, _ in source.metadata] == ["APP1", "APP1", "APP2"]
-    assert any("preview frames" in warning for warning in source.warnings)
+    assert any("further pictures (MPF)" in warning for warning in source.warnings)
 
 
 def test_made_frame_and_orthomosaic(flight: list[Path]) -> None:
@@ -415,17 +415,34 @@ def test_png_chunks_are_kept(tmp_path: Path) -> None:
     assert any("no position" in warning for warning in source.warnings)
 
 
-def test_short_trailers_are_kept(tmp_path: Path, flight: list[Path]) -> None:
+def test_what_follows_a_jpeg_is_kept(tmp_path: Path, flight: list[Path]) -> None:
     path = tmp_path / "a.jpg"
-    path.write_bytes(flight[0].read_bytes() + b"tail")
+    path.write_bytes(flight[0].read_bytes() + bytes(5000) + b"tail")
     source = read_source(path, "a")
-    assert source.metadata[-1] == (TRAILER, b"tail")
+    assert source.metadata[-1] == (TRAILER, bytes(5000) + b"tail")
     assert source.warnings == ()
     assert list(source.metadata) == read_segments(path)
-    path.write_bytes(flight[0].read_bytes() + bytes(5000))
+
+
+def test_pictures_that_mpf_declares_are_named_and_the_rest_is_kept(
+    tmp_path: Path, flight: list[Path]
+) -> None:
+    plain = flight[0].read_bytes()
+    entries = 2  # the image itself, whose offset is 0, and a preview
+    head = 8 + 2 + 12 + 4  # TIFF header, directory of one tag
+
+    def with_mpf(offset: int) -> bytes:
+        table = struct.pack("<IIIHHIIIHH", 0, 0, 0, 0, 0, 0, 7, offset, 0, 0)
+        directory = struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 0xB002, 7, 16 * entries, head, 0)
+        payload = b"MPF\0" + directory + table
+        return plain[:2] + b"\xff\xe2" + struct.pack(">H", len(payload) + 2) + payload + plain[2:]
+
+    start = len(with_mpf(0)) + len(b"before") - (2 + 2 + 2 + 4)  # from MPF's own TIFF header
+    path = tmp_path / "a.jpg"
+    path.write_bytes(with_mpf(start) + b"before" + b"preview" + b"after")
     source = read_source(path, "a")
-    assert source.metadata[-1][0] != TRAILER
-    assert "5000 bytes" in source.warnings[0]
+    assert source.metadata[-2:] == ((TRAILER, b"before"), (TRAILER, b"after"))
+    assert source.warnings == ("7 bytes of further pictures (MPF) are not archived",)
 
 
 def encode(pixels: np.ndarray, **options: Any) -> bytes:

@@ -29,6 +29,7 @@ from archive_pipeline.flight.restored_tag import MARK, PNG_CHUNK, TIFF_ITEM
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.outputs import writers as outputs
+from archive_pipeline.outputs.nodata import storable_nodata
 from archive_pipeline.outputs.paths import OutputError, output_path
 from archive_pipeline.outputs.publish import existing, is_inside, publish
 from archive_pipeline.outputs.writers import read_windows, write_gtiff, write_jpeg, write_png
@@ -277,11 +278,11 @@ def test_lossy_pixels_never_collide_with_nodata(tmp_path: Path) -> None:
 
 
 def test_nodata_outside_the_type_matches_nothing() -> None:
-    assert outputs.storable_nodata(-9999, "uint8") is None
-    assert outputs.storable_nodata(float("nan"), "int16") is None
-    assert outputs.storable_nodata(0.5, "uint8") is None
-    assert outputs.storable_nodata(255.0, "uint8") == 255
-    assert outputs.storable_nodata(-9999, "float32") == -9999
+    assert storable_nodata(-9999, "uint8") is None
+    assert storable_nodata(float("nan"), "int16") is None
+    assert storable_nodata(0.5, "uint8") is None
+    assert storable_nodata(255.0, "uint8") == 255
+    assert storable_nodata(-9999, "float32") == -9999
 
 
 def test_reads_follow_the_tile_grid_and_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:

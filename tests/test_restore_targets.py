@@ -104,14 +104,14 @@ def test_what_is_there_stays_without_overwrite(run: Run, made: Path, tmp_path: P
     (out / "one").mkdir(parents=True)
     (out / "one" / "DJI_0001.JPG").write_text("somebody's")
     (out / "two").mkdir()
-    (out / "two" / "DJI_0002.jgw").write_text("somebody's")
+    (out / "two" / "DJI_0002.JGW").write_text("somebody's")
     result = restore(run, made, out, "--format", "jpeg")
     assert result.code == 3
     assert [f["image"] for f in result.json["failed"]] == ["one/DJI_0001.JPG", "two/DJI_0002.JPG"]
     assert len(result.json["files"]) == 2
     assert f"Failed: one/DJI_0001.JPG: {out}/one/DJI_0001.JPG is already there" in result.err
     assert (out / "one" / "DJI_0001.JPG").read_text() == "somebody's"
-    assert (out / "two" / "DJI_0002.jgw").read_text() == "somebody's"
+    assert (out / "two" / "DJI_0002.JGW").read_text() == "somebody's"
     assert not (out / "two" / "DJI_0002.JPG").exists()
     before = contents(out)
     again = restore(run, made, out, "--format", "jpeg")
@@ -126,7 +126,7 @@ def test_what_is_there_stays_without_overwrite(run: Run, made: Path, tmp_path: P
     result = restore(run, made, out, "--format", "jpeg", "--overwrite")
     assert (result.code, len(result.json["files"])) == (0, 4)
     assert all(is_restored(Path(file["path"])) for file in result.json["files"])
-    assert "somebody's" not in (out / "two" / "DJI_0002.jgw").read_text()
+    assert "somebody's" not in (out / "two" / "DJI_0002.JGW").read_text()
     assert not [p for p in out.rglob("*") if ".restore-" in p.name]
 
 

@@ -56,6 +56,11 @@ if TYPE_CHECKING:
     help="Height of the ground, for frames without altitude above take-off.",
 )
 @click.option(
+    "--salvage",
+    is_flag=True,
+    help="Archive damaged JPEGs as far as they can be decoded, with a warning.",
+)
+@click.option(
     "--detect",
     multiple=True,
     metavar="MODEL",

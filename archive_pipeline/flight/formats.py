@@ -15,14 +15,18 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
 
 from archive_pipeline.flight._beside import beside
 from archive_pipeline.flight._hfa import companions
 from archive_pipeline.flight.locations import open_file
 from archive_pipeline.flight.source_image import SourceError
+from archive_pipeline.flight.tiff_directory import check_bands
 
 # What drones, cameras and photogrammetry write.  Raw files are left out: GDAL opens only the
 # preview inside them.
@@ -91,7 +95,7 @@ def no_network() -> rasterio.Env:
     return rasterio.Env(**NO_NETWORK)
 
 
-def open_image(path: Path) -> rasterio.DatasetReader:
+def open_image(path: Path, complaints: list[str] | None = None) -> rasterio.DatasetReader:
     """Open an image on this machine, with the driver of its first bytes and nothing else.
 
     Sidecars count (`.aux.xml`, world files, `.ovr`, `.msk`, `.aux`, an HFA file's `.ige`); nothing
@@ -99,6 +103,7 @@ def open_image(path: Path) -> rasterio.DatasetReader:
 
     Args:
         path: a regular file; its suffix does not matter.
+        complaints: takes what GDAL finds wrong with the metadata, which is no reason to fail.
 
     Returns:
         The dataset, to be closed by the caller, best by a `with` statement.
@@ -109,8 +114,17 @@ def open_image(path: Path) -> rasterio.DatasetReader:
         RasterioError: GDAL cannot open it.
     """
     driver = image_driver(path)
+    if driver == "GTiff":
+        try:
+            check_bands(path)
+        except ValueError as error:
+            raise SourceError(path, str(error)) from error
     _check_companions(path, driver)
-    return _open(path, driver)
+    dataset = _open(path, driver)
+    complaint = settle(dataset)
+    if complaint and complaints is not None:
+        complaints.append(complaint)
+    return dataset
 
 
 def image_driver(path: Path) -> str:
@@ -140,6 +154,21 @@ def _open(path: Path, driver: str) -> rasterio.DatasetReader:
             dataset.close()
             raise SourceError(path, "names another file for its overviews (OVERVIEW_FILE)")
     return dataset
+
+
+def settle(dataset: rasterio.DatasetReader) -> str:
+    """Have GDAL read all metadata; what it says of them, one line, or nothing.
+
+    Its last complaint would otherwise be raised by the next call, whatever that is about.
+    """
+    for namespace in ("", "RPC", *dataset.tag_namespaces()):
+        with suppress(RasterioError, CPLE_BaseError, UnicodeDecodeError):
+            dataset.tags(ns=namespace or None)
+    try:
+        _ = dataset.colorinterp  # raises what is pending, and forgets it
+    except (RasterioError, CPLE_BaseError) as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def _check_companions(path: Path, driver: str) -> None:
@@ -209,7 +238,7 @@ def _check_opens(image: Path, part: Path, expected: str) -> None:
         _open(part, driver).close()
     except SourceError as error:
         raise SourceError(image, f"{part.name} beside it: {error.reason}") from error
-    except (OSError, rasterio.errors.RasterioError) as error:
+    except (OSError, RasterioError) as error:
         line = " ".join(str(error).split())
         raise SourceError(image, f"{part.name} beside it cannot be read: {line}") from error
 

@@ -19,8 +19,6 @@ from PIL import Image
 Segment = tuple[str, bytes]
 
 TRAILER = "TRAILER"
-# Trailers up to this size are kept; longer ones are preview frames that can be made again.
-MAX_TRAILER = 4096
 MAX_PAYLOAD = 65533
 THUMBNAIL_BOX = (160, 120)
 
@@ -28,6 +26,7 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MP_ENTRIES = 0xB002
 _EXIF, _MPF, _ADOBE, _JFIF = b"Exif\0\0", b"MPF\0", b"Adobe", b"JFIF\0"
 
 
@@ -38,14 +37,25 @@ class JpegLayout:
     Attributes:
         segments: every APPn and COM segment up to the first scan, in file order.
         end: offset behind the end-of-image marker; ``None`` where the file stops before it.
+        pictures: (start, end) of further pictures behind the image that its MPF directory names.
     """
 
     segments: list[Segment]
     end: int | None
+    pictures: tuple[tuple[int, int], ...] = ()
+
+    def trailers(self, data: bytes) -> list[Segment]:
+        """What follows the image, but for the pictures that its MPF directory names."""
+        start, found = len(data) if self.end is None else self.end, []
+        for first, last in (*self.pictures, (len(data), len(data))):
+            if start < first:
+                found.append((TRAILER, data[start:first]))
+            start = max(start, last)
+        return found
 
 
 def read_segments(path: Path) -> list[Segment]:
-    """Read every APPn and COM segment in file order, and a trailer of up to 4096 bytes.
+    """Read every APPn and COM segment in file order, then what follows the image.
 
     Raises:
         ValueError: the file is no JPEG or its headers are cut off.
@@ -53,19 +63,21 @@ def read_segments(path: Path) -> list[Segment]:
     """
     data = Path(path).read_bytes()
     layout = walk(data)
-    if layout.end is not None and 0 < len(data) - layout.end <= MAX_TRAILER:
-        return [*layout.segments, (TRAILER, data[layout.end :])]
-    return layout.segments
+    return [*layout.segments, *layout.trailers(data)]
 
 
-def walk(data: bytes) -> JpegLayout:
+def walk(data: bytes, salvage: bool = False) -> JpegLayout:
     """Walk the markers of a whole JPEG file, scans included.
 
+    Args:
+        salvage: pass over what is damaged.
+
     Raises:
-        ValueError: the data are no JPEG or end inside the headers.
+        ValueError: the data are no JPEG or end inside the headers, unless that is salvaged.
     """
     segments: list[Segment] = []
     position, scanned = 2, False
+    multi_picture: int | None = None
     if data[:2] != bytes([0xFF, _SOI]):
         raise ValueError("not a JPEG: it does not start with the JPEG signature")
     while True:
@@ -74,20 +86,30 @@ def walk(data: bytes) -> JpegLayout:
             if match is None:
                 return JpegLayout(segments, None)
             position = match.start()
-        code, position = _marker(data, position)
+        try:
+            code, position = _marker(data, position)
+        except ValueError:
+            if not salvage:
+                raise
+            position = data.find(b"\xff", position)
+            if position < 0 or not data[position:].strip(b"\xff"):
+                return JpegLayout(segments, None)
+            continue
         if code == _EOI:
-            return JpegLayout(segments, position)
+            return JpegLayout(segments, position, _pictures(data, multi_picture, position))
         if code in NO_LENGTH:
             continue
         payload = _payload(data, position)
         if payload is None:
-            if scanned:
+            if scanned or salvage:
                 return JpegLayout(segments, None)
             raise ValueError("truncated inside the JPEG headers")
         position += 2 + len(payload)
         name = _segment_name(code)
         if name is not None and not scanned:
             segments.append((name, payload))
+            if name == "APP2" and payload.startswith(_MPF):
+                multi_picture = position - len(payload) + len(_MPF)
         scanned = scanned or code == _SOS
 
 
@@ -206,6 +228,33 @@ def fill_thumbnail(exif_app1: bytes, image: npt.NDArray[np.uint8]) -> bytes:
             padded = coded + bytes(length - len(coded))
             return exif_app1[:offset] + padded + exif_app1[offset + length :]
     return exif_app1
+
+
+def _pictures(data: bytes, header: int | None, end: int) -> tuple[tuple[int, int], ...]:
+    """Places behind ``end`` that an MPF directory names (CIPA DC-007), in order.
+
+    Args:
+        header: offset of the directory's TIFF header, which its offsets count from.
+    """
+    if header is None:
+        return ()
+    order = {b"II": "<", b"MM": ">"}.get(data[header : header + 2])
+    if order is None:
+        return ()
+    places = []
+    try:
+        first = header + struct.unpack_from(order + "I", data, header + 4)[0]
+        count = struct.unpack_from(order + "H", data, first)[0]
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, _, size, table = struct.unpack_from(order + "HHII", data, entry)
+            if tag != _MP_ENTRIES:
+                continue
+            for at in range(header + table, header + table + size, 16):
+                length, offset = struct.unpack_from(order + "II", data, at + 4)
+                places.append((header + offset, min(len(data), header + offset + length)))
+    except struct.error:
+        return ()
+    return tuple(sorted(place for place in places if end <= place[0] < place[1]))
 
 
 def _marker(data: bytes, position: int) -> tuple[int, int]:

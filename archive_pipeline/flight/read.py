@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,10 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
+from archive_pipeline.errors import root_cause
 from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
-from archive_pipeline.flight.formats import no_network, open_image
-from archive_pipeline.flight.jpeg_segments import MAX_TRAILER, TRAILER, walk
+from archive_pipeline.flight.formats import no_network, open_image, settle
+from archive_pipeline.flight.jpeg_segments import walk
 from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.source_image import (
     EXIF_PREFIX,
@@ -27,10 +29,12 @@ from archive_pipeline.flight.source_image import (
     SourceError,
     SourceImage,
 )
+from archive_pipeline.flight.tiff_directory import count_pages
 from archive_pipeline.geo.camera import locate, read_pose
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import raster_georef
 
+T = TypeVar("T")
 # Tag namespaces that GDAL derives from the file and that are kept in a better place.
 DERIVED_NAMESPACES = frozenset(
     ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "OVERVIEWS", "RPC")
@@ -39,12 +43,19 @@ DERIVED_NAMESPACES = frozenset(
 EMBEDDED_NAMESPACES = frozenset(("EXIF", "xml:XMP", "COLOR_PROFILE"))
 EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
 
+# Colours that GDAL converts to RGB.
+CONVERTED = frozenset(("CMYK", "YCbCrK", "CIELAB", "ICCLAB", "ITULAB"))
+
+SALVAGED_ROWS = 512  # that are looked through at a time
+
 # MB of GDAL's block cache unless the user says otherwise; its own value is a share of the machine's
 # memory, which every worker process would take.
 os.environ.setdefault("GDAL_CACHEMAX", "256")
 
 
-def read_source(path: Path, id: str, ground_elevation: float | None = None) -> SourceImage:
+def read_source(
+    path: Path, id: str, ground_elevation: float | None = None, salvage: bool = False
+) -> SourceImage:
     """Read everything about an image but its pixels.
 
     PNG checksums are verified; other formats are checked as `read_pixels` reads them.
@@ -54,17 +65,24 @@ def read_source(path: Path, id: str, ground_elevation: float | None = None) -> S
         id: its id in the flight, see `find_images`.
         ground_elevation: height of the ground, metres, in the datum of the cameras' GPS altitude,
             for frames that carry no height above take-off.
+        salvage: a damaged JPEG is taken as far as it can be decoded.
 
     Raises:
         SourceError: the file cannot be read, is damaged, or is no image; one clear line.
     """
     path = Path(path)
     sha256, size = _digest(path)
-    with _reading(path), open_image(path) as dataset:
+    complaints: list[str] = []
+    with _reading(path), open_image(path, complaints) as dataset:
         if dataset.count == 0:
             raise SourceError(path, "holds no raster of its own, only subdatasets")
-        metadata, notes = _embedded(path, dataset.driver)
-        return _describe(dataset, path, id, sha256, size, metadata, notes, ground_elevation)
+        damage = _damage(path, dataset) if salvage else ""
+        metadata, notes = _embedded(path, dataset.driver, bool(damage))
+        if damage:
+            notes.append(f"damaged, archived as far as it can be decoded: {damage}")
+        notes += [f"its metadata are damaged, and kept as they are: {c}" for c in complaints]
+        source = _describe(dataset, path, id, sha256, size, metadata, notes, ground_elevation)
+    return replace(source, salvaged=True) if damage else source
 
 
 def read_pixels(
@@ -101,7 +119,7 @@ def open_dataset(source: SourceImage) -> rasterio.DatasetReader:
     Raises:
         SourceError: the file is gone, or is another.
     """
-    with _reading(source.path), _strict():
+    with _reading(source.path), _strict(source):
         dataset = open_image(Path(source.path))
         if (dataset.width, dataset.height) != (source.width, source.height):
             dataset.close()
@@ -121,7 +139,7 @@ def read_window(
     area = RasterWindow(col, row, width, height)
     bands, alpha = _bands(dataset)
     pixels = np.empty((height, width, len(bands)), source.dtype)
-    with _reading(source.path), _strict():
+    with _reading(source.path), _strict(source):
         try:
             dataset.read(bands, window=area, out=np.moveaxis(pixels, -1, 0))
         except (RasterioError, CPLE_BaseError) as error:
@@ -148,11 +166,19 @@ def _describe(
     ground_elevation: float | None,
 ) -> SourceImage:
     bands, alpha = _bands(dataset)
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    interps, palette = dataset.colorinterp, _palette(dataset)
+    if structure.get("MINISWHITE") == "YES" and palette is not None:
+        interps, palette = (ColorInterp.gray,), None  # GDAL shows a grey image so
+
+    def chosen(values: Sequence[T]) -> tuple[T, ...]:
+        return tuple(values[band - 1] for band in bands)
+
     flags = dataset.mask_flag_enums[0]
     if alpha is not None:
         mask = "alpha"
     elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-        mask = "mask"
+        mask = "mask"  # also of pixels that are nodata in every band (NODATA_VALUES)
     else:
         mask = "nodata" if MaskFlags.nodata in flags else "none"
     # Not the values themselves: NaN differs from NaN.
@@ -169,12 +195,9 @@ def _describe(
         elif georef.method == "none":
             notes.append("no position: neither a georeference nor a camera's tags")
 
-    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    if structure.get("SOURCE_COLOR_SPACE") in CONVERTED and "red" in [i.name for i in interps]:
+        notes.append(f"its {structure['SOURCE_COLOR_SPACE']} pixels are archived as RGB")
     rows, cols = dataset.block_shapes[0]
-    colormap = None
-    if dataset.colorinterp[0] == ColorInterp.palette:
-        palette = dataset.colormap(1)
-        colormap = tuple(tuple(palette[index]) for index in sorted(palette))
     return SourceImage(
         path=path,
         id=id,
@@ -184,10 +207,10 @@ def _describe(
         width=dataset.width,
         height=dataset.height,
         bands=len(bands),
-        dtype=_widest([dataset.dtypes[band - 1] for band in bands]),
+        dtype=_widest(list(chosen(dataset.dtypes))),
         mask=mask,
-        nodata=dataset.nodata,
-        colorinterp=tuple(interp.name for interp in dataset.colorinterp),
+        nodata=None if mask == "mask" and MaskFlags.nodata in flags else dataset.nodata,
+        colorinterp=tuple(interp.name for interp in interps),
         layout={
             "photometric": structure.get("SOURCE_COLOR_SPACE"),
             "compression": structure.get("COMPRESSION"),
@@ -197,13 +220,13 @@ def _describe(
             "overviews": [] if dataset.driver == "JPEG" else dataset.overviews(1),
             "image_structure": structure,
         },
-        descriptions=tuple(dataset.descriptions[band - 1] for band in bands),
-        units=tuple(dataset.units[band - 1] for band in bands),
-        scales=tuple(dataset.scales[band - 1] for band in bands),
-        offsets=tuple(dataset.offsets[band - 1] for band in bands),
-        colormap=colormap,
-        tags=_tags(dataset, 0),
-        band_tags=tuple(_tags(dataset, band) for band in bands),
+        descriptions=chosen(dataset.descriptions),
+        units=chosen(dataset.units),
+        scales=chosen(dataset.scales),
+        offsets=chosen(dataset.offsets),
+        colormap=palette,
+        tags=_tags(dataset, 0, notes),
+        band_tags=tuple(_tags(dataset, band, notes) for band in bands),
         georef=georef,
         camera=camera,
         captured=captured,
@@ -212,9 +235,28 @@ def _describe(
     )
 
 
-def _strict() -> rasterio.Env:
-    """libjpeg's warnings as errors: it would fill gaps with grey."""
-    return rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="YES")
+def _strict(source: SourceImage | None = None) -> rasterio.Env:
+    """libjpeg's warnings as errors, but for a salvaged image: it would fill gaps with grey."""
+    salvaged = source is not None and source.salvaged
+    return rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="NO" if salvaged else "YES")
+
+
+def _damage(path: Path, dataset: rasterio.DatasetReader) -> str:
+    """What is wrong with a JPEG that can be salvaged; empty where nothing is."""
+    if dataset.driver != "JPEG":
+        return ""
+    try:
+        if walk(path.read_bytes()).end is None:
+            return "truncated: the JPEG ends inside its image data"
+        with _strict(), open_image(path) as strict:
+            for row in range(0, strict.height, SALVAGED_ROWS):
+                strict.read(window=RasterWindow(0, row, strict.width, SALVAGED_ROWS))
+    except ValueError as error:
+        return str(error)
+    except (RasterioError, CPLE_BaseError) as error:
+        settle(dataset)  # libjpeg has more to say, which another call would raise
+        return _reason(path, error)
+    return ""
 
 
 @contextmanager
@@ -232,8 +274,7 @@ def _reading(path: Location) -> Iterator[None]:
 
 def _reason(path: Location, error: BaseException) -> str:
     """Find the most telling message: GDAL's own is at the end of the chain of causes."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = root_cause(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
@@ -256,28 +297,36 @@ def _digest(path: Path) -> tuple[str, int]:
     return digest, size
 
 
-def _embedded(path: Path, driver: str) -> tuple[list[Block], list[str]]:
+def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list[str]]:
     """Read the original metadata blocks; one sentence for each thing that is left out."""
     if driver == "JPEG":
         data = path.read_bytes()
         try:
-            layout = walk(data)
+            layout = walk(data, salvage)
         except ValueError as error:
             raise SourceError(path, str(error)) from error
-        if layout.end is None:
+        if layout.end is None and not salvage:
             raise SourceError(path, "truncated: the JPEG ends inside its image data")
-        trailing = len(data) - layout.end
-        if trailing > MAX_TRAILER:
-            note = f"{trailing} bytes behind the image (preview frames) are not archived"
-            return layout.segments, [note]
-        trailer = [(TRAILER, data[layout.end :])] if trailing else []
-        return [*layout.segments, *trailer], []
+        trailers = layout.trailers(data)
+        end = len(data) if layout.end is None else layout.end
+        left_out = len(data) - end - sum(len(payload) for _, payload in trailers)
+        notes = []
+        if left_out:
+            notes.append(f"{left_out} bytes of further pictures (MPF) are not archived")
+        return [*layout.segments, *trailers], notes
     if driver == "PNG":
         try:
             return png_blocks(path), []
         except ValueError as error:
             raise SourceError(path, str(error)) from error
-    return (tiff_blocks(path) if driver in ("GTiff", "COG") else []), []
+    if driver in ("GTiff", "COG"):
+        with open(path, "rb") as file:
+            pages = count_pages(file)
+        if pages > 1:
+            reason = f"a TIFF of {pages} pages, which are images of their own: split it (tiffsplit)"
+            raise SourceError(path, reason)
+        return tiff_blocks(path), []
+    return [], []
 
 
 def _camera_blocks(driver: str, metadata: list[Block]) -> tuple[bytes, bytes]:
@@ -302,10 +351,21 @@ def _bands(dataset: rasterio.DatasetReader) -> tuple[list[int], int | None]:
     Only a single 8-bit alpha beside other bands is set aside; any other kind stays a band, exact.
     """
     bands = list(dataset.indexes)
-    alphas = [band for band in bands if dataset.colorinterp[band - 1] == ColorInterp.alpha]
+    interps = dataset.colorinterp  # asked once: each time it goes through all bands
+    alphas = [band for band in bands if interps[band - 1] == ColorInterp.alpha]
     if len(alphas) != 1 or len(bands) == 1 or dataset.dtypes[alphas[0] - 1] != "uint8":
         return bands, None
     return [band for band in bands if band != alphas[0]], alphas[0]
+
+
+def _palette(dataset: rasterio.DatasetReader) -> tuple[tuple[int, int, int, int], ...] | None:
+    if dataset.colorinterp[0] != ColorInterp.palette:
+        return None
+    try:
+        palette = dataset.colormap(1)
+    except ValueError:  # it is said to be one, and has no colours
+        return None
+    return tuple(tuple(palette[index]) for index in sorted(palette))
 
 
 def _widest(dtypes: list[str]) -> str:
@@ -314,14 +374,21 @@ def _widest(dtypes: list[str]) -> str:
     return np.result_type(*(np.dtype(dtype) for dtype in known)).name
 
 
-def _tags(dataset: rasterio.DatasetReader, band: int) -> dict[str, dict[str, str]]:
+def _tags(
+    dataset: rasterio.DatasetReader, band: int, notes: list[str]
+) -> dict[str, dict[str, str]]:
     """Read all tags of the dataset (band 0) or of a band by namespace, derived ones left out."""
     embedded = dataset.driver in EMBEDDED_DRIVERS
     found = {}
     for namespace in ("", *dataset.tag_namespaces(band)):
         if namespace in DERIVED_NAMESPACES or (embedded and namespace in EMBEDDED_NAMESPACES):
             continue
-        items = dataset.tags(band, ns=namespace or None)
+        try:
+            items = dataset.tags(band, ns=namespace or None)
+        except UnicodeDecodeError:  # rasterio takes all items of a namespace for UTF-8, or none
+            name = namespace or "default"
+            notes.append(f"tags of the {name} namespace are not kept: they are not UTF-8")
+            continue
         if dataset.driver == "JPEG" and namespace == "":
             items = {key: value for key, value in items.items() if not key.startswith("EXIF_")}
         if items:

@@ -14,8 +14,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from archive_pipeline.flight._metadata_blocks import tiff_entries
 from archive_pipeline.flight.jpeg_segments import NO_LENGTH
+from archive_pipeline.flight.tiff_directory import first_directory
 
 MARK = b"archive_pipeline restored"
 TIFF_ITEM = "ARCHIVE_PIPELINE"
@@ -88,8 +88,9 @@ def _in_png(file: BinaryIO) -> bool:
 
 
 def _in_tiff(file: BinaryIO) -> bool:
-    for tag, offset, size in tiff_entries(file):
-        if tag == _GDAL_METADATA:
-            file.seek(offset)
-            return _TIFF_MARK.search(file.read(min(size, _MOST_METADATA))) is not None
-    return False
+    directory = first_directory(file)
+    metadata = None if directory is None else directory.find(_GDAL_METADATA)
+    if metadata is None:
+        return False
+    file.seek(metadata.offset)
+    return _TIFF_MARK.search(file.read(min(metadata.size, _MOST_METADATA))) is not None

@@ -58,6 +58,7 @@ class SourceImage:
         captured: ISO 8601 time of capture, with an offset where the source gives one.
         metadata: byte-for-byte originals ``(name, payload)`` in file order.
         warnings: one sentence for each thing that is odd but did not stop the reading.
+        salvaged: the file is damaged, and its pixels are as far as they can be decoded.
     """
 
     path: Location
@@ -85,12 +86,18 @@ class SourceImage:
     captured: str | None = None
     metadata: tuple[tuple[str, bytes], ...] = ()
     warnings: tuple[str, ...] = ()
+    salvaged: bool = False
 
     @property
     def lossy(self) -> bool:
         """Whether the pixels are photographic: 8-bit RGB once alpha is set aside."""
         rgb = self.colorinterp[:3] == ("red", "green", "blue")
         return self.dtype == "uint8" and self.bands == 3 and rgb
+
+    @property
+    def white_is_zero(self) -> bool:
+        """Whether the least value of a grey image is white."""
+        return self.layout.get("image_structure", {}).get("MINISWHITE") == "YES"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types with everything but `metadata`."""

@@ -93,6 +93,7 @@ class IngestOptions:
     allocation: str = "uniform"  # of `ALLOCATIONS`, or "objects" for what `detect` finds
     adapt: int = 0  # updates that the policy is given on every image
     precision: Precision = "auto"  # of the codec's large networks
+    salvage: bool = False  # damaged JPEGs as far as they can be decoded
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
             if is_restored(path):
                 return Outcome(task.flight, task.id, str(task.path), "skipped", reason=RESTORED)
             with stage("read"):
-                source = read_source(path, task.id, options.ground_elevation)
+                source = read_source(path, task.id, options.ground_elevation, options.salvage)
                 sidecars = _digest(task)
             # whoever has this file, too, may archive it under another of its ids
             with archive.exclusive(f"{task.flight}/{source.sha256}"):

@@ -31,9 +31,10 @@ from archive_pipeline.geo.mapping import (
 )
 from archive_pipeline.jobs._composing import EDGE_POINTS, Composer, PlacedImage
 from archive_pipeline.jobs._cores import cpu_count
+from archive_pipeline.outputs.nodata import avoid_nodata, storable_nodata
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.outputs.publish import NOTHING, Stamps
-from archive_pipeline.outputs.writers import avoid_nodata, cog_writer, storable_nodata
+from archive_pipeline.outputs.writers import cog_writer
 from archive_pipeline.store.layout import MAX_SIDE, ArchiveError, reason_of
 
 T = TypeVar("T")
@@ -300,8 +301,10 @@ def _select(
             continue
         if not touches:
             continue
-        if source.colormap is not None or np.dtype(source.dtype).kind not in "iuf":
+        odd = source.colormap is not None or source.white_is_zero
+        if odd or np.dtype(source.dtype).kind not in "iuf":
             kind = "palette" if source.colormap is not None else source.dtype
+            kind = "WhiteIsZero" if source.white_is_zero else kind
             skipped.append((source.id, f"{kind} pixels cannot be resampled"))
         else:
             found.append(raster)

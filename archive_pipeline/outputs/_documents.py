@@ -23,9 +23,13 @@ from rasterio.io import MemoryFile
 from archive_pipeline.flight.jpeg_segments import MAX_PAYLOAD, Segment, write_segments
 from archive_pipeline.flight.restored_tag import PNG_CHUNK
 from archive_pipeline.flight.source_image import EXIF_PREFIX, XMP_PREFIX, SourceImage
+from archive_pipeline.flight.tiff_tags import Tag, read_block
+from archive_pipeline.flight.xmp import xmp_packet
+from archive_pipeline.geo.georef import Window
 
 MAX_ICC = 16 << 20
 _ICC_PREFIX = b"ICC_PROFILE\0"
+_PHOTOSHOP_PREFIX = b"Photoshop 3.0\0"
 # Keyword, uncompressed, no language, no translated keyword.
 _PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
 # Not among them: what belongs to animation or to the original's bit depth and palette.
@@ -80,6 +84,29 @@ def exif_tags(exif: bytes) -> dict[str, str]:
     data = write_segments(carrier.getvalue(), [("APP1", EXIF_PREFIX + exif)])
     with quiet(), MemoryFile(data, ext=".jpg") as file, file.open(driver="JPEG") as dataset:
         return {k: v for k, v in dataset.tags().items() if k.startswith("EXIF_")}
+
+
+def tiff_tags(source: SourceImage, window: Window) -> list[Tag]:
+    """What a source's documents are in a TIFF's first directory: EXIF, XMP, IPTC, Photoshop's.
+
+    XMP is made UTF-8 and one packet, as TIFF's readers want it.
+
+    Args:
+        window: of which EXIF gives the size, unless that is the whole image.
+    """
+    embedded = embedded_documents(source)
+    exif = EXIF_PREFIX + embedded.exif
+    if window != (0, 0, source.width, source.height):
+        exif = set_dimensions(exif, window[2], window[3])
+    tags = list(read_block(exif.removeprefix(EXIF_PREFIX)))
+    photoshop = b"".join(
+        payload.removeprefix(_PHOTOSHOP_PREFIX)
+        for name, payload in source.metadata
+        if name == "PHOTOSHOP" or (name == "APP13" and payload.startswith(_PHOTOSHOP_PREFIX))
+    )
+    iptc = next((payload for name, payload in source.metadata if name == "IPTC"), b"")
+    texts = {700: xmp_packet(source.metadata), 33723: iptc, 34377: photoshop}
+    return [*tags, *(Tag(n, 1 if n == 700 else 7, len(t), t) for n, t in texts.items() if t)]
 
 
 def pack_segments(source: SourceImage) -> list[Segment]:

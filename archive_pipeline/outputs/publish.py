@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
+from archive_pipeline.errors import root_cause
 from archive_pipeline.outputs.paths import OutputError
 
 Stamps = Mapping[Path, tuple[int, int]]
@@ -31,8 +33,9 @@ def workdir(path: Path) -> Iterator[Path]:
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         ):
             yield Path(folder)
-    except (OSError, RasterioError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except (OSError, RasterioError, CPLE_BaseError) as error:
+        cause = root_cause(error)
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         raise OutputError(f"{path}: {' '.join(reason.split())}") from error
 
 
@@ -108,7 +111,16 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 def _sidecars(path: Path, world: bool) -> list[Path]:
     """GDAL's file of metadata, and a JPEG's world file."""
-    return [Path(f"{path}.aux.xml"), *([path.with_suffix(".jgw")] if world else [])]
+    return [Path(f"{path}.aux.xml"), *([world_file(path)] if world else [])]
+
+
+def world_file(path: Path) -> Path:
+    """A JPEG's world file: `a.JGW` beside `a.JPG`, which may have an `a.jpg` beside it, too."""
+    extension = path.suffix[1:]
+    if len(extension) != 3:
+        return Path(f"{path}w")
+    letter = "W" if extension.isupper() else "w"
+    return path.with_suffix(f".{extension[0]}{extension[2]}{letter}")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

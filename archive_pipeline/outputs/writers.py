@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
 from archive_pipeline.flight.raster import Pixels, Raster
 from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM
 from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
+from archive_pipeline.flight.tiff_tags import Tag
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.geo.mapping import window_transform
 from archive_pipeline.outputs._documents import (
@@ -41,10 +41,13 @@ from archive_pipeline.outputs._documents import (
     png_chunks,
     quiet,
     set_dimensions,
+    tiff_tags,
 )
 from archive_pipeline.outputs._sidecar import MADE_NAMESPACES, auxiliary_xml
+from archive_pipeline.outputs._tiff_tags import insert_tags
+from archive_pipeline.outputs.nodata import avoid_nodata, storable_nodata
 from archive_pipeline.outputs.paths import OutputError
-from archive_pipeline.outputs.publish import NOTHING, Stamps, publish, workdir
+from archive_pipeline.outputs.publish import NOTHING, Stamps, publish, workdir, world_file
 
 COG_BLOCK = 512  # pixels a side
 READ_PIXELS = 1 << 23
@@ -80,10 +83,10 @@ def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
 
     Georeference (transform, GCPs or RPCs, moved to the window), band descriptions, units, scales
     and offsets, colour interpretation, palette, nodata value, ICC profile, XMP and tags are the
-    source's, EXIF comes as ``EXIF_*`` tags; tags of custom namespaces, if any, lie in GDAL's
-    ``.aux.xml`` beside the file.  Statistics are left out, since decoding or cutting makes them
-    wrong.  The mask comes back as it was: as an alpha band, as an internal mask, or as the
-    nodata value.
+    source's. EXIF and GPS come as TIFF's directories, and a photograph's EXIF also as ``EXIF_*``
+    tags; tags of custom namespaces, if any, lie in GDAL's ``.aux.xml`` beside the file.
+    Statistics are left out, since decoding or cutting makes them wrong.  The mask comes back as it
+    was: as an alpha band, as an internal mask, or as the nodata value.
 
     Pixels are written as read, with two exceptions for photographic sources that have a nodata
     value, where lossy decoding blurs what is nodata: invalid pixels become the nodata value in
@@ -105,9 +108,12 @@ def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
         profile["source_icc_profile"] = base64.b64encode(embedded.icc).decode()
     # GDAL's COG driver leaves namespaces of the user's own behind.
     pam = auxiliary_xml(Georef(), source.tags, source.band_tags)
-    with cog_writer(path, profile, source.colormap is not None, pam, replace) as stage:
-        exif = {k: v for k, v in exif_tags(embedded.exif).items() if k not in stage.tags()}
-        _write_tags(stage, {"": exif, "xml:XMP": {"": embedded.xmp.decode("utf-8", "replace")}})
+    tags = tiff_tags(source, raster.window)
+    palette, white = source.colormap is not None, source.white_is_zero
+    with cog_writer(path, profile, palette, pam, replace, tags, white) as stage:
+        if source.driver not in ("GTiff", "COG"):
+            exif = {k: v for k, v in exif_tags(embedded.exif).items() if k not in stage.tags()}
+            _write_tags(stage, {"": exif})
         _stage(stage, raster)
 
 
@@ -139,7 +145,7 @@ def write_png(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     with workdir(path) as work:
         staged, plain = work / "stage.tif", work / "plain.png"
         with _open_new(staged, {**_STAGE, **_profile(raster, alpha=alpha)}) as stage:
-            _stage(stage, raster, alpha=alpha)
+            _stage(stage, raster, alpha=alpha, shown=True)
         rasterio.shutil.copy(staged, plain, driver="PNG")
         final = work / "final.png"
         insert_chunks(plain, final, png_chunks(source))
@@ -159,7 +165,7 @@ def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: i
     photogrammetry whole frames.
 
     The georeference, which JPEG cannot hold, goes into GDAL's ``.aux.xml`` beside the file, and
-    an affine one also into a world file (``.jgw``).
+    an affine one also into a world file (``.jgw``, see `publish.world_file`).
 
     Args:
         path: the output file; its folder is created.
@@ -188,7 +194,7 @@ def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: i
             raise OutputError(
                 f"{source.id}: JPEG cannot store transparent pixels; use gtiff or png"
             )
-        pixels[r - row : r - row + h, c - col : c - col + w] = raster.read(window)
+        pixels[r - row : r - row + h, c - col : c - col + w] = _shown(source, raster.read(window))
     whole = (col, row, width, height) == (0, 0, source.width, source.height)
     with workdir(path) as work:
         final = work / "final.jpg"
@@ -203,7 +209,7 @@ def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: i
         if georef.transform is not None:
             a, b, c_, d, e, f = georef.transform
             centre = (a, d, b, e, c_ + (a + b) / 2, f + (d + e) / 2)
-            (work / "final.jgw").write_text("".join(f"{value!r}\n" for value in centre))
+            world_file(final).write_text("".join(f"{value!r}\n" for value in centre))
         publish(final, path, replace)
 
 
@@ -214,6 +220,8 @@ def cog_writer(
     palette: bool = False,
     pam: str = "",
     replace: Stamps = NOTHING,
+    tags: Iterable[Tag] = (),
+    white_is_zero: bool = False,
 ) -> Iterator[DatasetWriter]:
     """Give a staging dataset to fill; on leaving, make it a Cloud Optimized GeoTIFF at ``path``.
 
@@ -226,12 +234,14 @@ def cog_writer(
         palette: pixel values are classes: overviews pick pixels rather than average them.
         pam: text of GDAL's ``.aux.xml`` beside the output; none where empty.
         replace: what may be replaced, see `publish`.
+        tags: more tags for the file's first directory.
+        white_is_zero: grey pixels are said to be so.
 
     Raises:
         OutputError: the file cannot be written, or another is there.
     """
     with workdir(path) as work:
-        staged, final = work / "stage.tif", work / "final.tif"
+        staged, plain, final = (work / name for name in ("stage.tif", "plain.tif", "final.tif"))
         with _open_new(staged, {**_STAGE, **profile}) as stage:
             stage.update_tags(**{TIFF_ITEM: MARK.decode()})
             yield stage
@@ -239,11 +249,12 @@ def cog_writer(
         factors = [2**n for n in range(1, 32) if size > COG_BLOCK * 2 ** (n - 1)]
         if factors:
             resampling = Resampling.nearest if palette else Resampling.average
-            with rasterio.open(staged, "r+", driver="GTiff") as stage:
+            with quiet(), rasterio.open(staged, "r+", driver="GTiff") as stage:
                 stage.build_overviews(factors, resampling)
         kind = np.dtype(profile["dtype"]).kind
         predictor = "NO" if palette or kind not in "uif" else "YES"
-        rasterio.shutil.copy(staged, final, predictor=predictor, **_COG)
+        rasterio.shutil.copy(staged, plain, predictor=predictor, **_COG)
+        insert_tags(plain, final, tags, white_is_zero)
         if pam:
             Path(f"{final}.aux.xml").write_text(pam, encoding="utf-8")
         publish(final, path, replace)
@@ -265,37 +276,6 @@ def read_windows(raster: Raster) -> Iterator[Window]:
     for top, bottom in _cuts(row, row + height, block_height, block_height):
         for left, right in _cuts(col, col + width, block_width, run):
             yield left, top, right - left, bottom - top
-
-
-def avoid_nodata(pixels: Pixels, valid: npt.NDArray[np.bool_], nodata: float) -> None:
-    """Move valid pixels that equal nodata in every band by one level in the last, in place.
-
-    Args:
-        pixels: integers (height, width, bands).
-        valid: bool (height, width).
-        nodata: a value that the pixels' type can hold.
-    """
-    level = pixels.dtype.type(nodata)
-    collides = valid & (pixels == level).all(axis=2)
-    step = -1 if level == np.iinfo(pixels.dtype).max else 1
-    pixels[..., -1][collides] = int(level) + step
-
-
-def storable_nodata(nodata: float | None, dtype: str) -> float | int | None:
-    """Return ``nodata`` if pixels of ``dtype`` can have that value, else ``None``.
-
-    GDAL takes a nodata value outside the range of the type to match nothing; rasterio refuses it.
-
-    Args:
-        nodata: the value, may be NaN.
-        dtype: numpy name of the pixel type.
-    """
-    if nodata is None or np.dtype(dtype).kind not in "iu":
-        return nodata
-    info = np.iinfo(dtype)
-    if not math.isfinite(nodata) or nodata != int(nodata) or not info.min <= nodata <= info.max:
-        return None
-    return int(nodata)
 
 
 def _cuts(start: int, stop: int, grid: int, step: int) -> Iterator[tuple[int, int]]:
@@ -320,7 +300,8 @@ def _profile(raster: Raster, alpha: bool | None = None) -> dict[str, Any]:
     }
     # An alpha band made from nodata replaces it: GDAL ignores alpha where there is nodata.
     nodata = storable_nodata(source.nodata, source.dtype)
-    if nodata is not None and not alpha:
+    of_all_bands = source.mask == "mask" and "NODATA_VALUES" in source.tags.get("", {})
+    if nodata is not None and not alpha and not of_all_bands:
         profile["nodata"] = nodata
     if georef.crs is not None:
         profile["crs"] = CRS.from_user_input(georef.crs)
@@ -338,12 +319,15 @@ def _photometric(source: SourceImage) -> str:
         return "RGB"
     if source.colorinterp[:4] == ("cyan", "magenta", "yellow", "black"):
         return "CMYK"
-    original = str(source.layout.get("photometric")).upper()
-    return "MINISWHITE" if original in ("MINISWHITE", "WHITE") else "MINISBLACK"
+    return "MINISBLACK"
 
 
-def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False) -> None:
-    """Fill a staging dataset made from `_profile` with a raster's tags, pixels and mask."""
+def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False, shown: bool = False) -> None:
+    """Fill a staging dataset made from `_profile` with a raster's tags, pixels and mask.
+
+    Args:
+        shown: pixels as they are shown where the source's zero is white.
+    """
     source = raster.source
     names = list(source.colorinterp) or [interp.name for interp in stage.colorinterp]
     if alpha and "alpha" not in names:
@@ -362,6 +346,8 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False) -> None:
             valid = np.ones((h, w), bool) if mask is None else mask != 0
             pixels[~valid] = nodata
             avoid_nodata(pixels, valid, nodata)
+        if shown:
+            pixels = _shown(source, pixels)
         stage.write(np.moveaxis(pixels, 2, 0), [n + 1 for n in colours], window=target)
         if mask is None:
             mask = np.full((h, w), 255, np.uint8)
@@ -371,6 +357,11 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False) -> None:
             stage.write(band, alpha_index + 1, window=target)
         elif source.mask == "mask" and "alpha" not in names:
             stage.write_mask(mask, window=target)
+
+
+def _shown(source: SourceImage, pixels: Pixels) -> Pixels:
+    """Unsigned pixels as formats have them that know no white zero."""
+    return np.iinfo(pixels.dtype).max - pixels if source.white_is_zero else pixels
 
 
 def _describe(
@@ -383,6 +374,8 @@ def _describe(
     if source.colormap is not None:
         stage.write_colormap(1, dict(enumerate(source.colormap)))
     tags = dict(source.tags)
+    if source.mask == "mask":  # which says it of each pixel, decoded lossily or not
+        tags[""] = {k: v for k, v in tags.get("", {}).items() if k != "NODATA_VALUES"}
     if source.georef.transform is None:
         # GDAL shifts GCPs at every writing that are said to be points.
         tags[""] = {k: v for k, v in tags.get("", {}).items() if k != "AREA_OR_POINT"}

@@ -1,0 +1,213 @@
+"""Files that are broken, or unusual, in one thing: the rest of them is archived, and comes back."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image, TiffImagePlugin
+from rasterio.enums import ColorInterp
+from test_outputs import noise, whole
+
+from archive_pipeline.flight.find import find_images
+from archive_pipeline.flight.read import read_pixels, read_source
+from archive_pipeline.flight.source_image import XMP_PREFIX, SourceError
+from archive_pipeline.outputs.publish import world_file
+from archive_pipeline.outputs.writers import write_gtiff, write_jpeg, write_png
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    b'xmlns:drone-dji="http://www.dji.com/drone-dji/1.0/" drone-dji:RelativeAltitude="+100.00" '
+    b'drone-dji:GimbalPitchDegree="-90.00"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def exif() -> bytes:
+    block = Image.Exif()
+    block[0x010F] = "DJI"
+    block.get_ifd(0x8769)[0xA405] = 24
+    block.get_ifd(0x8825).update({1: "N", 2: (47.0, 30.0, 0.0), 3: "E", 4: (8.0, 30.0, 0.0)})
+    return block.tobytes()
+
+
+def jpeg(path: Path, exif: bytes = b"", xmp: bytes = b"") -> bytes:
+    """Write a small JPEG; returns its bytes."""
+    coded = io.BytesIO()
+    Image.fromarray(np.moveaxis(noise(3), 0, -1)).save(coded, "JPEG", exif=exif)
+    data = coded.getvalue()
+    if xmp:
+        payload = XMP_PREFIX + xmp
+        head = b"\xff\xe1" + struct.pack(">H", len(payload) + 2)
+        data = data[:2] + head + payload + data[2:]
+    path.write_bytes(data)
+    return data
+
+
+BROKEN_XMP: dict[str, bytes] = {
+    "cut off": XMP[: len(XMP) // 2],
+    "not closed": XMP.replace(b"</rdf:RDF>", b""),
+    "UTF-16 with a mark": XMP.decode().encode("utf-16"),
+    "UTF-16 without one": XMP.decode().encode("utf-16-be"),
+    "no UTF-8": XMP.replace(b"+100.00", b"\xff\xfe\xff"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_XMP)
+def test_broken_xmp_is_kept_and_fails_nothing(kind: str, tmp_path: Path) -> None:
+    jpeg(tmp_path / "a.jpg", exif(), BROKEN_XMP[kind])
+    source = read_source(tmp_path / "a.jpg", "a.jpg")
+    assert ("APP1", XMP_PREFIX + BROKEN_XMP[kind]) in source.metadata
+    assert source.camera is not None
+    assert (source.camera.lon, source.camera.lat) == (8.5, 47.5)
+    read_pixels(source)
+
+
+BROKEN_EXIF: dict[str, Callable[[bytearray], None]] = {
+    "a directory outside": lambda b: b.__setitem__(slice(10, 14), b"\0\0\xff\xff"),
+    "no byte order": lambda b: b.__setitem__(slice(6, 8), b"XX"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_EXIF)
+def test_broken_exif_is_kept_and_told(kind: str, tmp_path: Path) -> None:
+    block = bytearray(exif())
+    BROKEN_EXIF[kind](block)
+    jpeg(tmp_path / "a.jpg", bytes(block))
+    source = read_source(tmp_path / "a.jpg", "a.jpg")
+    assert ("APP1", bytes(block)) in source.metadata
+    assert source.warnings[0].startswith("its metadata are damaged, and kept as they are: ")
+    read_pixels(source)
+
+
+def test_a_palette_without_colours_is_a_plain_band(tmp_path: Path) -> None:
+    path = tmp_path / "p.tif"
+    profile = {"driver": "GTiff", "width": 200, "height": 150, "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", **profile) as out:
+        out.write(noise(1))
+        out.colorinterp = [ColorInterp.palette]
+    source = read_source(path, "p.tif")
+    assert source.colormap is None
+    write_gtiff(tmp_path / "out.tif", whole(source))
+    with rasterio.open(tmp_path / "out.tif") as got:
+        np.testing.assert_array_equal(got.read(), noise(1))
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "junk between segments": lambda d: (
+        d[: d.index(b"\xff\xdb")] + b"junk" + d[d.index(b"\xff\xdb") :]
+    ),
+    "no end marker": lambda d: d[:-2],
+    "cut off": lambda d: d[: -len(d) // 4],
+    "a wrong marker": lambda d: d[: -len(d) // 4] + b"\xff\xd1" + d[-len(d) // 4 :],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_jpegs_only_by_request(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(DAMAGES[kind](jpeg(path, exif(), XMP)))
+    with pytest.raises(SourceError, match=r"truncated|damaged JPEG"):
+        read_pixels(read_source(path, "a.jpg"))
+    source = read_source(path, "a.jpg", salvage=True)
+    assert source.warnings[0].startswith("damaged, archived as far as it can be decoded: ")
+    assert source.georef.crs == "EPSG:32632"
+    pixels = read_pixels(source)[0]
+    lenient = rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="NO")
+    with lenient, rasterio.open(path) as dataset:
+        np.testing.assert_array_equal(np.moveaxis(pixels, -1, 0), dataset.read())
+
+
+def test_whole_jpegs_are_not_salvaged(tmp_path: Path) -> None:
+    jpeg(tmp_path / "a.jpg", exif(), XMP)
+    source = read_source(tmp_path / "a.jpg", "a.jpg", salvage=True)
+    assert not source.salvaged
+    assert not any("damaged" in warning for warning in source.warnings)
+
+
+def test_bands_that_a_file_cannot_hold_are_no_work(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=200, height=150, count=3, dtype="uint8"
+    ) as out:
+        out.write(noise(3))
+    data = bytearray(path.read_bytes())
+    entry = data.index(struct.pack("<HHI", 277, 3, 1))
+    struct.pack_into("<H", data, entry + 8, 60000)
+    path.write_bytes(data)
+    started = time.process_time()
+    with pytest.raises(SourceError, match="claims 60000 bands"):
+        read_source(path, "a.tif")
+    assert time.process_time() - started < 1
+
+
+def test_white_is_zero_stays_so(tmp_path: Path) -> None:
+    path = tmp_path / "w.tif"
+    profile = {"driver": "GTiff", "width": 1200, "height": 900, "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", **profile, photometric="MINISWHITE") as out:
+        out.write(noise(1, width=1200, height=900))
+    write_gtiff(tmp_path / "out.tif", whole(read_source(path, "w.tif")))
+    with Image.open(tmp_path / "out.tif") as got:
+        for page in range(got.n_frames):  # overviews, too
+            got.seek(page)
+            assert got.tag_v2[262] == 0
+    with rasterio.open(tmp_path / "out.tif") as got:
+        assert got.overviews(1) == [2, 4]
+        assert got.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        np.testing.assert_array_equal(got.read(), noise(1, width=1200, height=900))
+    write_png(tmp_path / "out.png", whole(read_source(path, "w.tif")))
+    with Image.open(path) as original, Image.open(tmp_path / "out.png") as shown:
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(original))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "LAB"])
+def test_colours_that_are_converted_are_named(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.moveaxis(noise(3), 0, -1)).convert(mode).save(path)
+    assert any("are archived as RGB" in w for w in read_source(path, "a.tif").warnings)
+
+
+def test_a_transparent_colour_of_rgb_is_a_mask(tmp_path: Path) -> None:
+    pixels = np.moveaxis(noise(3), 0, -1).copy()
+    pixels[:40, :50] = 0
+    pixels[100, :, 0] = 0  # not transparent: only one band is 0
+    Image.fromarray(pixels).save(tmp_path / "a.png", transparency=(0, 0, 0))
+    source = read_source(tmp_path / "a.png", "a.png")
+    assert (source.mask, source.nodata) == ("mask", None)
+    write_gtiff(tmp_path / "out.tif", whole(source))
+    with rasterio.open(tmp_path / "out.tif") as got:
+        expected = np.full(pixels.shape[:2], 255)
+        expected[:40, :50] = 0
+        np.testing.assert_array_equal(got.dataset_mask(), expected)
+        np.testing.assert_array_equal(got.read(), np.moveaxis(pixels, -1, 0))
+
+
+def test_pages_are_named_and_thumbnails_are_none(tmp_path: Path) -> None:
+    pages = [Image.fromarray(noise(1)[0] + np.uint8(n)) for n in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(SourceError, match="a TIFF of 3 pages"):
+        read_source(tmp_path / "a.tif", "a.tif")
+    large = Image.fromarray(noise(1, width=600, height=400)[0])
+    small = large.resize((160, 120))
+    large.save(tmp_path / "b.tif", save_all=True, append_images=[small])
+    flagged = TiffImagePlugin.ImageFileDirectory_v2()
+    flagged[254] = 1
+    large.resize((300, 200)).save(tmp_path / "overview.tif", tiffinfo=flagged)
+    assert read_source(tmp_path / "b.tif", "b.tif").width == 600
+
+
+def test_case_twins_have_world_files_of_their_own(tmp_path: Path) -> None:
+    names = ("a.JPG", "a.jpg", "a.jpeg", "a.Jpg")
+    assert len({world_file(tmp_path / name) for name in names}) == 4
+    jpeg(tmp_path / "s.jpg", exif(), XMP)
+    source = read_source(tmp_path / "s.jpg", "s.jpg")
+    for name in ("out/a.JPG", "out/a.jpg"):
+        write_jpeg(tmp_path / name, whole(source))
+        assert world_file(tmp_path / name).is_file()
+    assert len(find_images(tmp_path / "out")) == 2
