@@ -65,6 +65,7 @@ def ingest(
     adapt: int = 0,
     overwrite: bool = False,
     ground_elevation: float | None = None,
+    dem: str | Path | None = None,
     salvage: bool = False,
     detect: Iterable[str] = (),
     device: str = "auto",
@@ -89,6 +90,7 @@ def ingest(
         adapt: updates of the policy on each image.
         overwrite: encode images again that the archive has.
         ground_elevation: metres, for frames without altitude above take-off.
+        dem: a raster of the ground's heights, for frames to be projected to.
         salvage: archive damaged JPEGs as far as they can be decoded.
         detect: detectors whose detections in the originals are stored.
         device: "auto", "cpu" or "cuda".
@@ -151,6 +153,7 @@ def ingest(
         allocation,
         adapt,
         precision,
+        None if dem is None else str(Path(dem).absolute()),
         salvage,
     )
     return run(

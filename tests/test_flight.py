@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
+from archive_pipeline.flight.camera_tags import read_pose
 from archive_pipeline.flight.find import FlightError, find_images
 from archive_pipeline.flight.jpeg_segments import (
     TRAILER,
@@ -32,7 +33,7 @@ from archive_pipeline.flight.jpeg_segments import (
 )
 from archive_pipeline.flight.read import read_pixels, read_source
 from archive_pipeline.flight.source_image import SourceError, SourceImage
-from archive_pipeline.geo.camera import read_pose
+from archive_pipeline.flight.xmp import read_xmp
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -514,7 +515,7 @@ def test_thumbnail_is_blanked_and_filled(flight: list[Path]) -> None:
     assert picture.size == (160, 120)
     # Only what was blanked is filled.
     assert fill_thumbnail(exif, scene()) == exif
-    assert read_pose(filled, b"") == read_pose(exif, b"")
+    assert read_pose(filled) == read_pose(exif)
 
 
 @needs_brighton
@@ -544,7 +545,7 @@ def test_hostile_exif_is_no_thumbnail() -> None:
     ]  # fmt: skip
     for block in cases:
         assert blank_thumbnail(block) == (block, None)
-        read_pose(block, block)
+        read_pose(block, read_xmp([("XMP", block)]))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -558,7 +559,7 @@ def test_random_metadata_never_raises(flight: list[Path]) -> None:
         blank, place = blank_thumbnail(bytes(data))
         assert len(blank) == len(data)
         assert (place is None) == (blank == data)
-        read_pose(bytes(data), xmp)
+        read_pose(bytes(data), read_xmp([("XMP", xmp)]))
 
 
 def test_lossy_is_for_photographs_only() -> None:

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from archive_pipeline.flight._metadata_blocks import png_blocks, tiff_blocks
+from archive_pipeline.flight.camera_tags import read_pose
 from archive_pipeline.flight.jpeg_segments import (
     MAX_PAYLOAD,
     blank_thumbnail,
@@ -38,7 +39,8 @@ from archive_pipeline.flight.jpeg_segments import (
 )
 from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.source_image import EXIF_PREFIX, XMP_PREFIX, SourceError, SourceImage
-from archive_pipeline.geo.camera import locate, read_pose
+from archive_pipeline.flight.xmp import read_xmp
+from archive_pipeline.geo.camera import locate
 from archive_pipeline.jobs.check import check
 from archive_pipeline.jobs.info import describe
 from archive_pipeline.jobs.ingest import ingest
@@ -162,7 +164,7 @@ def test_streams(long: bool) -> None:
 def read_blocks(data: bytes) -> None:
     """EXIF, XMP: the camera's pose, the thumbnail, the tags of outputs."""
     for exif, xmp in ((data, b""), (b"", data), (data, data)):
-        pose, captured = read_pose(exif, xmp)
+        pose, captured = read_pose(exif, read_xmp([("XMP", xmp)]))
         assert captured is None or "\n" not in captured
         if pose is not None:
             json.dumps(pose.to_json(), allow_nan=False)

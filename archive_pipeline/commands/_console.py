@@ -195,7 +195,7 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
                 lon = sum(p[0] for p in ring[:-1]) / (len(ring) - 1)
                 lon = (lon + 180) % 360 - 180
                 lat = sum(p[1] for p in ring[:-1]) / (len(ring) - 1)
-                where = f"{lon:.6f} {lat:.6f}  {image['crs']}"
+                where = f"{lon:.6f} {lat:.6f}  {image['crs'] or 'extent unknown'}"
             say(
                 f"  {image['id']:<28} {image['width']}x{image['height']}  {image['codec']:<8} "
                 f"{_size(image['source_bytes']):>9} -> {_size(image['archive_bytes']):>9}  {where}"

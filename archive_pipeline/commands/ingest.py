@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     help="Height of the ground, for frames without altitude above take-off.",
 )
 @click.option(
+    "--dem",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Project frames to the ground of this raster of heights, in any CRS, not to a plane.",
+)
+@click.option(
     "--salvage",
     is_flag=True,
     help="Archive damaged JPEGs as far as they can be decoded, with a warning.",

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,19 +20,21 @@ from rasterio.windows import Window as RasterWindow
 
 from archive_pipeline.errors import root_cause
 from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
+from archive_pipeline.flight.camera_tags import read_pose
 from archive_pipeline.flight.formats import no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import walk
 from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.source_image import (
     EXIF_PREFIX,
-    XMP_PREFIX,
     SourceError,
     SourceImage,
 )
 from archive_pipeline.flight.tiff_directory import count_pages
-from archive_pipeline.geo.camera import locate, read_pose
+from archive_pipeline.flight.xmp import read_xmp
+from archive_pipeline.geo.camera import locate
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import raster_georef
+from archive_pipeline.geo.terrain import Terrain
 
 T = TypeVar("T")
 # Tag namespaces that GDAL derives from the file and that are kept in a better place.
@@ -53,9 +55,24 @@ SALVAGED_ROWS = 512  # that are looked through at a time
 os.environ.setdefault("GDAL_CACHEMAX", "256")
 
 
-def read_source(
-    path: Path, id: str, ground_elevation: float | None = None, salvage: bool = False
-) -> SourceImage:
+@dataclass(frozen=True)
+class Ground:
+    """What camera frames are projected to.
+
+    Attributes:
+        elevation: height of flat ground, metres, in the datum of the cameras' GPS altitude, for
+            frames that carry no height above take-off.
+        terrain: the ground as it is.
+    """
+
+    elevation: float | None = None
+    terrain: Terrain | None = None
+
+
+FLAT = Ground()
+
+
+def read_source(path: Path, id: str, ground: Ground = FLAT, salvage: bool = False) -> SourceImage:
     """Read everything about an image but its pixels.
 
     PNG checksums are verified; other formats are checked as `read_pixels` reads them.
@@ -63,8 +80,7 @@ def read_source(
     Args:
         path: the file.
         id: its id in the flight, see `find_images`.
-        ground_elevation: height of the ground, metres, in the datum of the cameras' GPS altitude,
-            for frames that carry no height above take-off.
+        ground: what frames are projected to.
         salvage: a damaged JPEG is taken as far as it can be decoded.
 
     Raises:
@@ -81,7 +97,7 @@ def read_source(
         if damage:
             notes.append(f"damaged, archived as far as it can be decoded: {damage}")
         notes += [f"its metadata are damaged, and kept as they are: {c}" for c in complaints]
-        source = _describe(dataset, path, id, sha256, size, metadata, notes, ground_elevation)
+        source = _describe(dataset, path, id, sha256, size, metadata, notes, ground)
     return replace(source, salvaged=True) if damage else source
 
 
@@ -163,7 +179,7 @@ def _describe(
     size: int,
     metadata: list[Block],
     notes: list[str],
-    ground_elevation: float | None,
+    ground: Ground,
 ) -> SourceImage:
     bands, alpha = _bands(dataset)
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
@@ -186,10 +202,12 @@ def _describe(
         notes.append("bands have different nodata values; the first band's is kept")
 
     georef = raster_georef(dataset)
-    camera, captured = read_pose(*_camera_blocks(dataset.driver, metadata))
+    camera, captured = read_pose(_exif(dataset.driver, metadata), read_xmp(metadata))
     if georef.footprint is None:
         if camera is not None:
-            located, assumptions = locate(camera, dataset.width, dataset.height, ground_elevation)
+            located, assumptions = locate(
+                camera, dataset.width, dataset.height, ground.elevation, ground.terrain
+            )
             georef = located if located.footprint is not None else georef
             notes += [*camera.warnings, *assumptions]
         elif georef.method == "none":
@@ -329,20 +347,14 @@ def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list
     return [], []
 
 
-def _camera_blocks(driver: str, metadata: list[Block]) -> tuple[bytes, bytes]:
-    """Pick the EXIF and the XMP block out of a format's metadata; empty where there is none."""
-    exif = xmp = b""
+def _exif(driver: str, metadata: list[Block]) -> bytes:
+    """Pick the EXIF block out of a format's metadata; empty where there is none."""
     for name, payload in metadata:
-        if driver == "JPEG" and name == "APP1":
-            if payload.startswith(EXIF_PREFIX):
-                exif = exif or payload
-            elif payload.startswith(XMP_PREFIX):
-                xmp = xmp or payload.removeprefix(XMP_PREFIX)
-        elif name in ("EXIF", "eXIf"):
-            exif = payload
-        elif name == "XMP" or (name == "iTXt" and payload.startswith(b"XML:com.adobe.xmp\0")):
-            xmp = payload
-    return exif, xmp
+        if name in ("EXIF", "eXIf"):
+            return payload
+        if driver == "JPEG" and name == "APP1" and payload.startswith(EXIF_PREFIX):
+            return payload
+    return b""
 
 
 def _bands(dataset: rasterio.DatasetReader) -> tuple[list[int], int | None]:

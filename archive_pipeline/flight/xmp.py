@@ -94,10 +94,10 @@ def xmp_packet(metadata: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def decoded(packet: bytes) -> str:
-    """The text of a packet, in whatever encoding, without what surrounds its XML."""
+    """The text of a packet, in whatever encoding, from its first tag on."""
     bom, encoding = _encoding(packet)
     text = packet[len(bom) :].decode(encoding, "replace")
-    return text[max(text.find("<"), 0) : text.rfind(">") + 1]
+    return text[max(text.find("<"), 0) :]
 
 
 def _encoding(packet: bytes) -> tuple[bytes, str]:
@@ -144,7 +144,7 @@ def _parsed(text: str) -> ElementTree.Element | None:
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         return None
     try:
-        return ElementTree.fromstring(text)
+        return ElementTree.fromstring(text[: text.rfind(">") + 1])
     except (ElementTree.ParseError, ValueError, RecursionError):
         return None
 
@@ -193,6 +193,7 @@ def _loose(text: str) -> dict[Name, tuple[str, ...]]:
     namespaces = dict(_DECLARED.findall(text))
     values: dict[Name, tuple[str, ...]] = {}
     for prefix, name, attribute, element in _LOOSE.findall(text):
-        if prefix in namespaces:
-            _put(f"{{{namespaces[prefix]}}}{name}", "", (attribute or element,), values)
+        # a prefix whose declaration is lost stands for itself
+        namespace = namespaces.get(prefix, prefix)
+        _put(f"{{{namespace}}}{name}", "", (attribute or element,), values)
     return values

@@ -1,5 +1,4 @@
 from .camera import locate as locate
-from .camera import read_pose as read_pose
 from .georef import Affine6 as Affine6
 from .georef import Bbox as Bbox
 from .georef import Georef as Georef

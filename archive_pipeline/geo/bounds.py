@@ -44,6 +44,8 @@ def reach(georef: Georef, width: int, height: int, bounds: Bbox) -> float | None
     Returns:
         A margin that holds all of the image, None where none is sure to.
     """
+    if georef.method == "point":
+        return ROUNDING
     try:
         x, y = outline(georef, width, height, DEGREES)
         margin = ROUNDING if _is_wgs84(str(georef.crs)) else DATUM_MARGIN

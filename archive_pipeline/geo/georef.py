@@ -35,7 +35,8 @@ class Georef:
             image corners; ``None`` where the position is unknown. Across the antimeridian
             longitudes count on (179, 181), so that it is one piece; round a pole it has more
             points, and runs along the pole.
-        method: ``"transform"``, ``"gcps"``, ``"rpcs"``, ``"camera"`` or ``"none"``.
+        method: ``"transform"``, ``"gcps"``, ``"rpcs"``, ``"camera"``, ``"point"`` or ``"none"``.
+            ``"point"``: only the camera's place is known, and the footprint is that, four times.
     """
 
     crs: str | None = None
@@ -44,6 +45,11 @@ class Georef:
     rpcs: dict[str, str] | None = None
     footprint: Ring | None = None
     method: str = "none"
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it is known where each pixel lies."""
+        return self.footprint is not None and self.method != "point"
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict of JSON types; `from_json` undoes it exactly."""

@@ -97,7 +97,12 @@ def ring(lon: Array, lat: Array, corner_step: int = 1) -> Ring:
 
 
 def cut_at_antimeridian(footprint: Sequence[Sequence[float]]) -> shapely.Geometry:
-    """A footprint's ring as GeoJSON wants it (RFC 7946): parts within longitudes -180..180."""
+    """A footprint's ring as GeoJSON wants it (RFC 7946): parts within longitudes -180..180.
+
+    A ring that is one place is a point.
+    """
+    if all(tuple(point) == tuple(footprint[0]) for point in footprint):
+        return shapely.Point(footprint[0])
     polygon = shapely.Polygon(footprint)
     west, _, east, _ = polygon.bounds
     if west >= -180.0 and east <= 180.0:

@@ -109,12 +109,15 @@ def bbox_to_window(
 
     Returns:
         ``(col, row, width, height)`` inside the image, or ``None`` when nothing is shared or the
-        image has no known position.
+        image has no known position.  The whole image where only the camera's place is known, and
+        that is in the box.
 
     Raises:
         ValueError: as `check_bbox` has it.
     """
     check_bbox(bbox, bbox_crs)
+    if georef.method == "point":
+        return (0, 0, width, height) if _has_spot(georef, bbox, bbox_crs) else None
     try:
         shared, crs = _shared(georef, width, height, bbox, bbox_crs)
     except ValueError:
@@ -132,6 +135,20 @@ def bbox_to_window(
     if right <= left or bottom <= top:
         return None
     return left, top, right - left, bottom - top
+
+
+def _has_spot(georef: Georef, bbox: Bbox, bbox_crs: str) -> bool:
+    """Whether the place of an image of unknown extent is in a box."""
+    assert georef.footprint is not None
+    west, south, east, north = bbox
+    x, y = crs_transformer("EPSG:4326", bbox_crs).transform(*georef.footprint[0])
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return False
+    period = longitude_period(bbox_crs)
+    if period is not None:
+        east += period if west > east else 0.0
+        x += period * math.ceil((west - x) / period)
+    return west <= x <= east and south <= y <= north
 
 
 def _shared(
@@ -234,7 +251,7 @@ def window_transform(georef: Georef, window: Window) -> Georef:
             for key, value in rpcs.items()
         }
     moved = replace(georef, transform=transform, gcps=gcps, rpcs=rpcs)
-    if georef.footprint is None:
+    if not georef.is_mapped:
         return moved
     return with_footprint(moved, width, height)
 

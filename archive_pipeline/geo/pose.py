@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -16,11 +16,20 @@ class CameraPose:
         altitude_relative_m: height above the take-off point, metres.
         yaw_deg: direction of the image's top, degrees clockwise from true north.
         pitch_deg: -90 looks straight down, 0 at the horizon.
-        roll_deg: about the optical axis, positive tilts the camera to its right.
+        roll_deg: positive tilts the camera to its right; about the optical axis of a gimbal's
+            camera, about the image's upward direction of one in a body.
         focal_35mm: 35 mm-equivalent focal length, mm.
         focal_mm: physical focal length, mm.
         make, model: the camera's names, as written.
         warnings: one sentence for each thing that had to be assumed.
+        mount: ``"gimbal"`` or ``"body"``: what yaw, pitch and roll turn, see `camera`.
+        dialect: whose words direction and height are in, of `flight.camera_dialects`.
+        pixel_mm: side of a pixel of the sensor, mm, of an image of `pixels_wide`.
+        pixels_wide: width of the image that the camera wrote.
+        focal_px: calibrated focal length, pixels.
+        centre_px: calibrated principal point, pixels from the first pixel's outer corner.
+        digital_zoom: ratio of the digital zoom, 1 without one.
+        survey: accuracy, RTK and datum of the position, as the tags say.
     """
 
     lon: float | None = None
@@ -35,6 +44,14 @@ class CameraPose:
     make: str = ""
     model: str = ""
     warnings: tuple[str, ...] = ()
+    mount: str = "gimbal"
+    dialect: str = ""
+    pixel_mm: float | None = None
+    pixels_wide: float | None = None
+    focal_px: float | None = None
+    centre_px: tuple[float, float] | None = None
+    digital_zoom: float | None = None
+    survey: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict of JSON types; `from_json` undoes it exactly."""
@@ -43,4 +60,6 @@ class CameraPose:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CameraPose:
         """Rebuild a pose from `to_json`'s dict."""
-        return cls(**{**data, "warnings": tuple(data["warnings"])})
+        centre = data.get("centre_px")
+        tuples = {"centre_px": None if centre is None else (centre[0], centre[1])}
+        return cls(**{**data, **tuples, "warnings": tuple(data["warnings"])})

@@ -18,11 +18,12 @@ from archive_pipeline.flight.find import ImageFile
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import Location, local_file
 from archive_pipeline.flight.pixels import SourcePixels
-from archive_pipeline.flight.read import read_source
+from archive_pipeline.flight.read import Ground, read_source
 from archive_pipeline.flight.restored_tag import is_restored
 from archive_pipeline.flight.sidecars import digest
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef
+from archive_pipeline.geo.terrain import Terrain
 from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area
 from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
 from archive_pipeline.pcdc.precision import Precision
@@ -93,6 +94,7 @@ class IngestOptions:
     allocation: str = "uniform"  # of `ALLOCATIONS`, or "objects" for what `detect` finds
     adapt: int = 0  # updates that the policy is given on every image
     precision: Precision = "auto"  # of the codec's large networks
+    dem: str | None = None  # a raster of the ground's heights
     salvage: bool = False  # damaged JPEGs as far as they can be decoded
 
 
@@ -261,7 +263,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
             if is_restored(path):
                 return Outcome(task.flight, task.id, str(task.path), "skipped", reason=RESTORED)
             with stage("read"):
-                source = read_source(path, task.id, options.ground_elevation, options.salvage)
+                source = read_source(path, task.id, _ground(options), options.salvage)
                 sidecars = _digest(task)
             # whoever has this file, too, may archive it under another of its ids
             with archive.exclusive(f"{task.flight}/{source.sha256}"):
@@ -317,6 +319,12 @@ def _cleared(archive: Archive, key: str, expected: tuple[type[Exception], ...]) 
             if found and (_store_error(error) or f"{key}/{PLAN}" not in found):
                 settle(archive, key)
         raise
+
+
+def _ground(options: IngestOptions) -> Ground:
+    """What frames are projected to."""
+    terrain = None if options.dem is None else Terrain(options.dem)
+    return Ground(options.ground_elevation, terrain)
 
 
 @contextmanager

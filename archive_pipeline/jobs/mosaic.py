@@ -288,7 +288,7 @@ def _select(
     found, skipped = [], []
     for raster in sorted(rasters, key=lambda raster: (raster.source.id, raster.source.sha256)):
         source = raster.source
-        if source.georef.footprint is None:
+        if not source.georef.is_mapped:
             skipped.append((source.id, "its position is not known"))
             continue
         try:

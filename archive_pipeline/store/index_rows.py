@@ -22,6 +22,7 @@ from archive_pipeline.store.layout import CODECS, MAX_BANDS, MAX_SIDE, ImageEntr
 STAC_VERSION = "1.1.0"
 GROUP, IMAGE, SHA256 = "archive:key", "archive:image", "archive:sha256"
 OTHER, VERSION = "archive:other", "archive:version"
+SPOT = 4  # times that a footprint has a place whose extent is not known
 MAX_LONGITUDE = 720.0  # that a footprint may count on to
 MAX_INT = (1 << 63) - 1
 TRANSFORM, AFFINE = "archive:transform", tuple("abcdef")
@@ -245,10 +246,17 @@ def _numbers(column: pa.ChunkedArray, names: Iterable[str]) -> NDArray[np.float6
 
 
 def _rings(column: pa.ChunkedArray) -> list[Any]:
-    """Outer rings of polygons from WKB, [[x, y], ...]; None for all that is no polygon."""
+    """Outer rings of polygons from WKB, [[x, y], ...]; None for all that is no polygon.
+
+    A point is a ring that is one place.
+    """
     shapes = _shapes(column)
-    polygons = shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
-    shapes[~polygons] = None
+    kinds = shapely.get_type_id(shapes)
+    spots = kinds == shapely.GeometryType.POINT
+    if spots.any():
+        places = np.repeat(shapely.get_coordinates(shapes[spots])[:, None], SPOT, axis=1)
+        shapes[spots] = shapely.polygons(places)
+    shapes[~spots & (kinds != shapely.GeometryType.POLYGON)] = None
     rings = shapely.get_exterior_ring(shapes)
     points = shapely.get_coordinates(rings).tolist()
     ends = np.cumsum(shapely.get_num_coordinates(rings)).tolist()
@@ -278,7 +286,8 @@ def sound(rows: pa.Table) -> NDArray[np.bool_]:
     mask &= transforms | rows[TRANSFORM].is_null().to_numpy()
     shapes = _shapes(rows["geometry"])
     finite = np.isfinite(shapely.bounds(shapes)).all(axis=1)
-    finite &= shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
+    kinds = shapely.GeometryType.POLYGON, shapely.GeometryType.POINT
+    finite &= np.isin(shapely.get_type_id(shapes), kinds)
     return mask & (finite | rows["geometry"].is_null().to_numpy())
 
 
