@@ -318,7 +318,7 @@ def check(
         archive: path or fsspec URL.
         repair: write the index anew if it does not agree; nothing else.
         progress: called after each image with the number of images.
-        stage: called with what is done after the last image.
+        stage: called with what is done before the first image and after the last.
 
     Raises:
         ArchiveError: there is no archive to check, or the index cannot be written.
@@ -373,6 +373,7 @@ def verify_detection(
     workers: int | None = None,
     progress: Count = _silent,
     drawn: Count = _silent,
+    stage: Stage = _silent,
 ) -> Verification:
     """Compare what detectors find in the originals and in the restored images.
 
@@ -400,6 +401,7 @@ def verify_detection(
         workers: local processes; 0 is this process; by default one a core.
         progress: called after each image with the number of images.
         drawn: the same for images that the report shows.
+        stage: called with what is done before the first image and after the last.
 
     Raises:
         UsageError: `classes` name nothing.
@@ -453,7 +455,14 @@ def verify_detection(
         from archive_pipeline.store.archive import Archive
 
         replace = prepare_report(Path(report), Archive.open(archive).folder, overwrite)
-    done = verify(str(archive), options, scheduler=scheduler, workers=workers, progress=progress)
+    done = verify(
+        str(archive),
+        options,
+        scheduler=scheduler,
+        workers=workers,
+        progress=progress,
+        stage=stage,
+    )
     if report is not None:
         from archive_pipeline.detection.report import write_report
 

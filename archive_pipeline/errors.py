@@ -1,4 +1,8 @@
-"""The error to catch. Each room has its own kinds of it."""
+"""The error to catch, of which each room has its own kinds; and what several of them say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class ArchivePipelineError(Exception):
@@ -14,3 +18,12 @@ def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """What to put behind an error about a name that there is not; empty where none is like it."""
+    import difflib
+
+    by_case = {known.casefold(): known for known in names}
+    close = difflib.get_close_matches(name.casefold(), by_case, n=1)
+    return f"; did you mean {by_case[close[0]]}?" if close else ""

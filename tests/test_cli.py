@@ -90,6 +90,50 @@ def test_errors_are_one_line(run: Run, tmp_path: Path, command_name: str) -> Non
     assert not url.exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("restore", "--image", "DJI_001.JPG"), "no image DJI_001.JPG; did you mean DJI_0001.JPG?"),
+        (("restore", "--image", "dji_0002.jpg"), "did you mean DJI_0002.JPG?"),
+        (("restore", "--flight", "beech"), "no flight beech; did you mean beach?"),
+        (("restore", "--flight", "mountain"), "no flight mountain (there are: beach)"),
+        (("restore", "--bbox", "-94.8,29.2,-94.7,29.3"), "spaces between them: west south east"),
+        (("restore", "--bbox", "29.2", "-94.8", "29.3", "-94.7"), "the order is west south east"),
+        (("info", "--archive", "{archive}/../archiv.zarr"), "did you mean archive.zarr?"),
+        (("ingest", "{flight}/../beech"), "no such directory; did you mean beach?"),
+        (("ingest", "{flight}/DJI_0001.JPG"), "a file; a flight is the folder"),
+        (("ingest", "{flight}", "--device", "cuda"), "no CUDA device is available"),
+        (("ingest", "{flight}", "--ratoi", "9"), "Did you mean '--ratio'?"),
+    ],
+)
+def test_likely_mistakes(
+    run: Run, archive: Path, flight: Path, args: tuple[str, ...], message: str
+) -> None:
+    import torch
+
+    if "cuda" in args and torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    given = [arg.format(archive=archive, flight=flight) for arg in args]
+    result = run(*given, env={"ARCHIVE_STORE": str(archive)})
+    assert result.code in (1, 2)
+    assert result.out == ""
+    error = result.err.splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert message in error
+
+
+def test_a_box_beside_all_images_is_told_where_they_are(run: Run, archive: Path) -> None:
+    boxes = [run("restore", "--archive", archive, "--bbox", 10, 50, 11, 51)]
+    (west, south, east, north) = boxes[0].err.partition("within ")[2].split(" (")[0].split()
+    assert boxes[0].code == 0
+    rings = run("info", "--archive", archive, "--json").json["flights"][0]["images"]
+    points = [point for image in rings for point in image["footprint"]]
+    assert float(west) <= min(lon for lon, _ in points) < float(west) + 1e-4
+    assert float(north) - 1e-4 < max(lat for _, lat in points) <= float(north)
+    assert float(south) < float(north)
+    assert float(west) < float(east)
+
+
 def test_verbose_shows_where_an_error_came_from(command: Run, tmp_path: Path) -> None:
     result = command("info", "--archive", tmp_path / "none.zarr", "-v")
     assert result.code == 1
@@ -200,6 +244,17 @@ def test_info_lists_the_first_images_of_a_large_flight(
     assert (len(lines), last) == (32, f"made by version 0.1.0, this is {__version__}")
 
 
+def test_help_and_info_fit_a_terminal(run: Run, archive: Path) -> None:
+    for name in ("", *COMMANDS, "verify-detection"):
+        shown = run(*([name] if name else []), "--help").out
+        assert max(map(len, shown.splitlines())) <= 80, name
+        assert "..." not in shown.partition("Commands:")[2].partition("For example:")[0]
+        assert not name or "Exit codes:\n" in shown
+    info = run("info", "--archive", archive).out.splitlines()
+    assert max(map(len, info)) <= 80
+    assert info[0].startswith("beach: 3 images, EPSG:32615, ")
+
+
 def test_shells_can_complete_commands(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("archive")
     environment = {**os.environ, "_ARCHIVE_COMPLETE": "bash_source"}
@@ -233,8 +288,9 @@ def test_a_terminal_is_told_what_is_being_done(tmp_path: Path) -> None:
     assert process.returncode == 0
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", shown.decode()) if line.strip()]
     assert lines[0] == "ingest: listing files"
-    assert "ingest: looking for new files" in lines
-    bars = [line for line in lines if "3/3" in line]
-    assert any(line.endswith("writing the index]") for line in bars)
-    assert "writing" not in bars[-1]
+    stages = ["looking for new files", "starting", "encoding the first of 3", "writing the index"]
+    told = [lines.index(f"ingest: {stage}") for stage in stages]
+    assert told == sorted(told)
+    assert told[-2] < max(n for n, line in enumerate(lines) if "/3 [" in line) < told[-1]
     assert all(len(line) <= 80 for line in lines if line.startswith("ingest:"))
+    assert not shown.decode().split("\r")[-1].strip()  # nothing of it stays

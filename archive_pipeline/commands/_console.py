@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,81 +18,80 @@ SHOWN_WARNINGS = 20  # kinds of them
 
 
 class Progress:
-    """A progress bar on stderr where that is a terminal, else nothing."""
+    """One line on stderr where that is a terminal, else nothing: a stage's name, or a bar.
+
+    Nothing of it stays: the result says what was done.
+    """
 
     def __init__(self, label: str, quiet: bool, unit: str = "image") -> None:
         self.label = label
         self.unit = unit
         self.shown = not quiet and sys.stderr.isatty()
-        self.bar: Any = None
-        self.status: Any = None
+        self.line: Any = None  # tqdm's
+        self.has_bar = False
         self.before = 0
 
-    def _start(self, total: int) -> None:
-        if self.bar is None:
-            from tqdm import tqdm
+    def _show(self, bar: bool, **options: Any) -> None:
+        """Put another line in the place of the one that is shown, unless that is of the kind."""
+        if self.line is not None and self.has_bar == bar:
+            return
+        from tqdm import tqdm
 
-            self._end_status()
-            self.bar = tqdm(
-                total=total,
-                initial=self.before,
-                desc=self.label,
-                unit=self.unit,
-                file=sys.stderr,
-                smoothing=0.1,  # workers finish in bursts
-            )
+        self.close()
+        self.line = tqdm(leave=False, file=sys.stderr, **options)
+        self.has_bar = bar
+
+    def close(self) -> None:
+        """Take away the line that is shown; another may follow."""
+        if self.line is not None:
+            self.line.close()
+        self.line, self.has_bar = None, False
+
+    def _bar(self, total: int) -> None:
+        self._show(
+            True,
+            total=total,
+            initial=self.before,
+            desc=self.label,
+            unit=self.unit,
+            smoothing=0.1,  # workers finish in bursts
+        )
 
     def step(self, total: int) -> None:
         if self.shown:
-            self._start(total)
-            self.bar.update()
+            self._bar(total)
+            self.line.update()
 
     def part(self, name: str, done: int, parts: int, total: int) -> None:
         """Show how far a large raster is, while its image counts for nothing yet."""
         if self.shown:
-            self._start(total)
-            self.bar.set_postfix_str(f"{name}: {done} of {parts} shards" if done < parts else "")
+            self._bar(total)
+            self.line.set_postfix_str(f"{name}: {done} of {parts} parts" if done < parts else "")
 
     def stage(self, name: str) -> None:
-        """Show what is done before the first image, or after the last."""
-        if not self.shown:
-            return
-        if self.bar is not None:
-            self.bar.set_postfix_str(name)
-            return
-        if self.status is None:
-            from tqdm import tqdm
-
-            self.status = tqdm(bar_format="{desc}", leave=False, file=sys.stderr)
-        self.status.set_description_str(f"{self.label}: {name}")
-
-    def _end_status(self) -> None:
-        if self.status is not None:
-            self.status.close()
-            self.status = None
+        """Show what is done before the first image is, or after the last."""
+        if self.shown:
+            self._show(False, bar_format="{desc}")
+            self.line.set_description_str(f"{self.label}: {name}")
 
     def skip(self) -> None:
         """Count something that took no time: the remaining time is that of the others."""
         self.before += 1
-        if self.bar is not None:
-            self.bar.initial += 1
-            self.bar.update()
+        if self.has_bar:
+            self.line.initial += 1
+            self.line.update()
 
     def echo(self, line: str) -> None:
-        """Print a line to stderr above the bar."""
-        for shown in (self.bar, self.status):
-            if shown is not None:
-                shown.clear()
+        """Print a line to stderr above the one that is shown."""
+        if self.line is not None:
+            self.line.clear()
         say(line, err=True)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end_status()
-        if self.bar is not None:
-            self.bar.set_postfix_str("")
-            self.bar.close()
+        self.close()
 
 
 def print_warnings(report: IngestReport, verbose: int) -> None:
@@ -132,10 +132,11 @@ def print_over_budget(report: IngestReport, verbose: int) -> None:
 def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:
     say(
         f"{archive_url}: {result['ingested']} ingested, {result['skipped']} skipped, "
-        f"{len(result['failed'])} failed in {result['seconds']:.1f} s"
+        f"{len(result['failed'])} failed in {duration(result['seconds'])}"
     )
     if report.workers_lost:
-        say(f"  {report.workers_lost} workers died, {report.retries} images were tried again")
+        again = f"{counted(report.retries, 'image')} tried again"
+        say(f"  {counted(report.workers_lost, 'worker')} died, {again}")
     if not result["ingested"]:
         return
     stored = result["archive_bytes"]
@@ -153,13 +154,9 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
         say(f"  {lossless} of the images stored losslessly")
     if report.over_budget:
         excess = sum(over.excess_bytes for _, over in report.over_budget)
-        images = (
-            "1 image takes"
-            if len(report.over_budget) == 1
-            else (f"{len(report.over_budget)} images take")
-        )
-        say(f"  over budget: {images} {_size(excess)} more than allowed")
-    say(f"  models, once an archive: {_size(result['model_bytes'])}")
+        images = counted(len(report.over_budget), "image")
+        say(f"  over budget: {images}, by {_size(excess)}")
+    say(f"  models, stored once: {_size(result['model_bytes'])}")
     say(f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time")
     say(f"  {seconds_of_work(report.stages)}")
 
@@ -175,6 +172,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """A time for people: 12.3 s, 4 min 5 s, 2 h 3 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> None:
     """Print what `jobs.info.describe` found.
 
@@ -183,24 +190,18 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
     """
     for flight in result["flights"]:
         images = flight["images"]
-        source, archived = (
-            sum(image[name] for image in images) for name in ("source_bytes", "archive_bytes")
-        )
-        sizes = f", {_size(source)} of files -> {_size(archived)}" if images else ""
-        say(f"{flight['id']}: {counted(len(images), 'image')}{sizes}")
-        for image in images[:most] if not quiet else ():
-            ring = image["footprint"]
-            where = "no position"
-            if ring:
-                lon = sum(p[0] for p in ring[:-1]) / (len(ring) - 1)
-                lon = (lon + 180) % 360 - 180
-                lat = sum(p[1] for p in ring[:-1]) / (len(ring) - 1)
-                where = f"{lon:.6f} {lat:.6f}  {image['crs'] or 'extent unknown'}"
-            say(
-                f"  {image['id']:<28} {image['width']}x{image['height']}  {image['codec']:<8} "
-                f"{_size(image['source_bytes']):>9} -> {_size(image['archive_bytes']):>9}  {where}"
+        said = [f"{flight['id']}: {counted(len(images), 'image')}", *_crs_of(images)]
+        if images:
+            source, archived = (
+                sum(image[name] for image in images) for name in ("source_bytes", "archive_bytes")
             )
-        if not quiet and most is not None and len(images) > most:
+            said.append(f"{_size(source)} of files -> {_size(archived)}")
+        say(", ".join(said))
+        if quiet:
+            continue
+        for line in _table([_cells(image) for image in images[:most]]):
+            say(line)
+        if most is not None and len(images) > most:
             say(f"  ... and {len(images) - most} more (--all lists them)")
     totals = result["totals"]
     say(
@@ -211,6 +212,49 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
         say(f"made by version {result['written_by'] or '0.1.0'}, this is {__version__}")
 
 
+def _cells(image: dict[str, Any]) -> tuple[str, ...]:
+    """What is told of an image, its centre as longitude and latitude to a metre."""
+    centre = "no position"
+    if ring := image["footprint"]:
+        lon, lat = (sum(point[n] for point in ring[:-1]) / (len(ring) - 1) for n in (0, 1))
+        unknown = "" if image["crs"] else "  extent unknown"
+        centre = f"{(lon + 180) % 360 - 180:.5f} {lat:.5f}{unknown}"
+    size = f"{image['width']}x{image['height']}"
+    sizes = _size(image["source_bytes"]), "->", _size(image["archive_bytes"])
+    return (image["id"], size, image["codec"], *sizes, centre)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of cells below each other; names to the left, numbers of bytes to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = "<<<><><"  # `_cells`
+    lines = []
+    for row in rows:
+        cells = [f"{c:{side}{width}}" for c, side, width in zip(row, aligned, widths, strict=True)]
+        name, size, codec, source, arrow, archived, centre = cells
+        lines.append(f"  {name}  {size}  {codec}  {source} {arrow} {archived}  {centre}".rstrip())
+    return lines
+
+
+def _crs_of(images: list[dict[str, Any]]) -> list[str]:
+    """The CRS of a flight's images, if any has one; how many there are, if they differ."""
+    found = sorted({image["crs"] for image in images if image["crs"]})
+    if len(found) < 2:
+        return [crs if crs.startswith("EPSG:") else "a CRS without code" for crs in found]
+    return [f"{len(found)} CRSs"]
+
+
+def extent(result: dict[str, Any]) -> str | None:
+    """The box that holds all images of `archive info`, as --bbox takes it; None without any."""
+    rings = [image["footprint"] for flight in result["flights"] for image in flight["images"]]
+    points = [point for ring in rings if ring for point in ring]
+    if not points:
+        return None
+    box = [f"{math.floor(1e4 * min(p[n] for p in points)) / 1e4:.4f}" for n in (0, 1)]
+    box += [f"{math.ceil(1e4 * max(p[n] for p in points)) / 1e4:.4f}" for n in (0, 1)]
+    return " ".join(box)
+
+
 def print_verification(report: Verification, quiet: bool) -> None:
     from archive_pipeline.detection.metrics import METRICS
 
@@ -218,7 +262,7 @@ def print_verification(report: Verification, quiet: bool) -> None:
         return f"{value:{sign}.3f}" if value is not None else "-"
 
     for model in report.models:
-        say(f"{model.model}: {model.images} images, reference: {model.reference}")
+        say(f"{model.model}: {counted(model.images, 'image')}, reference: {model.reference}")
         if not quiet:
             say(f"  {'':<24}" + "".join(f"{name:>11}" for name in METRICS))
             for group, delta in model.delta.items():
@@ -237,7 +281,8 @@ def print_verification(report: Verification, quiet: bool) -> None:
     verdict = "passed" if report.passed else "failed" if report.below_tolerance else "not proven"
     say(
         f"{verdict}: differences up to {report.options.tolerance:g} pass; "
-        f"{len(report.images)} images compared, {len(report.failed)} not, in {report.seconds:.1f} s"
+        f"{counted(len(report.images), 'image')} compared, {len(report.failed)} not, "
+        f"in {duration(report.seconds)}"
     )
     if report.seconds_per_frame is not None and not quiet:
         memory = report.peak_memory and f", {_size(report.peak_memory)} of memory at most"

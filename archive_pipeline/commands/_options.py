@@ -15,8 +15,16 @@ import click
 from archive_pipeline.errors import ArchivePipelineError, UsageError
 from archive_pipeline.pcdc.precision import PRECISIONS
 
+DONE, ERROR, WRONG_USAGE = 0, 1, 2  # what click itself exits with, too
 PARTLY_FAILED = 3
 BELOW_TOLERANCE = 4
+EXIT_CODES = {DONE: "done", ERROR: "error", WRONG_USAGE: "wrong usage"}
+
+
+def exit_codes(own: dict[int, str]) -> str:
+    """The end of a command's help: what its exit codes mean, its own and those of all."""
+    lines = [f"  {code}  {meaning}" for code, meaning in sorted((EXIT_CODES | own).items())]
+    return "\n".join(["\b", "Exit codes:", *lines])
 
 
 @contextmanager
@@ -36,7 +44,7 @@ def _errors(verbose: int) -> Iterator[None]:
         if not isinstance(error, ArchivePipelineError | ValueError):
             line = f"{type(error).__name__}: {line}"
         say(f"Error: {line}", err=True)
-        sys.exit(1)
+        sys.exit(ERROR)
 
 
 @contextmanager
@@ -66,9 +74,10 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
         "archive_url",
         default="./archive.zarr",
         envvar="ARCHIVE_STORE",
+        metavar="PATH|URL",
         show_default=True,
         show_envvar=True,
-        help="Path or URL (s3://, memory://, ...) of the archive.",
+        help="The archive: a folder, or a URL (s3://, ...).",
     )
     @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="Only errors and results.")
@@ -76,7 +85,7 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
         "-v",
         "--verbose",
         count=True,
-        help="More detail: a scheduler's dashboard, workers that die, tracebacks of errors.",
+        help="All warnings, workers that die, a scheduler's dashboard, tracebacks of errors.",
     )
     @functools.wraps(function)
     def wrapped(*args: Any, verbose: int, quiet: bool, **kwargs: Any) -> None:
@@ -93,7 +102,8 @@ def parallel(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--workers",
             type=click.IntRange(min=0),
-            help="Local worker processes; 0 works in this process. By default one a core.",
+            metavar="N",
+            help="Local worker processes; 0 works in this process.  [default: one a core]",
         ),
         click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask scheduler to use."),
         click.option(
@@ -121,18 +131,20 @@ def decoding(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option(
             "--seed",
-            type=click.IntRange(0, 2**63 - 1),
+            type=int,
+            metavar="N",
             default=0,
             show_default=True,
-            help="Seed of the denoiser's noise.",
+            help="Seed of the denoiser's noise; with --steps 0 there is none.",
         ),
         click.option(
             "--steps",
             type=click.IntRange(0, 100),
+            metavar="N",
             default=0,
             show_default=True,
-            help="Denoising steps: 0, the deterministic decoder, has the least error; 1 and more "
-            "look sharper.",
+            help="Denoising steps: 0, the deterministic decoder, has the least error; more look "
+            "sharper.",
         ),
     ):
         function = option(function)

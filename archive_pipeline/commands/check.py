@@ -13,12 +13,20 @@ from archive_pipeline.commands._console import (
     counted,
 )
 from archive_pipeline.commands._options import (
+    DONE,
+    ERROR,
     common,
+    exit_codes,
     say,
 )
 
 
-@click.command()
+@click.command(
+    short_help="Is everything there and whole?",
+    epilog=exit_codes(
+        {DONE: "everything is whole", ERROR: "something is broken, each thing named"}
+    ),
+)
 @click.option(
     "--repair",
     is_flag=True,
@@ -29,9 +37,8 @@ from archive_pipeline.commands._options import (
 def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bool) -> None:
     """Verify every checksum, decode every tile, compare the index with the contents.
 
-    Exit code 1 when anything is broken, each thing named. Broken images are mended by ingesting
-    them again with --overwrite. What interrupted ingests left takes room, but breaks nothing: it
-    is told with its bytes.
+    Broken images are mended by ingesting them again with --overwrite. What interrupted ingests
+    left takes room, but breaks nothing: it is told with its bytes.
     """
     bar = Progress("check", quiet)
     with bar:
@@ -46,4 +53,4 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
         if not report.problems:
             say(f"{archive_url}: {counted(report.images, 'whole image')}")
     if report.problems:
-        sys.exit(1)
+        sys.exit(ERROR)

@@ -14,8 +14,26 @@ from archive_pipeline.commands.ingest import ingest
 from archive_pipeline.commands.restore import restore
 from archive_pipeline.commands.verify_detection import verify_detection
 
+EXAMPLE = """\b
+For example:
+  archive ingest flight_dir
+  archive info
+  archive restore --bbox -94.7963 29.2842 -94.7958 29.2846
+"""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class InOrderOfUse(click.Group):
+    """A group that lists its commands as they were added, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=InOrderOfUse,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXAMPLE,
+)
 @click.version_option(__version__, prog_name="archive")
 def main() -> None:
     """Keep drone imagery small: archive flights, restore any area as georeferenced pixels."""

@@ -11,28 +11,35 @@ import orjson
 
 from archive_pipeline import api
 from archive_pipeline.commands._console import (
+    Progress,
     print_info,
 )
 from archive_pipeline.commands._options import (
     PARTLY_FAILED,
     common,
+    exit_codes,
     say,
 )
 
 LISTED = 20  # images of a flight
 
 
-@click.command()
+@click.command(
+    short_help="List flights and images, with sizes and positions.",
+    epilog=exit_codes(
+        {PARTLY_FAILED: "done, but the records of some images are damaged, each named"}
+    ),
+)
 @click.option("--all", "all_images", is_flag=True, help="List every image, however many.")
 @common
 def info(archive_url: str, as_json: bool, quiet: bool, verbose: int, all_images: bool) -> None:
-    """List flights and images: sizes, positions.
+    """List flights and images: their pixels, the bytes of file and archive, their positions.
 
     Of each flight the first 20 images are listed; --json has all.
-
-    Exit code 3: the records of some images are damaged, each is named.
     """
-    result = api.info(archive_url)
+    with Progress("info", quiet) as progress:
+        progress.stage("looking at images")
+        result = api.info(archive_url)
     for failure in result["damaged"]:
         say(f"Damaged: {failure['error']}", err=True)
     if as_json:

@@ -18,6 +18,7 @@ from archive_pipeline.commands._console import (
 from archive_pipeline.commands._options import (
     PARTLY_FAILED,
     common,
+    exit_codes,
     parallel,
 )
 
@@ -25,16 +26,33 @@ if TYPE_CHECKING:
     from archive_pipeline.jobs.ingest_image import Outcome
 
 
-@click.command()
+@click.command(
+    short_help="Archive the images of flight directories.",
+    epilog=exit_codes({PARTLY_FAILED: "done, but some images failed, each named with its reason"}),
+)
 @click.argument("flights", nargs=-1, required=True, metavar="FLIGHT_DIR...", type=click.Path())
-@click.option("--flight", "name", help="Flight id; by default the directory's name.")
-@click.option("--ratio", type=float, help="Raw bytes over archive bytes.  [default: 100]")
-@click.option("--bpp", type=float, help="Archive bits a pixel.")
-@click.option("--source-ratio", type=float, help="Source file bytes over archive bytes.")
-@click.option("--model", help="Shipped model's name or a model folder.")
+@click.option("--flight", "name", metavar="ID", help="Flight id; by default the directory's name.")
+@click.option(
+    "--ratio",
+    type=float,
+    metavar="R",
+    help="Bytes of raw pixels over archive bytes.  [default: 100]",
+)
+@click.option("--bpp", type=float, metavar="B", help="Instead: archive bits a pixel.")
+@click.option(
+    "--source-ratio",
+    type=float,
+    metavar="R",
+    help="Instead: bytes of the source file over archive bytes.",
+)
+@click.option(
+    "--model",
+    metavar="NAME|PATH",
+    help="Shipped model, or a model folder.  [default: the shipped one]",
+)
 @click.option(
     "--allocation",
-    type=click.Choice(["uniform", "objects", "policy", "greedy"]),
+    type=click.Choice(api.ALLOCATIONS),
     default="uniform",
     show_default=True,
     help="What decides where an image's bits go: all blocks alike, or those with objects that "
@@ -43,6 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--adapt",
     type=click.IntRange(0, 100),
+    metavar="N",
     default=0,
     show_default=True,
     help="With the policy: its updates on each image, judged by decoding (slow; needs the extra "
@@ -86,14 +105,15 @@ def ingest(
 ) -> None:
     """Archive every image of the flight directories.
 
-    A flight is a folder or an fsspec URL (s3://bucket/flight). Photographs (8-bit RGB) go through
-    the learned codec, and each takes at most its budget, everything stored for it counted, and no
-    more than its file. Metadata and mask are kept byte for byte: where these leave too little, the
-    pixels are coded as coarsely as can be (or kept losslessly, if that takes less), and the result
-    names the image and the excess; the exit code is still 0. Everything else is kept losslessly,
-    without a budget. Ingesting again skips what the archive has, and
-    goes on inside a large raster that was interrupted. Exit code 3: some images failed, each is
-    named.
+    A flight is a folder or a URL (s3://bucket/flight). Ingesting it again skips what the archive
+    has, and goes on where an ingest was interrupted.
+
+    Photographs (8-bit RGB) go through the learned codec. Each takes at most its budget, with
+    everything that is stored for it, and no more than its file. Metadata and mask are kept byte
+    for byte. Where these leave too little, the pixels are coded as coarsely as can be, and the
+    image and the excess are named; that is no failure.
+
+    Everything else (elevation, multispectral, 16 bit) is kept losslessly, without a budget.
     """
     bar = Progress("ingest", quiet)
 

@@ -13,18 +13,46 @@ from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
     counted,
+    duration,
+    extent,
     seconds_of_work,
 )
 from archive_pipeline.commands._options import (
+    DONE,
+    ERROR,
     PARTLY_FAILED,
     common,
     decoding,
+    exit_codes,
     parallel,
     say,
 )
 
 
-@click.command()
+class Restore(click.Command):
+    """A command that says what --bbox needs where it has less, as "W,S,E,N" is one argument."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadOptionUsage as error:
+            if error.option_name != "--bbox":
+                raise
+            needs = "--bbox takes four numbers with spaces between them: west south east north"
+            raise click.BadOptionUsage("--bbox", needs, ctx) from error
+
+
+@click.command(
+    cls=Restore,
+    short_help="Write images, or a bounding box of them, as files.",
+    epilog=exit_codes(
+        {
+            DONE: "done, also where nothing in the archive matches",
+            ERROR: "error, or no file could be written",
+            PARTLY_FAILED: "done, but some images failed, each named with its reason",
+        }
+    ),
+)
 @click.option(
     "--bbox",
     type=float,
@@ -86,9 +114,6 @@ def restore(
 
     A file that is there already stays, and its image counts as failed; --overwrite replaces those
     that restore wrote, never any others. Nothing is written inside the archive.
-
-    Exit code 3: some images failed, each named with its reason, and others were written. 1: none
-    was written. 0 also where nothing in the archive matches: no file is written then.
     """
     bar = Progress("restore", quiet, "block" if options["mosaic"] else "image")
     with bar:
@@ -103,10 +128,12 @@ def restore(
         for file in report.files:
             say(file["path"])
         if not report.files and not report.failed:
-            say("Nothing in the archive matches.", err=True)
+            box = extent(api.info(archive_url)) if options["bbox"] else None
+            hint = f"; its images lie within {box} (west south east north)" if box else ""
+            say(f"Nothing in the archive matches{hint}.", err=True)
         elif not quiet:
-            say(f"{counted(len(report.files), 'file')} in {report.seconds:.1f} s", err=True)
+            say(f"{counted(len(report.files), 'file')} in {duration(report.seconds)}", err=True)
             if report.stages:
                 say(f"  {seconds_of_work(report.stages)}", err=True)
     if report.failed:
-        sys.exit(PARTLY_FAILED if report.files else 1)
+        sys.exit(PARTLY_FAILED if report.files else ERROR)

@@ -17,9 +17,12 @@ from archive_pipeline.commands._console import (
 )
 from archive_pipeline.commands._options import (
     BELOW_TOLERANCE,
+    DONE,
+    ERROR,
     PARTLY_FAILED,
     common,
     decoding,
+    exit_codes,
     parallel,
     say,
 )
@@ -34,11 +37,21 @@ class FolderOrURL(click.Path):
         return value if "://" in value else super().convert(value, param, ctx)
 
 
-@click.command()
+@click.command(
+    short_help="Do detectors still see what they saw?",
+    epilog=exit_codes(
+        {
+            DONE: "passed",
+            ERROR: "error, or nothing could be compared, which proves nothing",
+            PARTLY_FAILED: "passed, but some images could not be compared, each named",
+            BELOW_TOLERANCE: "below tolerance: some metric differs by more",
+        }
+    ),
+)
 @click.option(
     "--originals",
     type=FolderOrURL(exists=True, file_okay=False),
-    metavar="DIR_OR_URL",
+    metavar="DIR|URL",
     help="Where the original files lie; by default in the folders that you archived from on this "
     "machine.",
 )
@@ -68,6 +81,7 @@ class FolderOrURL(click.Path):
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
+    metavar="D",
     default=0.02,
     show_default=True,
     help="Largest difference of any metric that passes.",
@@ -75,6 +89,7 @@ class FolderOrURL(click.Path):
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1),
+    metavar="C",
     default=0.25,
     show_default=True,
     help="Least confidence of detections that count.",
@@ -82,6 +97,7 @@ class FolderOrURL(click.Path):
 @click.option(
     "--iou",
     type=click.FloatRange(0, 1, min_open=True),
+    metavar="IOU",
     default=0.5,
     show_default=True,
     help="Least overlap of a detection with its reference object.",
@@ -112,12 +128,18 @@ def verify_detection(
 ) -> None:
     """Compare what detectors find in the originals and in the restored images.
 
-    Passes if no metric of any class differs by more than the tolerance. Exit code 4: some does;
-    1: nothing could be compared, which proves nothing; 3: passed, but without some images.
+    Passes if no metric of any group of classes differs by more than the tolerance.
     """
     bar, drawing = Progress("verify", quiet), Progress("report", quiet)
+
+    def drawn(total: int) -> None:
+        bar.close()
+        drawing.step(total)
+
     with bar, drawing:
-        report = api.verify_detection(archive_url, progress=bar.step, drawn=drawing.step, **options)
+        report = api.verify_detection(
+            archive_url, progress=bar.step, drawn=drawn, stage=bar.stage, **options
+        )
     for failure in report.failed:
         say(f"Failed: {failure['error']}", err=True)
     for line in report.warnings if not quiet else ():
@@ -130,6 +152,6 @@ def verify_detection(
         sys.exit(BELOW_TOLERANCE)
     if not report.passed:
         say(f"Error: nothing is proven: {report.unproven}", err=True)
-        sys.exit(1)
+        sys.exit(ERROR)
     if report.failed:
         sys.exit(PARTLY_FAILED)

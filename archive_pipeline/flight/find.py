@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from os.path import splitext
 from pathlib import Path
 
-from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.errors import ArchivePipelineError, did_you_mean
 from archive_pipeline.flight.formats import IMAGE_SUFFIXES
 from archive_pipeline.flight.locations import Location, list_remote
 from archive_pipeline.flight.sidecars import Sidecar, endings
@@ -81,7 +81,7 @@ def find_images(directory: Location) -> list[ImageFile]:
         names = {file.parts[-1].casefold(): file for file in files} if images else {}
         found += ((image, names) for image in images)
     if not found:
-        raise FlightError(f"{directory}: no images")
+        raise FlightError(f"{directory}: no images there, nor in the folders below it")
     found.sort(key=lambda item: item[0].parts)
     repeats = Counter(image.parts[-1].casefold() for image, _ in found)
     return [_image_file(*item, repeats[item[0].parts[-1].casefold()] > 1) for item in found]
@@ -113,9 +113,10 @@ def _folders(directory: Location) -> Iterator[list[_Listed]]:
         yield from _remote_folders(directory)
         return
     if not directory.exists():
-        raise FlightError(f"{directory}: no such directory")
+        hint = did_you_mean(directory.name, _folders_beside(directory))
+        raise FlightError(f"{directory}: no such directory{hint}")
     if not directory.is_dir():
-        raise FlightError(f"{directory}: not a directory")
+        raise FlightError(f"{directory}: a file; a flight is the folder that its images are in")
 
     def refuse(error: OSError) -> None:
         raise FlightError(f"{error.filename}: {error.strerror}")
@@ -129,6 +130,15 @@ def _folders(directory: Location) -> Iterator[list[_Listed]]:
             continue
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         yield [_Listed((*above, n), place / n) for n in names if not n.startswith(".")]
+
+
+def _folders_beside(directory: Path) -> list[str]:
+    """Names of the folders where a missing one was looked for, as far as they can be seen."""
+    try:
+        with os.scandir(directory.parent) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def _remote_folders(url: str) -> Iterator[list[_Listed]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,17 @@ class Warned:
 
 
 def compare_neighbours(
-    archive: Archive, pool: cluster.Pool, outcomes: list[Outcome]
+    archive: Archive,
+    pool: cluster.Pool,
+    outcomes: list[Outcome],
+    stage: Callable[[str], None] = lambda name: None,
 ) -> list[Warned]:
     """Compare new frames that their cameras' tags locate with their neighbours.
 
     A service: whatever goes wrong in it is passed over.
+
+    Args:
+        stage: called with how far it is.
     """
     paths = {image_key(o.flight, o.id): location(o.path) for o in outcomes if o.status != "failed"}
     new = {image_key(o.flight, o.id) for o in outcomes if o.status == "ingested"}
@@ -59,7 +66,12 @@ def compare_neighbours(
             if len(run) > 1 and any(frame.key in new for frame in run):
                 runs.append(_Run(width, height, run))
     found: dict[str, Warned] = {}
-    for _, result in pool.run(compare_frames, runs, gpu=False):
+    done, total = 0, sum(len(run.frames) for run in runs)
+    if runs:
+        stage("comparing neighbours")
+    for run, result in pool.run(compare_frames, runs, gpu=False):
+        done += len(run.frames)
+        stage(f"comparing neighbours: {done} of {total} frames")
         for key, warning in result if isinstance(result, list) else ():
             found.setdefault(key, Warned(str(paths[key]), warning))
     return [found[key] for key in sorted(found)]

@@ -59,7 +59,7 @@ def check(
 
     Args:
         progress: called after each image with the number of images.
-        stage: called with what is done after the last image.
+        stage: called with what is done before the first image and after the last.
         repair: write the index anew if it does not agree, and remove what interrupted ingests
             left.
 
@@ -73,6 +73,7 @@ def check(
         _try(report, partial(archive.read_model, sha256))
     for name in archive.list_names("policies"):
         _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
+    stage("listing images")
     keys = list(archive.keys())
     found: dict[str, ImageEntry] = {}
     left: dict[str, int] = {}
@@ -96,8 +97,9 @@ def check(
             f"{KEY} was not compared, nor leftovers looked for: an ingest is running"
         )
         return report
-    stage("comparing the index")
+    stage("looking at what interrupted ingests left")
     _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, repair)
+    stage("comparing the index")
     problems, note = _compare_index(archive, found)
     if repair and (problems or note):
         stage("writing the index")

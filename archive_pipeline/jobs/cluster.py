@@ -65,6 +65,18 @@ def workers_in_reach(archive_url: str, scheduler: str | None, workers: int | Non
     return 0
 
 
+def check_device(device: str, scheduler: str | None) -> None:
+    """Make sure that this machine has the device that its own workers shall compute on.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if scheduler is None and device.startswith("cuda"):
+        from archive_pipeline.codec.models import find_device
+
+        find_device(device)
+
+
 @contextmanager
 def connect(
     scheduler: str | None, workers: int | None, tasks: int, device: str = "cpu"

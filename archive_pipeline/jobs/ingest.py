@@ -147,8 +147,11 @@ def ingest(
         archive_url = absolute(archive_url)
         flights = [(flight, sources.absolute(directory)) for flight, directory in flights]
     workers = cluster.workers_in_reach(archive_url, scheduler, workers)
+    cluster.check_device(options.device, scheduler)
     stage("listing files")
     listed = [(flight, find_images(directory)) for flight, directory in flights]
+    if options.detect:
+        stage("loading detectors")
     detectors = _find_detectors(options)
     archive = Archive.create(archive_url)
     note_sources(archive_url, flights)
@@ -168,7 +171,10 @@ def ingest(
 
     with leased(archive, (flight for flight, _ in flights)) as leases:
         stage("looking for new files")
-        pending = _prepared(archive, _pending(archive, tasks, note), options)
+        pending = _pending(archive, tasks, note)
+        if pending:
+            stage("starting")
+        pending = _prepared(archive, pending, options)
         with (
             archive.writing(),
             _index_kept(archive, bool(pending), stage),
@@ -178,6 +184,8 @@ def ingest(
             size = pool.size
             if pool.client is not None:
                 pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
+            if pending:
+                stage(f"encoding the first of {len(pending)}")
             job = partial(ingest_image, tell=tell) if pool.client is None else ingest_on_worker
             for task, result in pool.run(job, pending):
                 leases.check()
@@ -186,8 +194,7 @@ def ingest(
                 if outcome.replaced:
                     replaced.add(image_key(task.flight, task.id))
                 note(outcome)
-            stage("comparing neighbours")
-            neighbours = compare_neighbours(archive, pool, outcomes)
+            neighbours = compare_neighbours(archive, pool, outcomes, stage)
     models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
     return IngestReport(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.codec.settings import Settings
-from archive_pipeline.errors import UsageError
+from archive_pipeline.errors import UsageError, did_you_mean
 from archive_pipeline.geo.georef import Affine6, Bbox, Georef, Window
 from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.store.archive import Archive
@@ -225,7 +225,8 @@ class OpenArchive:
         """The image of this name: "flight/id", or the id where no other flight has it."""
         found = [image for image in self.images if name in (image.name, image.id)]
         if len(found) != 1:
-            problem = f"is in {len(found)} flights" if found else "is not there"
+            hint = did_you_mean(name, [n for image in self.images for n in (image.name, image.id)])
+            problem = f"is in {len(found)} flights" if found else f"is not there{hint}"
             raise KeyError(f"{self.url}: {name} {problem}")
         return found[0]
 

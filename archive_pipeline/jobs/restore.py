@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from archive_pipeline.codec.settings import Settings
-from archive_pipeline.errors import UsageError
+from archive_pipeline.errors import UsageError, did_you_mean
 from archive_pipeline.flight.raster import Raster
 from archive_pipeline.flight.source_image import SourceImage
-from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.geo.georef import Bbox, Georef, Window
 from archive_pipeline.geo.mapping import bbox_to_window, check_bbox, check_crs, window_transform
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._targets import Targets
@@ -27,7 +27,6 @@ from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import look
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
 
-Bbox = tuple[float, float, float, float]
 SUFFIXES = {"gtiff": ".tif", "jpeg": ".jpg", "png": ".png"}
 WRITERS = {
     "gtiff": outputs.write_gtiff,
@@ -35,6 +34,7 @@ WRITERS = {
     "png": outputs.write_png,
 }
 MOSAIC_NAME = "mosaic.tif"
+LISTED = 5  # flights that an error names
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def select(
     if selection.bbox is not None:
         check_bbox(selection.bbox, selection.bbox_crs)
     if selection.flight is not None and selection.flight not in (flights := archive.flights()):
-        known = ", ".join(flights) or "none"
-        raise ArchiveError(f"{archive.url}: no flight {selection.flight!r} (there are: {known})")
+        hint = did_you_mean(selection.flight, flights)
+        raise ArchiveError(f"{archive.url}: no flight {selection.flight}{hint or _some(flights)}")
     wanted = set(selection.images)
     found: set[str] = set()
     chosen = []
@@ -185,8 +185,17 @@ def select(
             chosen.append((entry, window))
     missing = sorted(wanted - found)
     if missing:
-        raise ArchiveError(f"{archive.url}: no image {', '.join(missing)}")
+        known = {name for _, flight, id in contents.names() for name in (id, f"{flight}/{id}")}
+        hints = [f"no image {name}{did_you_mean(name, known)}" for name in missing]
+        raise ArchiveError(f"{archive.url}: {', '.join(hints)}")
     return chosen, failed
+
+
+def _some(flights: list[str]) -> str:
+    """The first of an archive's flights, for who asked for one that is not there."""
+    listed = ", ".join(flights[:LISTED]) or "none"
+    more = f" and {len(flights) - LISTED} more" if len(flights) > LISTED else ""
+    return f" (there are: {listed}{more})"
 
 
 def restore(
@@ -236,6 +245,7 @@ def restore(
     _check_usage(selection, format, mosaic, crs, resolution, scheduler, workers)
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url, output = absolute(archive_url), output.absolute()
+    cluster.check_device(device, scheduler)
     archive = Archive.open(archive_url)
     targets = Targets(archive, output, overwrite)
     stage("choosing images")
@@ -245,6 +255,7 @@ def restore(
         decoding = (device, steps, seed, precision)
         task = MosaicTask(output / MOSAIC_NAME, selection, crs, resolution, *decoding)
         if chosen:
+            stage(f"looking at {len(chosen)} images")
             _restore_mosaic(archive, chosen, task, targets, report, progress)
     else:
         tasks = []
@@ -260,6 +271,8 @@ def restore(
             tasks.append(RestoreTask(archive_url, entry, *place, device, steps, seed, precision))
         # a window is decoded sooner than a worker process has started
         local = 0 if selection.bbox is not None and workers is None else workers
+        if tasks:
+            stage(f"decoding the first of {len(tasks)}")
         _restore_images(archive_url, tasks, scheduler, local, report, progress)
     report.seconds = time.monotonic() - started
     return report

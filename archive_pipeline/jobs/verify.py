@@ -96,11 +96,13 @@ def verify(
     scheduler: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda total: None,
+    stage: Callable[[str], None] = lambda name: None,
 ) -> Verification:
     """Run detectors over originals and restored images and judge the differences.
 
     Args:
         progress: called after each image with the number of images.
+        stage: called with what is done before the first image and after the last.
 
     Raises:
         ArchiveError: the archive cannot be used.
@@ -119,6 +121,7 @@ def verify(
     workers = cluster.workers_in_reach(archive_url, scheduler, workers)
     options.settings()  # a device that is not there is told at once
     archive = Archive.open(archive_url)
+    stage("loading detectors")
     labels = None if options.labels is None else find_labels(options.labels, options.names)
     detectors = [load_detector(f, options.device) for f in find_detectors(options.models)]
     groups, warnings = choose_groups(detectors, options.groups, labels)
@@ -126,8 +129,12 @@ def verify(
         warnings += [unnamed_classes(labels, d.file.name, d.classes) for d in detectors]
     reference = "originals" if labels is None else "labels"
     done = Verification(archive_url, options, [], [], [], [], warnings, 0.0)
+    stage("looking for originals")
     tasks = _tasks(archive, labels, groups, done)
+    if tasks:
+        stage(f"comparing the first of {len(tasks)}")
     _compare_all(tasks, scheduler, workers, done, progress)
+    stage("judging")
     done.models = [summarise(file, own, done.images, reference, options) for file, own in groups]
     done.seconds = time.monotonic() - started
     return done

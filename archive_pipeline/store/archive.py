@@ -53,6 +53,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from archive_pipeline._version import __version__
+from archive_pipeline.errors import did_you_mean
 from archive_pipeline.store._backends import (
     Stored,
     create_key,
@@ -107,6 +108,16 @@ def _store(url: str, read_only: bool) -> Store:
         raise ArchiveError(f"{url}: {error}") from error
 
 
+def _archives_like(missing: Path | None) -> str:
+    """A hint at an archive beside a missing one whose name is like its own; else empty."""
+    try:
+        beside = [] if missing is None else list(missing.absolute().parent.iterdir())
+        names = [path.name for path in beside if (path / "zarr.json").is_file()]
+    except OSError:
+        return ""
+    return did_you_mean(missing.name, names) if missing is not None else ""
+
+
 def _byte_of(key: str) -> int:
     """The byte of the lock file that stands for an image."""
     return 1 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
@@ -136,7 +147,7 @@ class Archive:
         archive = cls(str(url), _store(str(url), not writable))
         raw = archive.read_key("zarr.json")
         if raw is None:
-            raise ArchiveError(f"{url}: no archive there")
+            raise ArchiveError(f"{url}: no archive there{_archives_like(archive.folder)}")
         try:
             attributes = json.loads(raw)["attributes"][ATTRIBUTE]
             found, written_by = attributes["format"], attributes.get("written_by")
