@@ -14,20 +14,26 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "archive_pipeline"
-EVERYBODYS = {"errors", "stages", "_version"}  # beside the rooms
-MAY_IMPORT: dict[str, set[str]] = {
-    "geo": set(),
-    "pcdc": set(),
-    "flight": {"geo"},
-    "codec": {"pcdc"},
-    "outputs": {"flight", "geo"},
-    "store": {"codec", "pcdc", "flight", "geo"},
-    "detection": {"outputs", "codec", "pcdc", "flight", "geo"},
-    "jobs": {"detection", "outputs", "store", "codec", "pcdc", "flight", "geo"},
-}
-MAY_IMPORT["arguments"] = {"pcdc"}
-MAY_IMPORT["api"] = {"arguments", "jobs"} | MAY_IMPORT["jobs"]
-MAY_IMPORT["commands"] = {"api"} | MAY_IMPORT["api"]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def may_import() -> dict[str, set[str]]:
+    """The rooms that each room may import, as the table of docs/architecture.md has it."""
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \| .* \| (.*) \|$", PAGE.partition("Questions")[0], re.M)
+    rooms = [room for room, _ in rows]
+    allowed = {}
+    for number, (room, cell) in enumerate(rows):
+        below = set(rooms[number + 1 :])
+        named = set(re.findall(r"`(\w+)/`", cell))
+        assert named or cell in ("everything below", "nothing"), room
+        assert named <= below, f"{room}: the table is in the order of imports"
+        allowed[room] = below if cell == "everything below" else named
+    return allowed
+
+
+MAY_IMPORT = may_import()
+# beside the rooms
+EVERYBODYS = set(re.findall(r"`(\w+)\.py`", PAGE.partition("Every room may import")[2].split("\n")[0]))
 
 
 def modules() -> dict[str, Path]:
@@ -99,14 +105,34 @@ def test_the_codec_does_not_need_its_training() -> None:
         assert not targets, f"{name} imports {targets}"
 
 
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"api", "arguments", "commands"}))
-def test_rooms_export_what_they_say(room: str) -> None:
+def used_elsewhere(room: str) -> set[str]:
+    """Names that other rooms and scripts import of a room's modules."""
+    paths = [path for name, path in MODULES.items() if name.partition(".")[0] != room]
+    paths += [path for folder in ("workflows", "examples") for path in (ROOT / folder).rglob("*.py")]
+    paths.append(PACKAGE / "__init__.pyi")
+    used = set()
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = node.module if node.level == 0 else f"{PACKAGE.name}.{node.module}"
+            if module.startswith(f"{PACKAGE.name}.{room}"):
+                used |= {alias.name for alias in node.names}
+    return used
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"api", "commands"}))
+def test_rooms_export_what_others_use(room: str) -> None:
     package = importlib.import_module(f"{PACKAGE.name}.{room}")
+    stub = ast.parse((PACKAGE / room / "__init__.pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    private = [node.module for node in imports if (node.module or "_").startswith("_")]
+    assert not private, f"{room} exports names of {private}, which is its own"
     assert package.__all__
     for name in package.__all__:
         # a module of the same name would hide it, or not, by who was imported first
         assert f"{room}.{name}" not in MODULES, f"{room}: {name} is a module's name, too"
         assert getattr(package, name) is not None
+    unused = set(package.__all__) - used_elsewhere(room)
+    assert not unused, f"{room} exports {sorted(unused)}, which nobody else uses"
 
 
 def test_workflows_and_models_are_not_packages() -> None:

@@ -206,21 +206,25 @@ def test_no_scheduler_answers(run: Run, flight: Path, tmp_path: Path) -> None:
     assert len(result.err.splitlines()) == 1
 
 
-def test_warnings_of_one_kind_are_one_line(run: Run, own_flight: Path, tmp_path: Path) -> None:
-    for number, frame in enumerate(sorted(own_flight.iterdir())):
-        with open(frame, "ab") as file:  # as a camera's preview frames are
-            file.write(bytes(200_000 + number))
-    args = ("ingest", own_flight, "--ratio", 16, "--workers", 0)
-    result = run(*args, "--archive", tmp_path / "a.zarr", "--json")
-    assert result.code == 0, result.err
-    (line,) = [x for x in result.err.splitlines() if "behind the image" in x]
-    assert "DJI_0001.JPG" in line
-    assert f"{FRAMES - 1} like it" in line
-    assert len([w for w in result.json["warnings"] if "behind" in w["warning"]]) == FRAMES
-    result = run(*args, "--archive", tmp_path / "b.zarr", "-v")
-    assert len([x for x in result.err.splitlines() if "behind the image" in x]) == FRAMES
-    result = run(*args, "--archive", tmp_path / "c.zarr", "-q")
-    assert result.err == ""
+def test_warnings_of_one_kind_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from archive_pipeline.commands._console import SHOWN_WARNINGS, print_warnings
+    from archive_pipeline.jobs.ingest import IngestReport
+    from archive_pipeline.jobs.ingest_image import Outcome
+
+    def outcome(path: str, *warnings: str) -> Outcome:
+        return Outcome("coast", path, path, "ingested", warnings=warnings)
+
+    alike = [outcome(f"{n}.jpg", f"{1000 + n} bytes of its own are not archived") for n in range(9)]
+    other = [outcome("a.jpg", *(f"{chr(65 + n)} is odd" for n in range(SHOWN_WARNINGS)))]
+    report = IngestReport([*alike, *other], [], 1.0, 0)
+    print_warnings(report, verbose=0)
+    first, *rest, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Warning: 0.jpg: 1000 bytes of its own are not archived (and 8 like it")
+    assert rest[0] == "Warning: a.jpg: A is odd"
+    assert len(rest) == SHOWN_WARNINGS - 1
+    assert last == "... and 1 more warning (-v lists all)"
+    print_warnings(report, verbose=1)
+    assert len(capsys.readouterr().err.splitlines()) == 9 + SHOWN_WARNINGS
 
 
 def test_info_lists_the_first_images_of_a_large_flight(

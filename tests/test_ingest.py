@@ -335,7 +335,7 @@ def test_neighbours_of_a_real_flight(run: Run, tmp_path: Path) -> None:
     result = run("ingest", BRIGHTON, "--archive", tmp_path / "a.zarr", "--json")
     yaw = [Path(w["path"]).name for w in result.json["warnings"] if "yaw" in w["warning"]]
     assert yaw == ["DJI_0024.JPG", "DJI_0025.JPG"]
-    assert result.err.count("bytes behind the image") == 1
+    assert result.err.count("bytes of further pictures") == 1
 
 
 def test_report_is_json(run: Run, flight: Path, own_archive: Path) -> None:

@@ -112,7 +112,8 @@ def print_warnings(report: IngestReport, verbose: int) -> None:
     for line in shown:
         say(f"Warning: {line}", err=True)
     if len(shown) < len(lines):
-        say(f"... and {len(lines) - len(shown)} more warnings (-v lists all)", err=True)
+        more = counted(len(lines) - len(shown), "more warning")
+        say(f"... and {more} (-v lists all)", err=True)
 
 
 def print_over_budget(report: IngestReport, verbose: int) -> None:

@@ -4,7 +4,6 @@ from .ingest import IngestReport as IngestReport
 from .ingest_image import Budget as Budget
 from .ingest_image import IngestOptions as IngestOptions
 from .ingest_image import Outcome as Outcome
-from .ingest_image import OverBudget as OverBudget
 from .opened import OpenArchive as OpenArchive
 from .restore import RestoreReport as RestoreReport
 from .restore import Selection as Selection

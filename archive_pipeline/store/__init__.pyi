@@ -4,7 +4,6 @@ from .archive import in_process_only as in_process_only
 from .archived_image import ArchivedImage as ArchivedImage
 from .image_writer import LEAST_BITS as LEAST_BITS
 from .image_writer import ImageWriter as ImageWriter
-from .index import Contents as Contents
 from .index import is_current as is_current
 from .index import look as look
 from .index import read_images as read_images
