@@ -19,7 +19,9 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 def may_import() -> dict[str, set[str]]:
     """The rooms that each room may import, as the table of docs/architecture.md has it."""
-    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \| .* \| (.*) \|$", PAGE.partition("Questions")[0], re.M)
+    rows = re.findall(
+        r"^\| `(\w+)(?:/|\.py)` \| .* \| (.*) \|$", PAGE.partition("Questions")[0], re.M
+    )
     rooms = [room for room, _ in rows]
     allowed = {}
     for number, (room, cell) in enumerate(rows):
@@ -33,7 +35,9 @@ def may_import() -> dict[str, set[str]]:
 
 MAY_IMPORT = may_import()
 # beside the rooms
-EVERYBODYS = set(re.findall(r"`(\w+)\.py`", PAGE.partition("Every room may import")[2].split("\n")[0]))
+EVERYBODYS = set(
+    re.findall(r"`(\w+)\.py`", PAGE.partition("Every room may import")[2].split("\n")[0])
+)
 
 
 def modules() -> dict[str, Path]:
@@ -108,7 +112,9 @@ def test_the_codec_does_not_need_its_training() -> None:
 def used_elsewhere(room: str) -> set[str]:
     """Names that other rooms and scripts import of a room's modules."""
     paths = [path for name, path in MODULES.items() if name.partition(".")[0] != room]
-    paths += [path for folder in ("workflows", "examples") for path in (ROOT / folder).rglob("*.py")]
+    paths += [
+        path for folder in ("workflows", "examples") for path in (ROOT / folder).rglob("*.py")
+    ]
     paths.append(PACKAGE / "__init__.pyi")
     used = set()
     for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
@@ -119,7 +125,7 @@ def used_elsewhere(room: str) -> set[str]:
     return used
 
 
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"api", "commands"}))
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"api", "arguments", "commands"}))
 def test_rooms_export_what_others_use(room: str) -> None:
     package = importlib.import_module(f"{PACKAGE.name}.{room}")
     stub = ast.parse((PACKAGE / room / "__init__.pyi").read_text())

@@ -118,7 +118,7 @@ def test_find_images_refuses_what_is_no_flight(tmp_path: Path) -> None:
     with pytest.raises(FlightError, match="no images"):
         find_images(tmp_path)
     (tmp_path / "file.jpg").touch()
-    with pytest.raises(FlightError, match="not a directory"):
+    with pytest.raises(FlightError, match="a file; a flight is the folder"):
         find_images(tmp_path / "file.jpg")
 
 
