@@ -53,8 +53,9 @@ def test_an_earlier_archive_restores_to_the_same_pixels(
         everything = (0, 0, entry.record["width"], entry.record["height"])
         pixels = image.read(everything)
         if entry.record["codec"] == "pcdc":
-            # rounded to whole numbers, of pixels that may differ by one between processors
-            np.testing.assert_allclose(means(pixels), expected[key], rtol=0, atol=1)
+            # rounded to whole numbers, of pixels that may differ by one between processors, and by
+            # two in bfloat16
+            np.testing.assert_allclose(means(pixels), expected[key], rtol=0, atol=2)
         else:
             np.testing.assert_array_equal(pixels, expected[key])
         seen.add(key)
