@@ -214,12 +214,12 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
 
 
 def _cells(image: dict[str, Any]) -> tuple[str, ...]:
-    """What is told of an image, its centre as longitude and latitude to a metre."""
+    """What is told of an image, its centre as longitude and latitude."""
     centre = "no position"
     if ring := image["footprint"]:
         lon, lat = (sum(point[n] for point in ring[:-1]) / (len(ring) - 1) for n in (0, 1))
         unknown = "" if image["crs"] else "  extent unknown"
-        centre = f"{(lon + 180) % 360 - 180:.5f} {lat:.5f}{unknown}"
+        centre = f"{(lon + 180) % 360 - 180:.6f} {lat:.6f}{unknown}"
     size = f"{image['width']}x{image['height']}"
     sizes = _size(image["source_bytes"]), "->", _size(image["archive_bytes"])
     return (image["id"], size, image["codec"], *sizes, centre)
