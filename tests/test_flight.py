@@ -22,7 +22,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from archive_pipeline.flight.camera_tags import read_pose
-from archive_pipeline.flight.find import FlightError, find_images
+from archive_pipeline.flight.find import FlightError, find_flight, find_images
 from archive_pipeline.flight.jpeg_segments import (
     TRAILER,
     blank_thumbnail,
@@ -110,6 +110,9 @@ def test_find_images_walks_folders_in_order(tmp_path: Path) -> None:
         "a/DJI_0001.jpg", "DJI_0002.jpg", "b/DJI_0001.JPG", "linked.png", "ortho.TIF",
     ]  # fmt: skip
     assert all(Path(file.path).is_file() for file in find_images(tmp_path))
+    assert find_flight(tmp_path).others == [
+        "a/DJI_0003.DNG", "a/Timestamp.MRK", "loop/", "notes.txt", "video.SRT",
+    ]  # fmt: skip
 
 
 def test_find_images_refuses_what_is_no_flight(tmp_path: Path) -> None:

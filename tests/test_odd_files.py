@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from conftest import Run
 from PIL import Image, TiffImagePlugin
 from rasterio.enums import ColorInterp
 from test_outputs import noise, whole
@@ -211,3 +212,34 @@ def test_case_twins_have_world_files_of_their_own(tmp_path: Path) -> None:
         write_jpeg(tmp_path / name, whole(source))
         assert world_file(tmp_path / name).is_file()
     assert len(find_images(tmp_path / "out")) == 2
+
+
+def test_what_is_not_archived_is_named(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    jpeg(folder / "a.JPG", exif(), XMP)
+    for name in ("a.DNG", "b.HEIC", "c.dng", "Timestamp.MRK"):
+        (folder / name).write_bytes(b"payload")
+    args = ("ingest", folder, "--archive", tmp_path / "a.zarr", "--workers", 0)
+    result = run(*args, "--json")
+    assert result.code == 0
+    names = ["Timestamp.MRK", "a.DNG", "b.HEIC", "c.dng"]
+    assert result.json["not_archived"] == [f"{folder}/{name}" for name in names]
+    assert "4 files are not archived: 2 .dng, 1 .heic, 1 .mrk" in result.err
+    result = run(*args, "-v", "--strict")
+    assert result.code == 3
+    assert f"Not archived: {folder}/b.HEIC" in result.err
+
+
+def test_many_bands_have_small_blocks(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "cube.tif", noise(1, "uint16", 300, 260) * np.uint16(9)
+    cube = np.concatenate([pixels + np.uint16(n) for n in range(80)])
+    with rasterio.open(
+        path, "w", driver="GTiff", width=300, height=260, count=80, dtype="uint16"
+    ) as out:
+        out.write(cube)
+    write_gtiff(tmp_path / "out.tif", whole(read_source(path, "cube.tif")))
+    with rasterio.open(tmp_path / "out.tif") as got:
+        np.testing.assert_array_equal(got.read(), cube)
+        assert got.block_shapes[0] == (256, 256)  # 10 MB of all bands
+        assert got.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections import Counter
+from os.path import splitext
 from typing import TYPE_CHECKING, Any
 
 from archive_pipeline._version import __version__
@@ -128,6 +130,22 @@ def print_over_budget(report: IngestReport, verbose: int) -> None:
         )
     if len(shown) < len(over):
         say(f"... and {len(over) - len(shown)} more over budget (-v lists all)", err=True)
+
+
+def print_left_out(report: IngestReport, verbose: int) -> None:
+    """Print what of the flights is not archived: how many files of each kind, or their names."""
+    if not report.left_out:
+        return
+    kinds = Counter(
+        "linked folder" if path.endswith("/") else splitext(path)[1].lower() or "without suffix"
+        for path in report.left_out
+    )
+    listed = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    files = counted(len(report.left_out), "file")
+    verb = "is" if len(report.left_out) == 1 else "are"
+    say(f"{files} {verb} not archived: {listed}", err=True)
+    for path in report.left_out if verbose else ():
+        say(f"Not archived: {path}", err=True)
 
 
 def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:

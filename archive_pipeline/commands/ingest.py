@@ -12,6 +12,7 @@ from archive_pipeline import api
 from archive_pipeline.commands._console import (
     Progress,
     print_ingest,
+    print_left_out,
     print_over_budget,
     print_warnings,
 )
@@ -86,6 +87,9 @@ if TYPE_CHECKING:
     help="Archive damaged JPEGs as far as they can be decoded, with a warning.",
 )
 @click.option(
+    "--strict", is_flag=True, help="Exit code 3 also if other files of the flight are not archived."
+)
+@click.option(
     "--detect",
     multiple=True,
     metavar="MODEL",
@@ -101,6 +105,7 @@ def ingest(
     verbose: int,
     flights: tuple[str, ...],
     name: str | None,
+    strict: bool,
     **options: Any,
 ) -> None:
     """Archive every image of the flight directories.
@@ -138,10 +143,11 @@ def ingest(
     if not quiet:
         print_warnings(report, verbose)
         print_over_budget(report, verbose)
+        print_left_out(report, verbose)
     result = report.to_json()
     if as_json:
         click.echo(json.dumps(result))
     else:
         print_ingest(report, result, archive_url)
-    if result["failed"]:
+    if result["failed"] or (strict and report.left_out):
         sys.exit(PARTLY_FAILED)

@@ -57,10 +57,30 @@ class _Listed:
     path: Location
     size: int | None = None
     version: str | None = None
+    is_folder: bool = False  # a link to one
+
+
+@dataclass(frozen=True)
+class Flight:
+    """What a flight's directory holds.
+
+    Attributes:
+        images: sorted by path.
+        others: paths below the directory of files that are neither images nor sidecars of one, and
+            of links to folders, which end in a slash; sorted. Hidden files are not among them.
+    """
+
+    images: list[ImageFile]
+    others: list[str]
 
 
 def find_images(directory: Location) -> list[ImageFile]:
-    """List the images of a flight directory and of the folders in it.
+    """The images of `find_flight`."""
+    return find_flight(directory).images
+
+
+def find_flight(directory: Location) -> Flight:
+    """List the images of a flight directory and of the folders in it, and what else is there.
 
     Hidden files and folders, folders that are Zarr groups or arrays (archives), and every file
     without an image's extension (logs, video) are passed over.  Links to files are followed, links
@@ -69,22 +89,40 @@ def find_images(directory: Location) -> list[ImageFile]:
     Args:
         directory: the flight, a folder or an fsspec URL.
 
-    Returns:
-        Images sorted by path.
-
     Raises:
         FlightError: the directory does not exist, cannot be listed, or holds no image.
     """
     found: list[tuple[_Listed, dict[str, _Listed]]] = []
+    others: list[str] = []
     for files in _folders(directory):
-        images = [f for f in files if splitext(f.parts[-1])[1].lower() in IMAGE_SUFFIXES]
+        images = [f for f in files if _is_image(f)]
         names = {file.parts[-1].casefold(): file for file in files} if images else {}
         found += ((image, names) for image in images)
+        others += _others(files, images)
     if not found:
         raise FlightError(f"{directory}: no images there, nor in the folders below it")
     found.sort(key=lambda item: item[0].parts)
     repeats = Counter(image.parts[-1].casefold() for image, _ in found)
-    return [_image_file(*item, repeats[item[0].parts[-1].casefold()] > 1) for item in found]
+    images_found = [_image_file(*f, repeats[f[0].parts[-1].casefold()] > 1) for f in found]
+    return Flight(images_found, sorted(others))
+
+
+def _is_image(file: _Listed) -> bool:
+    return not file.is_folder and splitext(file.parts[-1])[1].lower() in IMAGE_SUFFIXES
+
+
+def _others(files: list[_Listed], images: list[_Listed]) -> list[str]:
+    """Paths of a folder's files that are neither images nor belong to one."""
+    taken = {image.parts for image in images}
+    beside: set[str] = set()
+    for image in images:
+        name = image.parts[-1].casefold()
+        stem = splitext(name)[0]
+        beside |= {stem + ending for ending in endings(name)}
+        # overviews are no part of what is archived, and are made again
+        beside |= {f"{name}.ovr", f"{name}.msk.ovr"}
+    rest = (f for f in files if f.parts not in taken and f.parts[-1].casefold() not in beside)
+    return ["/".join(file.parts) + "/" * file.is_folder for file in rest]
 
 
 def _image_file(image: _Listed, siblings: dict[str, _Listed], repeated: bool) -> ImageFile:
@@ -129,7 +167,11 @@ def _folders(directory: Location) -> Iterator[list[_Listed]]:
             subfolders.clear()
             continue
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield [_Listed((*above, n), place / n) for n in names if not n.startswith(".")]
+        linked = [name for name in subfolders if (place / name).is_symlink()]
+        yield [
+            *(_Listed((*above, n), place / n) for n in names if not n.startswith(".")),
+            *(_Listed((*above, n), place / n, is_folder=True) for n in linked),
+        ]
 
 
 def _folders_beside(directory: Path) -> list[str]:

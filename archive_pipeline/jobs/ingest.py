@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from archive_pipeline.flight import locations as sources
-from archive_pipeline.flight.find import find_images
+from archive_pipeline.flight.find import find_flight
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._neighbouring import Warned, compare_neighbours
@@ -58,6 +58,7 @@ class IngestReport:
         workers: threads that images were given to.
         retries: images given to another worker since theirs had died.
         workers_lost: workers that died.
+        left_out: files of the flights that are no images that are read, and linked folders.
     """
 
     outcomes: list[Outcome]
@@ -67,6 +68,7 @@ class IngestReport:
     workers: int = 1
     retries: int = 0
     workers_lost: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def stages(self) -> dict[str, float]:
@@ -105,6 +107,7 @@ class IngestReport:
             "workers": self.workers,
             "workers_lost": self.workers_lost,
             "retries": self.retries,
+            "not_archived": self.left_out,
             "over_budget": [{"path": path, **asdict(over)} for path, over in self.over_budget],
             "warnings": [asdict(w) for w in self.warnings],
             "images": [asdict(o) for o in self.outcomes],
@@ -149,7 +152,9 @@ def ingest(
     workers = cluster.workers_in_reach(archive_url, scheduler, workers)
     cluster.check_device(options.device, scheduler)
     stage("listing files")
-    listed = [(flight, find_images(directory)) for flight, directory in flights]
+    looked = [(flight, directory, find_flight(directory)) for flight, directory in flights]
+    listed = [(flight, found.images) for flight, _, found in looked]
+    left_out = [f"{directory}/{other}" for _, directory, found in looked for other in found.others]
     if options.detect:
         stage("loading detectors")
     detectors = _find_detectors(options)
@@ -197,7 +202,8 @@ def ingest(
             neighbours = compare_neighbours(archive, pool, outcomes, stage)
     models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
-    return IngestReport(outcomes, neighbours, seconds, models, size, pool.retries, pool.lost)
+    counts = size, pool.retries, pool.lost
+    return IngestReport(outcomes, neighbours, seconds, models, *counts, left_out)
 
 
 def _outcome(task: IngestTask, result: Outcome | BaseException, before: list[Outcome]) -> Outcome:

@@ -50,6 +50,12 @@ from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.outputs.publish import NOTHING, Stamps, publish, workdir, world_file
 
 COG_BLOCK = 512  # pixels a side
+LEAST_BLOCK = 64
+BLOCK_BYTES = 16 << 20
+"""Of all bands of a block, which GDAL holds at once: many bands have smaller blocks."""
+MANY_BANDS = 16
+WRITE_BYTES = 64 << 20
+"""Written at a time, so that GDAL's cache holds all blocks until they are full."""
 READ_PIXELS = 1 << 23
 """No single `Raster.read` asks for more pixels than this, unless one block alone is larger."""
 
@@ -58,18 +64,16 @@ JPEG_SIDE = 65535
 _STAGE = {
     "driver": "GTiff",
     "tiled": True,
-    "blockxsize": COG_BLOCK,
-    "blockysize": COG_BLOCK,
     "compress": "ZSTD",
     "zstd_level": 1,
     "sparse_ok": True,
     "bigtiff": "IF_SAFER",
     "num_threads": "ALL_CPUS",
 }
+_BLOCKS = {"blockxsize": COG_BLOCK, "blockysize": COG_BLOCK}
 # DEFLATE rather than ZSTD: photogrammetry tools with their own TIFF readers know it.
 _COG = {
     "driver": "COG",
-    "blocksize": COG_BLOCK,
     "compress": "DEFLATE",
     "bigtiff": "IF_SAFER",
     "num_threads": "ALL_CPUS",
@@ -144,7 +148,7 @@ def write_png(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     alpha = source.mask != "none" and not palette and not own_alpha
     with workdir(path) as work:
         staged, plain = work / "stage.tif", work / "plain.png"
-        with _open_new(staged, {**_STAGE, **_profile(raster, alpha=alpha)}) as stage:
+        with _open_new(staged, {**_STAGE, **_BLOCKS, **_profile(raster, alpha=alpha)}) as stage:
             _stage(stage, raster, alpha=alpha, shown=True)
         rasterio.shutil.copy(staged, plain, driver="PNG")
         final = work / "final.png"
@@ -242,7 +246,11 @@ def cog_writer(
     """
     with workdir(path) as work:
         staged, plain, final = (work / name for name in ("stage.tif", "plain.tif", "final.tif"))
-        with _open_new(staged, {**_STAGE, **profile}) as stage:
+        side = _block_side(profile["count"], profile["dtype"])
+        # Band by band, overviews of many bands need no block of all of them.
+        interleave = "band" if profile["count"] > MANY_BANDS else "pixel"
+        blocks = {"blockxsize": side, "blockysize": side, "interleave": interleave}
+        with _open_new(staged, {**_STAGE, **blocks, **profile}) as stage:
             stage.update_tags(**{TIFF_ITEM: MARK.decode()})
             yield stage
         size = max(profile["width"], profile["height"])
@@ -253,7 +261,9 @@ def cog_writer(
                 stage.build_overviews(factors, resampling)
         kind = np.dtype(profile["dtype"]).kind
         predictor = "NO" if palette or kind not in "uif" else "YES"
-        rasterio.shutil.copy(staged, plain, predictor=predictor, **_COG)
+        overviews = "AUTO" if factors else "NONE"  # GDAL would make them for small blocks
+        options = {**_COG, "blocksize": side, "predictor": predictor, "overviews": overviews}
+        rasterio.shutil.copy(staged, plain, **options)
         insert_tags(plain, final, tags, white_is_zero)
         if pam:
             Path(f"{final}.aux.xml").write_text(pam, encoding="utf-8")
@@ -276,6 +286,14 @@ def read_windows(raster: Raster) -> Iterator[Window]:
     for top, bottom in _cuts(row, row + height, block_height, block_height):
         for left, right in _cuts(col, col + width, block_width, run):
             yield left, top, right - left, bottom - top
+
+
+def _block_side(bands: int, dtype: str) -> int:
+    """Pixels a side of a file's blocks."""
+    side = COG_BLOCK
+    while side > LEAST_BLOCK and side * side * bands * np.dtype(dtype).itemsize > BLOCK_BYTES:
+        side //= 2
+    return side
 
 
 def _cuts(start: int, stop: int, grid: int, step: int) -> Iterator[tuple[int, int]]:
@@ -348,7 +366,7 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False, shown: boo
             avoid_nodata(pixels, valid, nodata)
         if shown:
             pixels = _shown(source, pixels)
-        stage.write(np.moveaxis(pixels, 2, 0), [n + 1 for n in colours], window=target)
+        _write_parts(stage, np.moveaxis(pixels, 2, 0), [n + 1 for n in colours], target)
         if mask is None:
             mask = np.full((h, w), 255, np.uint8)
         if alpha_index is not None:
@@ -357,6 +375,22 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False, shown: boo
             stage.write(band, alpha_index + 1, window=target)
         elif source.mask == "mask" and "alpha" not in names:
             stage.write_mask(mask, window=target)
+
+
+def _write_parts(
+    stage: DatasetWriter, pixels: Pixels, bands: list[int], window: RasterioWindow
+) -> None:
+    """Write pixels (bands, height, width) by rows of blocks, not more than the cache holds."""
+    rows, cols = stage.block_shapes[0]
+    top, left = window.row_off, window.col_off
+    step = max(rows, WRITE_BYTES // max(1, pixels.nbytes // window.height) // rows * rows)
+    for start, stop in _cuts(top, top + window.height, rows, step):
+        run = max(cols, WRITE_BYTES // (len(bands) * pixels.itemsize * (stop - start)))
+        for first, last in _cuts(left, left + window.width, cols, run // cols * cols):
+            part = pixels[:, start - top : stop - top, first - left : last - left]
+            stage.write(
+                part, bands, window=RasterioWindow(first, start, last - first, stop - start)
+            )
 
 
 def _shown(source: SourceImage, pixels: Pixels) -> Pixels:
