@@ -230,6 +230,7 @@ def restore(
     output: str | Path = "restored",
     format: str = "gtiff",
     mosaic: bool = False,
+    ortho: bool = False,
     resolution: float | None = None,
     crs: str | None = None,
     overwrite: bool = False,
@@ -255,6 +256,7 @@ def restore(
         output: folder to write to, outside the archive.
         format: "gtiff", "jpeg" or "png".
         mosaic: one north-up GeoTIFF of all images, made by this process.
+        ortho: instead, each image as a north-up GeoTIFF by its true geometry.
         resolution: pixel size of the mosaic in units of its CRS; by default the finest image's.
         crs: of the mosaic; by default the projected one of most images, `bbox_crs` or UTM.
         overwrite: replace files that `restore` wrote.
@@ -291,6 +293,7 @@ def restore(
         Path(output),
         format=format,
         mosaic=mosaic,
+        ortho=ortho,
         resolution=resolution,
         crs=crs,
         overwrite=overwrite,

@@ -386,3 +386,38 @@ def test_a_frame_in_png_has_its_xmp_too() -> None:
     chunk = b"XML:com.adobe.xmp\0\0\0\0\0" + text
     found = read_xmp([("iTXt", chunk)])
     assert found.text("http://www.dji.com/drone-dji/1.0", "RelativeAltitude") == "7"
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_an_oblique_frame_north_up(boxed: bool, tmp_path: Path, run: Run) -> None:
+    folder, archive = tmp_path / "f", tmp_path / "a.zarr"
+    folder.mkdir()
+    cols, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT_PX))
+    ramp = np.stack([cols, rows, np.full_like(cols, 99)], axis=-1).astype(np.uint8)
+    angles = {"Yaw": 30.0, "Pitch": -45.0, "Roll": 0.0}
+    tags = named("drone-dji", "Gimbal{}Degree", angles, {"RelativeAltitude": HEIGHT})
+    Image.fromarray(ramp).save(
+        folder / "a.jpg", quality=100, subsampling=0, exif=exif(), xmp=packet(tags)
+    )
+    run("ingest", folder, "--archive", archive, "--workers", 0, "--bpp", 12)
+    forward, right, down = turned(30.0, -45.0, 0.0).T
+    axes = np.array([right, down, forward])
+    args = ["restore", "--archive", archive, "--ortho", "-o", tmp_path / "o", "--json"]
+    if boxed:
+        lon, lat = on_ground(axes, WIDTH / 2, HEIGHT_PX / 2)
+        args += ["--bbox", lon - 9e-4, lat - 6e-4, lon + 9e-4, lat + 6e-4]
+    (file,) = run(*args).json["files"]
+    with rasterio.open(file["path"]) as dataset:
+        assert (dataset.transform.b, dataset.transform.d) == (0.0, 0.0)
+        pixels, shown = dataset.read(), dataset.dataset_mask() > 0
+        inverse, utm = ~dataset.transform, Proj(dataset.crs)
+    errors = []
+    for col in range(10, WIDTH, 20):
+        for row in range(10, HEIGHT_PX, 10):
+            x, y = utm(*on_ground(axes, col + 0.5, row + 0.5))
+            u, v = (int(value) for value in inverse @ (x, y))
+            if 0 <= v < shown.shape[0] and 0 <= u < shown.shape[1] and shown[v, u]:
+                errors.append(np.abs(pixels[:2, v, u].astype(float) - [col, row]).max())
+    assert len(errors) > (10 if boxed else 60)
+    # a level is a pixel of the frame; its share of rounding and coding is under one
+    assert np.quantile(errors, 0.9) < 1.5

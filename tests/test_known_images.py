@@ -16,7 +16,7 @@ from PIL import Image
 
 from archive_pipeline.flight.find import FlightError, ImageFile, find_images
 from archive_pipeline.flight.locations import location
-from archive_pipeline.flight.sidecars import endings
+from archive_pipeline.flight.sidecars import WORLD_FILES, endings
 from archive_pipeline.jobs.ingest_image import IngestOptions, IngestTask, ingest_image
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -273,6 +273,7 @@ def test_sidecars_are_those_that_gdal_takes(tmp_path: Path) -> None:
             save(beside.with_suffix(".tif"), 2).replace(beside)
         with rasterio.open(image) as dataset:
             used = not dataset.transform.is_identity or len(dataset.files) > 1
+        used |= ending == ".prj" and extension in WORLD_FILES  # read by `read_source`
         (file,) = find_images(image.parent)
         found = [sidecar.ending for sidecar in file.sidecars]
         assert found == ([ending] if used else []), (extension, ending)
@@ -382,7 +383,7 @@ def test_a_sidecar_of_a_url_that_is_no_text(run: Run, folder: Path, url: Path) -
 
 def test_names_of_sidecars() -> None:
     assert list(endings("a.JPG")) == [
-        ".jpg.aux.xml", ".jpg.aux", ".jpg.msk", ".jgw", ".jpgw", ".wld", ".aux", ".tab",
+        ".jpg.aux.xml", ".jpg.aux", ".jpg.msk", ".jgw", ".jpgw", ".wld", ".prj", ".aux", ".tab",
     ]  # fmt: skip
     assert list(endings("a.webp")) == [".webp.aux.xml", ".webp.aux", ".webp.msk", ".aux"]
 

@@ -13,6 +13,7 @@ import pytest
 import rasterio
 from conftest import Run
 from PIL import Image, TiffImagePlugin
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from test_outputs import noise, whole
 
@@ -243,3 +244,36 @@ def test_many_bands_have_small_blocks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got.read(), cube)
         assert got.block_shapes[0] == (256, 256)  # 10 MB of all bands
         assert got.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+
+
+def test_a_projection_beside_a_world_file(tmp_path: Path) -> None:
+    Image.fromarray(noise(1)[0]).save(tmp_path / "a.tif")
+    (tmp_path / "a.tfw").write_text("0.5\n0\n0\n-0.5\n500000.25\n5259999.75\n")
+    (tmp_path / "A.PRJ").write_text(CRS.from_epsg(32632).to_wkt(version="WKT1_ESRI"))
+    source = read_source(tmp_path / "a.tif", "a.tif")
+    assert source.georef.crs == "EPSG:32632"
+    assert source.georef.transform == (0.5, 0.0, 500000.0, 0.0, -0.5, 5260000.0)
+    assert source.georef.footprint is not None
+    assert [s.ending for s in find_images(tmp_path)[0].sidecars] == [".tfw", ".PRJ"]
+    (tmp_path / "A.PRJ").write_text("nonsense")
+    source = read_source(tmp_path / "a.tif", "a.tif")
+    assert source.georef.crs is None
+    assert any(w.startswith("its A.PRJ is not read") for w in source.warnings)
+
+
+def test_alpha_and_a_mask(tmp_path: Path) -> None:
+    mask = np.full((150, 200), 255, np.uint8)
+    mask[:, :50] = 0
+    bands = np.concatenate([noise(3), np.full((1, 150, 200), 200, np.uint8)])
+    profile = {"driver": "GTiff", "width": 200, "height": 150, "count": 4, "dtype": "uint8"}
+    internal = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
+    with (
+        internal,
+        rasterio.open(tmp_path / "a.tif", "w", **profile, photometric="RGB", alpha="YES") as out,
+    ):
+        out.write(bands)
+        out.write_mask(mask)
+    source = read_source(tmp_path / "a.tif", "a.tif")
+    assert any("alpha and a mask" in warning for warning in source.warnings)
+    alpha = read_pixels(source)[1]
+    np.testing.assert_array_equal(alpha, np.where(mask > 0, 200, 0))

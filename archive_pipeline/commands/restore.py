@@ -83,10 +83,15 @@ class Restore(click.Command):
 )
 @click.option("--mosaic", is_flag=True, help="One north-up GeoTIFF of all images.")
 @click.option(
+    "--ortho",
+    is_flag=True,
+    help="Each image as a north-up GeoTIFF by its true geometry; for oblique frames.",
+)
+@click.option(
     "--resolution",
     type=float,
     metavar="METRES",
-    help="Pixel size of the mosaic, in units of its CRS.  [default: the finest image's]",
+    help="Pixel size of the mosaic or ortho, in units of its CRS.  [default: the finest image's]",
 )
 @click.option(
     "--crs",

@@ -14,16 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from archive_pipeline.errors import root_cause
+from archive_pipeline.flight._beside import beside
 from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
 from archive_pipeline.flight.camera_tags import read_pose
-from archive_pipeline.flight.formats import no_network, open_image, settle
+from archive_pipeline.flight.formats import IMAGE_SUFFIXES, no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import walk
-from archive_pipeline.flight.locations import Location, sha256
+from archive_pipeline.flight.locations import Location, open_file, sha256
 from archive_pipeline.flight.source_image import (
     EXIF_PREFIX,
     SourceError,
@@ -48,6 +50,7 @@ EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
 # Colours that GDAL converts to RGB.
 CONVERTED = frozenset(("CMYK", "YCbCrK", "CIELAB", "ICCLAB", "ITULAB"))
 
+MAX_PROJECTION = 1 << 16  # bytes of a `.prj`
 SALVAGED_ROWS = 512  # that are looked through at a time
 
 # MB of GDAL's block cache unless the user says otherwise; its own value is a share of the machine's
@@ -166,6 +169,9 @@ def read_window(
         mask = None
         if source.mask == "alpha":
             mask = dataset.read(alpha, window=area)
+            flags = dataset.mask_flag_enums[0]
+            if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+                mask[dataset.read_masks(1, window=area) == 0] = 0
         elif source.mask != "none":
             mask = dataset.dataset_mask(window=area)
     return pixels, mask
@@ -191,9 +197,12 @@ def _describe(
         return tuple(values[band - 1] for band in bands)
 
     flags = dataset.mask_flag_enums[0]
+    masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     if alpha is not None:
         mask = "alpha"
-    elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        if masked:
+            notes.append("it has alpha and a mask: alpha is archived as 0 where the mask is")
+    elif masked:
         mask = "mask"  # also of pixels that are nodata in every band (NODATA_VALUES)
     else:
         mask = "nodata" if MaskFlags.nodata in flags else "none"
@@ -201,7 +210,7 @@ def _describe(
     if len({repr(value) for value in dataset.nodatavals}) > 1:
         notes.append("bands have different nodata values; the first band's is kept")
 
-    georef = raster_georef(dataset)
+    georef = raster_georef(dataset, _projection(path, notes) if not dataset.crs else None)
     camera, captured = read_pose(_exif(dataset.driver, metadata), read_xmp(metadata))
     if georef.footprint is None:
         if camera is not None:
@@ -345,6 +354,22 @@ def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list
             raise SourceError(path, reason)
         return tiff_blocks(path), []
     return [], []
+
+
+def _projection(path: Path, notes: list[str]) -> CRS | None:
+    """The CRS in the `.prj` beside an image, as ESRI writes it next to a world file."""
+    name = f"{path.stem}.prj".casefold()
+    for folded, other in beside(path.parent, IMAGE_SUFFIXES).starting(name):
+        if folded == name:
+            try:
+                with open_file(path.with_name(other)) as file:
+                    text = file.read(MAX_PROJECTION).decode("utf-8", "replace")
+                crs = CRS.from_wkt(text, morph_from_esri_dialect=True)
+                epsg = crs.to_epsg()  # ESRI's names for what EPSG has
+                return crs if epsg is None else CRS.from_epsg(epsg)
+            except (OSError, CRSError) as error:
+                notes.append(f"its {other} is not read: {' '.join(str(error).split())}")
+    return None
 
 
 def _exif(driver: str, metadata: list[Block]) -> bytes:

@@ -13,7 +13,7 @@ TIFF, JPEG = (".gtif", ".gtiff", ".tif", ".tiff"), (".jpe", ".jpeg", ".jpg")
 JPEG2000, NITF = (".j2k", ".jp2"), (".nitf", ".ntf")
 # Behind the whole name, whatever the format. Overviews (.ovr) are no part of what is archived.
 APPENDED = (".aux.xml", ".aux", ".msk")
-# In place of the extension, by the image's format.
+# In place of the extension, by the image's format; a `.prj` is read here, not by GDAL.
 WORLD_FILES = frozenset((*TIFF, *JPEG, *JPEG2000, *NITF, ".bmp", ".gif", ".png"))
 REPLACED = {
     **dict.fromkeys(TIFF, (".tab", ".xml", ".imd", ".rpb", ".rpc", "_rpc.txt")),
@@ -60,6 +60,7 @@ def endings(name: str) -> Iterator[str]:
         yield f"{extension[:2]}{extension[-1]}w"
         yield f"{extension}w"
         yield ".wld"
+        yield ".prj"
     yield ".aux"
     yield from REPLACED.get(extension, ())
 

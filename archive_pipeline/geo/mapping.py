@@ -53,16 +53,19 @@ def crs_to_text(crs: rasterio.crs.CRS | None) -> str | None:
     return str(crs.to_wkt(version="WKT2_2019"))
 
 
-def raster_georef(dataset: rasterio.DatasetReader) -> Georef:
+def raster_georef(
+    dataset: rasterio.DatasetReader, beside: rasterio.crs.CRS | None = None
+) -> Georef:
     """Read the georeference that an open GDAL dataset carries itself.
 
     Args:
         dataset: an open rasterio dataset.
+        beside: the CRS that a file beside it gives, where it has none itself.
 
     Returns:
         Its CRS with its transform, or its GCPs, or its RPCs; method ``"none"`` with neither.
     """
-    crs = crs_to_text(dataset.crs)
+    crs = crs_to_text(dataset.crs or beside)
     rpcs = dataset.tags(ns="RPC") or None
     points, gcp_crs = dataset.gcps
     if not dataset.transform.is_identity:

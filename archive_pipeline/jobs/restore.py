@@ -205,6 +205,7 @@ def restore(
     *,
     format: str = "gtiff",
     mosaic: bool = False,
+    ortho: bool = False,
     crs: str | None = None,
     resolution: float | None = None,
     overwrite: bool = False,
@@ -225,7 +226,8 @@ def restore(
     Args:
         format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF.
         mosaic: one raster of all images, made by this process.
-        crs, resolution: of the mosaic, see `write_mosaic`.
+        ortho: each image resampled to a north-up raster, made by this process.
+        crs, resolution: of the mosaic or of the rasters, see `write_mosaic`.
         overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
@@ -242,7 +244,7 @@ def restore(
         ClusterError: there is no such scheduler, or it was lost.
     """
     started = time.monotonic()
-    _check_usage(selection, format, mosaic, crs, resolution, scheduler, workers)
+    _check_usage(selection, format, mosaic, ortho, crs, resolution, scheduler, workers)
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url, output = absolute(archive_url), output.absolute()
     cluster.check_device(device, scheduler)
@@ -257,6 +259,14 @@ def restore(
         if chosen:
             stage(f"looking at {len(chosen)} images")
             _restore_mosaic(archive, chosen, task, targets, report, progress)
+    elif ortho:
+        decoding = (device, steps, seed, precision)
+        for entry, window in chosen:
+            full = window == (0, 0, entry.record["width"], entry.record["height"])
+            path = output_path(output, entry.flight, entry.id, window, full, SUFFIXES[format])
+            task = MosaicTask(path, selection, crs, resolution, *decoding)
+            _restore_ortho(archive, entry, window, task, targets, report)
+            progress(len(chosen))
     else:
         tasks = []
         for entry, window in chosen:
@@ -282,6 +292,7 @@ def _check_usage(
     selection: Selection,
     format: str,
     mosaic: bool,
+    ortho: bool,
     crs: str | None,
     resolution: float | None,
     scheduler: str | None,
@@ -290,12 +301,15 @@ def _check_usage(
     """Raise `UsageError` for what makes no sense, before anything is opened."""
     if format not in SUFFIXES:
         raise UsageError(f"format {format!r} is none of {', '.join(SUFFIXES)}")
-    if mosaic and format != "gtiff":
-        raise UsageError("--mosaic writes a GeoTIFF")
-    if mosaic and (scheduler is not None or workers):
-        raise UsageError("--mosaic is made by this process: leave out --scheduler and --workers")
-    if not mosaic and (resolution is not None or crs is not None):
-        raise UsageError("--resolution and --crs are a mosaic's: they need --mosaic")
+    if mosaic and ortho:
+        raise UsageError("--mosaic and --ortho exclude each other")
+    if (mosaic or ortho) and format != "gtiff":
+        raise UsageError(f"{'--mosaic' if mosaic else '--ortho'} writes a GeoTIFF")
+    if (mosaic or ortho) and (scheduler is not None or workers):
+        option = "--mosaic" if mosaic else "--ortho"
+        raise UsageError(f"{option} is made by this process: leave out --scheduler and --workers")
+    if not (mosaic or ortho) and (resolution is not None or crs is not None):
+        raise UsageError("--resolution and --crs are a mosaic's: they need --mosaic or --ortho")
     try:
         check_crs(selection.bbox_crs)
         if selection.bbox is not None:
@@ -350,6 +364,25 @@ def _failure(entry: ImageEntry, error: BaseException) -> dict[str, str]:
     if not text.startswith(f"{name}: "):
         text = f"{name}: {text.removeprefix(f'{entry.id}: ')}"
     return {"image": name, "error": " ".join(text.split())}
+
+
+def _restore_ortho(
+    archive: Archive,
+    entry: ImageEntry,
+    window: Window,
+    task: MosaicTask,
+    targets: Targets,
+    report: RestoreReport,
+) -> None:
+    """Write one image as a mosaic of its own and report it, or why it cannot be one."""
+    own = RestoreReport([], [], [], 0.0)
+    try:
+        _restore_mosaic(archive, [(entry, window)], task, targets, own, lambda total: None)
+    except (OutputError, ArchiveError) as error:
+        own.failed.append(_failure(entry, error))
+    for file in own.files:
+        report.files.append({**file, "image": entry.id, "flight": entry.flight})
+    report.failed += own.failed
 
 
 def _restore_mosaic(
