@@ -57,7 +57,7 @@ def test_functions_take_what_commands_take() -> None:
     for name in COMMANDS:
         function = inspect.signature(getattr(ap, name)).parameters
         command = main.commands[name.replace("_", "-")]
-        shown = {"as_json", "quiet", "verbose", "all_images"}  # what a terminal sees
+        shown = {"as_json", "quiet", "verbose", "all_images", "strict"}  # what a terminal sees
         for option in command.params:
             if option.name in shown:
                 continue

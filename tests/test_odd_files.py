@@ -277,3 +277,13 @@ def test_alpha_and_a_mask(tmp_path: Path) -> None:
     assert any("alpha and a mask" in warning for warning in source.warnings)
     alpha = read_pixels(source)[1]
     np.testing.assert_array_equal(alpha, np.where(mask > 0, 200, 0))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_further_pictures_of_an_animation_are_named(suffix: str, tmp_path: Path) -> None:
+    pictures = [Image.fromarray(noise(1)[0] // np.uint8(n)) for n in (1, 2, 3)]
+    path = tmp_path / f"a{suffix}"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:])
+    assert "2 further pictures are not archived" in read_source(path, path.name).warnings
+    pictures[0].save(path)
+    assert not any("further" in warning for warning in read_source(path, path.name).warnings)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from PIL import Image
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
@@ -343,7 +344,7 @@ def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list
         return [*layout.segments, *trailers], notes
     if driver == "PNG":
         try:
-            return png_blocks(path), []
+            return png_blocks(path), _animation(path)
         except ValueError as error:
             raise SourceError(path, str(error)) from error
     if driver in ("GTiff", "COG"):
@@ -353,7 +354,17 @@ def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list
             reason = f"a TIFF of {pages} pages, which are images of their own: split it (tiffsplit)"
             raise SourceError(path, reason)
         return tiff_blocks(path), []
-    return [], []
+    return [], _animation(path) if driver in ("GIF", "WEBP") else []
+
+
+def _animation(path: Path) -> list[str]:
+    """A word on the pictures of an animation that are not read."""
+    try:
+        with Image.open(path) as image:
+            pictures = getattr(image, "n_frames", 1)
+    except Exception:  # of what Pillow cannot read, GDAL says what it is
+        return []
+    return [f"{pictures - 1} further pictures are not archived"] if pictures > 1 else []
 
 
 def _projection(path: Path, notes: list[str]) -> CRS | None:
