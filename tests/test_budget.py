@@ -212,7 +212,7 @@ def test_a_broken_promise_is_told_even_when_quiet(
     quiet = run(*args, "--archive", tmp_path / "a.zarr", "-q")
     assert (quiet.code, quiet.err) == (0, "")
     (line,) = [line for line in quiet.out.splitlines() if "over budget" in line]
-    assert "2 images take 1" in line
+    assert "2 images, by " in line
     told = run(*args, "--archive", tmp_path / "b.zarr")
     assert told.code == 0
     lines = [line for line in told.err.splitlines() if line.startswith("Over budget: ")]
