@@ -325,7 +325,9 @@ def test_an_index_cut_short_or_with_flipped_bits(opened: Archive) -> None:
 TEXTS = st.text(st.characters(codec=None), max_size=8)
 # a record of other surrogates than those of a file name's odd bytes is refused as damaged
 IDS = st.text(
-    st.one_of(st.characters(codec="utf-8"), st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)),
+    st.one_of(
+        st.characters(codec="utf-8"), st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
+    ),
     min_size=1,
     max_size=8,
 )

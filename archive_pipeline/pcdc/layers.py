@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,13 +75,33 @@ def round_half_up(x: Tensor) -> Tensor:
     return x + (torch.floor(x.detach() + 0.5) - x.detach())
 
 
+class _Matrix(NamedTuple):
+    """An integer convolution as a matrix product, divided by 2^shift, which rounds nothing.
+
+    Attributes:
+        weight: (cout, kernel^2 cin).
+        bias: (cout, 1), with the half that rounds.
+        probe: (kernel^2 cin,) a column whose product is known.
+        probed: (cout,) its product, and the bias.
+        gain, offset: |sum| <= gain * |activations| + offset, before the division.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    probe: Tensor
+    probed: Tensor
+    gain: float
+    offset: float
+
+
 class IntegerConv2d(nn.Module):
     """A convolution whose arithmetic is exact integer arithmetic on every device.
 
     Weights are multiples of 2^-8 with at most 11 bits, activations multiples of 2^-4 with 12
-    bits, so every partial sum is an integer far below 2^53 and the float64 matrix products of
-    `integer_forward` are exact whatever order a device adds them in. `forward` is the same map
-    with straight-through gradients in float32, for training.
+    bits, so every partial sum is an integer: far below 2^53, so that float64 holds it, and with
+    trained weights below 2^24, so that float32 does. Then `integer_forward` is exact in whatever
+    order a device adds. `forward` is the same map with straight-through gradients in float32, for
+    training.
 
     Args:
         cin, cout: channels.
@@ -94,6 +114,7 @@ class IntegerConv2d(nn.Module):
     WEIGHT_BITS = 8
     ACTIVATION_BITS = 4
     WEIGHT_LIMIT = 1023
+    LARGEST = 4095  # activation
 
     def __init__(
         self, cin: int, cout: int, kernel: int = 1, *, shift: int = 8, ceiling: int = 4095
@@ -105,7 +126,7 @@ class IntegerConv2d(nn.Module):
             nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.shift = shift
         self.ceiling = ceiling
-        self._exact: tuple[Tensor, Tensor] | None = None
+        self._matrices: dict[tuple[torch.device, torch.dtype], _Matrix] = {}
 
     def _integers(self) -> tuple[Tensor, Tensor]:
         weight = round_half_up(self.weight * 2**self.WEIGHT_BITS)
@@ -120,27 +141,66 @@ class IntegerConv2d(nn.Module):
         return round_half_up(total).clamp(0, self.ceiling)
 
     def integer_forward(self, x: Tensor) -> Tensor:
-        """Coding path: (N, cin, H, W) float64 holding integers, to (N, cout, H, W) likewise.
+        """Coding path: (N, cin, H, W) floats holding integers, to (N, cout, H, W) likewise.
 
-        One matrix product over the shifted inputs of a kernel: no convolution algorithm
-        (Winograd, FFT) that leaves the integers can be chosen behind our back.
+        On CPUs float32 multiplies where its 24 bits hold every partial sum, else float64. What
+        comes out is the same integers.
         """
-        if self._exact is None or self._exact[0].device != x.device:
-            weight, bias = (t.detach().to(x.device, torch.float64) for t in self._integers())
-            self._exact = weight.permute(0, 2, 3, 1).flatten(1).contiguous(), bias.view(-1, 1)
-        weight, bias = self._exact
-        n, _, height, width = x.shape
+        if x.device.type == "cpu":
+            matrix = self._matrix(x.device, torch.float32)
+            largest = max(float(-x.amin()), float(x.amax()))
+            if matrix.gain * largest + matrix.offset <= 2**24:
+                out, exact = self._multiply(x.float(), matrix)
+                if exact:
+                    return out
+        return self._multiply(x.double(), self._matrix(x.device, torch.float64))[0]
+
+    def _multiply(self, x: Tensor, matrix: _Matrix) -> tuple[Tensor, bool]:
+        """Outputs, and whether the matrix product was exact.
+
+        One product over the shifted inputs of a kernel: no convolution algorithm (Winograd, FFT)
+        that leaves the integers can be chosen behind our back. Libraries can be told to multiply
+        float32 as TF32 or bfloat16: they would round the largest activation, which the last
+        column holds.
+        """
+        n, cin, height, width = x.shape
         k = self.weight.shape[-1]
-        padded = F.pad(x, [k // 2] * 4)
-        shifted = [padded[:, :, i : i + height, j : j + width] for i in range(k) for j in range(k)]
-        total = weight @ torch.cat(shifted, 1).view(n, -1, height * width) + bias
-        total = torch.floor((total + 2 ** (self.shift - 1)) / 2**self.shift)
-        return total.clamp(0, self.ceiling).view(n, -1, height, width)
+        padded = F.pad(x, [k // 2] * 4) if k > 1 else x
+        columns = x.new_empty(n, k * k * cin, height * width + 1)
+        columns[..., -1] = matrix.probe
+        places = columns[..., :-1].unflatten(-1, (height, width)).unflatten(1, (k * k, cin))
+        for at in range(k * k):
+            i, j = divmod(at, k)
+            places[:, at] = padded[:, :, i : i + height, j : j + width]
+        total = torch.bmm(matrix.weight.expand(n, -1, -1), columns).add_(matrix.bias)
+        exact = bool((total[..., -1] == matrix.probed).all())
+        out = total[..., :-1].floor_().clamp_(0, self.ceiling)
+        return out.unflatten(-1, (height, width)), exact
+
+    def _matrix(self, device: torch.device, kind: torch.dtype) -> _Matrix:
+        """The layer as a matrix on a device, computed once."""
+        if (device, kind) not in self._matrices:
+            weight, bias = (t.detach().to(device, torch.float64) for t in self._integers())
+            weight = weight.permute(0, 2, 3, 1).flatten(1)
+            bias = bias + 2 ** (self.shift - 1)
+            probe = torch.zeros_like(weight[0])
+            at = int(weight.abs().sum(0).argmax())
+            probe[at] = self.LARGEST
+            scaled = weight / 2**self.shift, bias / 2**self.shift
+            self._matrices[device, kind] = _Matrix(
+                scaled[0].to(kind).contiguous(),
+                scaled[1].to(kind)[:, None],
+                probe.to(kind),
+                (scaled[0][:, at] * self.LARGEST + scaled[1]).to(kind),
+                float(weight.abs().sum(1).max()),
+                float(bias.abs().max()),
+            )
+        return self._matrices[device, kind]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._exact = None
+        self._matrices = {}
         super()._load_from_state_dict(*args, **kwargs)
 
     def train(self, mode: bool = True) -> IntegerConv2d:
-        self._exact = None  # weights may be about to change
+        self._matrices = {}  # weights may be about to change
         return super().train(mode)

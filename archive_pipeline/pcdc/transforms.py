@@ -228,7 +228,7 @@ class HyperScale(nn.Module):
     @torch.no_grad()
     def indices(self, z_hat: Tensor, image_step: Tensor) -> Tensor:
         """Coding path: exact; returns int16 (N, M, h, w)."""
-        out = self._run(z_hat.double(), image_step.double(), "integer_forward")
+        out = self._run(z_hat.float(), image_step.float(), "integer_forward")
         return out.to(torch.int16)
 
 
