@@ -12,4 +12,4 @@ from .jobs.ingest import IngestReport as IngestReport
 from .jobs.opened import OpenArchive as OpenArchive
 from .jobs.opened import OpenImage as OpenImage
 from .jobs.opened import Pixels as Pixels
-from .jobs.restore import RestoreReport as RestoreReport
+from .jobs.restoring import RestoreReport as RestoreReport

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from archive_pipeline.geo.georef import Bbox
     from archive_pipeline.jobs.check import CheckReport
     from archive_pipeline.jobs.ingest import IngestReport
-    from archive_pipeline.jobs.ingest_image import Outcome
+    from archive_pipeline.jobs.ingest_task import Outcome
     from archive_pipeline.jobs.opened import OpenArchive
-    from archive_pipeline.jobs.restore import RestoreReport
+    from archive_pipeline.jobs.restoring import RestoreReport
     from archive_pipeline.pcdc.precision import Precision
 
 DEFAULT_ARCHIVE = "./archive.zarr"
@@ -138,7 +138,7 @@ def ingest(
 
     from archive_pipeline.flight.locations import location, name_of
     from archive_pipeline.jobs.ingest import ingest as run
-    from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
+    from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
 
     named = [(flight or name_of(p) or "flight", p) for p in map(location, directories)]
     if len({id for id, _ in named}) < len(named):
@@ -282,8 +282,8 @@ def restore(
     >>> [file["window"] for file in report.files], report.failed
     ([[0, 0, 720, 304]], [])
     """
-    from archive_pipeline.jobs.restore import Selection
     from archive_pipeline.jobs.restore import restore as run
+    from archive_pipeline.jobs.selection import Selection
 
     check_decoding(device, precision, steps, seed)
     check_workers(workers)

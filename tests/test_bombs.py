@@ -30,7 +30,7 @@ from zarr.core.sync import sync
 from archive_pipeline.codec import models
 from archive_pipeline.jobs.check import check
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import IngestOptions
+from archive_pipeline.jobs.ingest_task import IngestOptions
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.model import WEIGHTS, Model, ModelError
 from archive_pipeline.pcdc.policy import PolicyError, load_policy

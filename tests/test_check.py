@@ -19,6 +19,7 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_index
 from archive_pipeline.store.layout import ArchiveError, image_key
+from archive_pipeline.store.stored_models import read_model
 
 CASES = 60
 SECONDS = 20  # for one case, on a busy machine
@@ -143,14 +144,14 @@ def test_model_damage(run: Run, own_archive: Path, tmp_path: Path) -> None:
         for damage in DAMAGES:
             path.write_bytes(damage(data, rng))
             with pytest.raises(ArchiveError, match="damaged: its hash"):
-                Archive.open(own_archive).read_model(folder.name)
+                read_model(Archive.open(own_archive), folder.name)
         result = run("check", "--archive", own_archive)
         assert result.code == 1
         assert folder.name in result.err
         path.unlink()
         # a model without denoiser is whole, too, so one that lacks its own is another
         with pytest.raises(ArchiveError, match=r"is missing|its hash is another"):
-            Archive.open(own_archive).read_model(folder.name)
+            read_model(Archive.open(own_archive), folder.name)
         path.write_bytes(data)
 
 

@@ -209,7 +209,7 @@ def test_no_scheduler_answers(run: Run, flight: Path, tmp_path: Path) -> None:
 def test_warnings_of_one_kind_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     from archive_pipeline.commands._console import SHOWN_WARNINGS, print_warnings
     from archive_pipeline.jobs.ingest import IngestReport
-    from archive_pipeline.jobs.ingest_image import Outcome
+    from archive_pipeline.jobs.ingest_task import Outcome
 
     def outcome(path: str, *warnings: str) -> Outcome:
         return Outcome("coast", path, path, "ingested", warnings=warnings)

@@ -89,7 +89,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive of `frames`, made in this process: nothing happens to it."""
     from archive_pipeline.jobs.ingest import ingest
-    from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
+    from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
 
     url = tmp_path_factory.mktemp("undisturbed") / "a.zarr"
     report = ingest(str(url), [(frames.name, frames)], IngestOptions(Budget(ratio=16)), workers=0)

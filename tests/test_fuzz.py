@@ -44,8 +44,9 @@ from archive_pipeline.geo.camera import locate
 from archive_pipeline.jobs.check import check
 from archive_pipeline.jobs.info import describe
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
-from archive_pipeline.jobs.restore import Selection, restore
+from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
+from archive_pipeline.jobs.restore import restore
+from archive_pipeline.jobs.selection import Selection
 from archive_pipeline.outputs._documents import exif_tags, set_dimensions
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES
 from archive_pipeline.pcdc.codec import Symbols

@@ -22,7 +22,7 @@ from archive_pipeline.geo.bounds import DATUM_MARGIN
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.mapping import bbox_to_window, outline, with_footprint
 from archive_pipeline.jobs.info import describe
-from archive_pipeline.jobs.restore import Selection, select
+from archive_pipeline.jobs.selection import Selection, select
 from archive_pipeline.store import index
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.index import differences, is_current, look, read_images, write_index

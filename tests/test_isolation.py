@@ -25,8 +25,9 @@ from archive_pipeline.codec import models
 from archive_pipeline.codec.settings import DEFAULT, Settings
 from archive_pipeline.codec.zarr_codec import PCDCCodec, with_settings
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
-from archive_pipeline.jobs.restore import Selection, restore
+from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
+from archive_pipeline.jobs.restore import restore
+from archive_pipeline.jobs.selection import Selection
 from archive_pipeline.pcdc.constants import BLOCK_SIDE
 from archive_pipeline.pcdc.policy import pack_policy
 from archive_pipeline.store.archive import Archive

@@ -17,7 +17,8 @@ from PIL import Image
 from archive_pipeline.flight.find import FlightError, ImageFile, find_images
 from archive_pipeline.flight.locations import location
 from archive_pipeline.flight.sidecars import WORLD_FILES, endings
-from archive_pipeline.jobs.ingest_image import IngestOptions, IngestTask, ingest_image
+from archive_pipeline.jobs.ingest_image import ingest_image
+from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 

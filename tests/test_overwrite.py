@@ -27,8 +27,10 @@ from zarr.storage import FsspecStore, LocalStore
 from archive_pipeline.flight.find import ImageFile
 from archive_pipeline.jobs import ingest_image
 from archive_pipeline.jobs.check import check
-from archive_pipeline.jobs.ingest_image import IngestOptions, IngestTask, StoreFailed
-from archive_pipeline.jobs.restore import Selection, restore
+from archive_pipeline.jobs.ingest_image import StoreFailed
+from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask
+from archive_pipeline.jobs.restore import restore
+from archive_pipeline.jobs.selection import Selection
 from archive_pipeline.store import _backends, leftovers
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -176,7 +178,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
         if not isinstance(store, FsspecStore):
             await plain(store, keys)
 
-    monkeypatch.setattr("archive_pipeline.store.archive.delete_keys", delete_keys)
+    monkeypatch.setattr("archive_pipeline.store._keys.delete_keys", delete_keys)
     return faults
 
 

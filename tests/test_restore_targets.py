@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("made")
     from archive_pipeline.jobs.ingest import ingest
-    from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
+    from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
 
     for seed, name in enumerate(FLIGHTS):
         *_, ortho = make_flight(folder / name, 2, 96, 64, seed)

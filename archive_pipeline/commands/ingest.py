@@ -24,7 +24,7 @@ from archive_pipeline.commands._options import (
 )
 
 if TYPE_CHECKING:
-    from archive_pipeline.jobs.ingest_image import Outcome
+    from archive_pipeline.jobs.ingest_task import Outcome
 
 
 @click.command(

@@ -35,8 +35,9 @@ from archive_pipeline.flight.source_image import (
 from archive_pipeline.flight.tiff_directory import count_pages
 from archive_pipeline.flight.xmp import read_xmp
 from archive_pipeline.geo.camera import locate
-from archive_pipeline.geo.georef import Window
+from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.geo.mapping import raster_georef
+from archive_pipeline.geo.pose import CameraPose
 from archive_pipeline.geo.terrain import Terrain
 
 T = TypeVar("T")
@@ -198,31 +199,12 @@ def _describe(
         return tuple(values[band - 1] for band in bands)
 
     flags = dataset.mask_flag_enums[0]
-    masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-    if alpha is not None:
-        mask = "alpha"
-        if masked:
-            notes.append("it has alpha and a mask: alpha is archived as 0 where the mask is")
-    elif masked:
-        mask = "mask"  # also of pixels that are nodata in every band (NODATA_VALUES)
-    else:
-        mask = "nodata" if MaskFlags.nodata in flags else "none"
+    mask = _mask_kind(dataset, alpha is not None, notes)
     # Not the values themselves: NaN differs from NaN.
     if len({repr(value) for value in dataset.nodatavals}) > 1:
         notes.append("bands have different nodata values; the first band's is kept")
 
-    georef = raster_georef(dataset, _projection(path, notes) if not dataset.crs else None)
-    camera, captured = read_pose(_exif(dataset.driver, metadata), read_xmp(metadata))
-    if georef.footprint is None:
-        if camera is not None:
-            located, assumptions = locate(
-                camera, dataset.width, dataset.height, ground.elevation, ground.terrain
-            )
-            georef = located if located.footprint is not None else georef
-            notes += [*camera.warnings, *assumptions]
-        elif georef.method == "none":
-            notes.append("no position: neither a georeference nor a camera's tags")
-
+    georef, camera, captured = _placed(dataset, path, metadata, notes, ground)
     if structure.get("SOURCE_COLOR_SPACE") in CONVERTED and "red" in [i.name for i in interps]:
         notes.append(f"its {structure['SOURCE_COLOR_SPACE']} pixels are archived as RGB")
     rows, cols = dataset.block_shapes[0]
@@ -261,6 +243,41 @@ def _describe(
         metadata=tuple(metadata),
         warnings=tuple(notes),
     )
+
+
+def _mask_kind(dataset: rasterio.DatasetReader, alpha: bool, notes: list[str]) -> str:
+    """Where an image says which pixels are valid: "alpha", "mask", "nodata" or "none"."""
+    flags = dataset.mask_flag_enums[0]
+    masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    if alpha:
+        if masked:
+            notes.append("it has alpha and a mask: alpha is archived as 0 where the mask is")
+        return "alpha"
+    if masked:
+        return "mask"  # also of pixels that are nodata in every band (NODATA_VALUES)
+    return "nodata" if MaskFlags.nodata in flags else "none"
+
+
+def _placed(
+    dataset: rasterio.DatasetReader,
+    path: Path,
+    metadata: list[Block],
+    notes: list[str],
+    ground: Ground,
+) -> tuple[Georef, CameraPose | None, str | None]:
+    """Where an image lies, by its own georeference or its camera's tags; the pose; the time."""
+    georef = raster_georef(dataset, _projection(path, notes) if not dataset.crs else None)
+    camera, captured = read_pose(_exif(dataset.driver, metadata), read_xmp(metadata))
+    if georef.footprint is None:
+        if camera is not None:
+            located, assumptions = locate(
+                camera, dataset.width, dataset.height, ground.elevation, ground.terrain
+            )
+            georef = located if located.footprint is not None else georef
+            notes += [*camera.warnings, *assumptions]
+        elif georef.method == "none":
+            notes.append("no position: neither a georeference nor a camera's tags")
+    return georef, camera, captured
 
 
 def _strict(source: SourceImage | None = None) -> rasterio.Env:

@@ -1,10 +1,10 @@
 from .check import CheckReport as CheckReport
 from .info import describe as describe
 from .ingest import IngestReport as IngestReport
-from .ingest_image import Budget as Budget
-from .ingest_image import IngestOptions as IngestOptions
-from .ingest_image import Outcome as Outcome
+from .ingest_task import Budget as Budget
+from .ingest_task import IngestOptions as IngestOptions
+from .ingest_task import Outcome as Outcome
 from .opened import OpenArchive as OpenArchive
-from .restore import RestoreReport as RestoreReport
-from .restore import Selection as Selection
+from .restoring import RestoreReport as RestoreReport
+from .selection import Selection as Selection
 from .verify import versions_of as versions_of

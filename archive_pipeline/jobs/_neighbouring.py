@@ -16,7 +16,7 @@ from archive_pipeline.flight.locations import Location, local_file, location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs.ingest_image import Outcome
+from archive_pipeline.jobs.ingest_task import Outcome
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import image_key

@@ -16,7 +16,11 @@ from archive_pipeline.store.index import read_images
 
 
 class Targets:
-    """The places below an output folder that an archive's images may be written to."""
+    """The places below an output folder that an archive's images may be written to.
+
+    Attributes:
+        output: the folder.
+    """
 
     def __init__(self, archive: Archive, output: Path, overwrite: bool) -> None:
         """Take a folder, which need not exist.
@@ -27,6 +31,7 @@ class Targets:
         Raises:
             OutputError: the folder is the archive's, or inside it.
         """
+        self.output = output
         self._archive = archive
         self._overwrite = overwrite
         self._folders: dict[Path, bool] = {}

@@ -20,6 +20,7 @@ from archive_pipeline.store.layout import (
     shard_windows,
 )
 from archive_pipeline.store.leftovers import committed, may_be_whole
+from archive_pipeline.store.stored_models import read_model, read_policy
 
 MAX_PROBLEMS = 100  # named for each array
 
@@ -70,9 +71,9 @@ def check(
     report = CheckReport()
     for sha256 in archive.list_names("models"):
         report.models += 1
-        _try(report, partial(archive.read_model, sha256))
+        _try(report, partial(read_model, archive, sha256))
     for name in archive.list_names("policies"):
-        _try(report, partial(archive.read_policy, name.removesuffix(".safetensors")))
+        _try(report, partial(read_policy, archive, name.removesuffix(".safetensors")))
     stage("listing images")
     keys = list(archive.keys())
     found: dict[str, ImageEntry] = {}

@@ -16,15 +16,12 @@ from archive_pipeline.flight.locations import Location
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._neighbouring import Warned, compare_neighbours
 from archive_pipeline.jobs.ingest_image import (
-    IngestOptions,
-    IngestTask,
-    Outcome,
-    OverBudget,
     StoreFailed,
     failed,
     ingest_image,
     known_outcome,
 )
+from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask, Outcome, OverBudget
 from archive_pipeline.jobs.ingested import note_sources
 from archive_pipeline.jobs.known_images import Place, find_places
 from archive_pipeline.stages import summed
@@ -38,6 +35,7 @@ from archive_pipeline.store.layout import (
 )
 from archive_pipeline.store.leases import Leases, leased
 from archive_pipeline.store.leftovers import Replaced
+from archive_pipeline.store.stored_models import add_model, add_policy
 
 if TYPE_CHECKING:
     from archive_pipeline.detection.detectors import DetectorFile
@@ -253,7 +251,7 @@ def _mend_models(archive: Archive, entries: list[ImageEntry]) -> None:
 
         files = files_of(sha256)
         if files is not None:
-            archive.add_model(sha256, files)
+            add_model(archive, sha256, files)
 
 
 def _known(task: IngestTask, place: Place) -> Outcome | None:
@@ -323,7 +321,7 @@ def _add_model(archive: Archive, options: IngestOptions) -> tuple[str, str]:
 
     name = options.model or DEFAULT_MODEL
     model = load_named(name)
-    archive.add_model(model.sha256, model.files)
+    add_model(archive, model.sha256, model.files)
     if options.allocation != "policy":
         return model.sha256, ""
     policy = read_policy(name, model.networks.config.latents)
@@ -333,7 +331,7 @@ def _add_model(archive: Archive, options: IngestOptions) -> tuple[str, str]:
         from archive_pipeline.pcdc.training.judge import require_lpips
 
         require_lpips()  # said once here, and not by every image
-    return model.sha256, archive.add_policy(policy)
+    return model.sha256, add_policy(archive, policy)
 
 
 def _find_detectors(options: IngestOptions) -> tuple[DetectorFile, ...]:

@@ -6,17 +6,17 @@ import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archive_pipeline._version import __version__
 from archive_pipeline.codec.settings import Settings
-from archive_pipeline.flight.find import ImageFile
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail
-from archive_pipeline.flight.locations import Location, local_file
+from archive_pipeline.flight.locations import local_file
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.read import Ground, read_source
 from archive_pipeline.flight.restored_tag import is_restored
@@ -25,8 +25,8 @@ from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.terrain import Terrain
 from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area
+from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask, Outcome, OverBudget
 from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
-from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.stages import stage, timed
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.image_writer import ImageWriter
@@ -39,9 +39,10 @@ from archive_pipeline.store.layout import (
     image_key,
 )
 from archive_pipeline.store.leftovers import settle
+from archive_pipeline.store.stored_models import ensure_model, ensure_policy
 
 if TYPE_CHECKING:
-    from archive_pipeline.detection.detectors import DetectorFile
+    pass
 
 # what a store fails with for all images, not for one
 STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
@@ -54,125 +55,6 @@ SPATIAL = {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"}
 
 class StoreFailed(ArchiveError):
     """An archive that takes no more images: a full disk, for one."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What an image may take, everything stored for it counted. Exactly one field is set.
-
-    Attributes:
-        ratio: raw bytes (height x width x 3) over archive bytes.
-        bpp: archive bits a pixel.
-        source_ratio: bytes of the source file over archive bytes.
-    """
-
-    ratio: float | None = None
-    bpp: float | None = None
-    source_ratio: float | None = None
-
-    def bytes_for(self, source: SourceImage) -> int:
-        """Bytes allowed for an image."""
-        pixels = source.width * source.height
-        if self.bpp is not None:
-            return int(pixels * self.bpp / 8)
-        if self.source_ratio is not None:
-            return int(source.size_bytes / self.source_ratio)
-        assert self.ratio is not None
-        return int(pixels * 3 / self.ratio)
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """Settings of an ingest, as the command line has them."""
-
-    budget: Budget = field(default_factory=lambda: Budget(ratio=100))
-    model: str | None = None  # shipped name or folder; the default model without one
-    device: str = "auto"
-    overwrite: bool = False
-    ground_elevation: float | None = None
-    detect: tuple[str, ...] = ()  # detectors whose finds in the originals are stored
-    allocation: str = "uniform"  # of `ALLOCATIONS`, or "objects" for what `detect` finds
-    adapt: int = 0  # updates that the policy is given on every image
-    precision: Precision = "auto"  # of the codec's large networks
-    dem: str | None = None  # a raster of the ground's heights
-    salvage: bool = False  # damaged JPEGs as far as they can be decoded
-
-
-@dataclass(frozen=True)
-class IngestTask:
-    """One image to archive.
-
-    Attributes:
-        id: of the image that it becomes.
-        file: what it is made of.
-        replaces: SHA-256 of the file whose image it replaces; None where there is none yet.
-    """
-
-    archive: str
-    flight: str
-    id: str
-    file: ImageFile
-    options: IngestOptions
-    replaces: str | None = None
-    model: str = ""  # SHA-256 of a model that is in the archive
-    policy: str = ""  # SHA-256 of a policy that is in the archive, where allocation is by it
-    detectors: tuple[DetectorFile, ...] = ()
-
-    @property
-    def path(self) -> Location:
-        """Where the file is."""
-        return self.file.path
-
-
-@dataclass(frozen=True)
-class OverBudget:
-    """An image that takes more bytes than it may, since less cannot be had.
-
-    Attributes:
-        image: its id.
-        budget_bytes: what it may take: its budget, or the size of its file where that is less.
-        archive_bytes, excess_bytes: what it takes, and by how much that is more.
-        reason: what takes them, in one line.
-    """
-
-    image: str
-    budget_bytes: int
-    archive_bytes: int
-    excess_bytes: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one image.
-
-    `error` is None unless it failed; `reason` says why a file was skipped that the archive does not
-    have under an id of its own; `replaced` whether another image stood in its place, what remains
-    of which is to be removed.
-    """
-
-    flight: str
-    id: str
-    path: str
-    status: str  # "ingested" | "skipped" | "failed"
-    error: str | None = None
-    reason: str | None = None
-    codec: str | None = None
-    warnings: tuple[str, ...] = ()
-    source_bytes: int = 0
-    raw_bytes: int = 0
-    archive_bytes: int = 0
-    pixels: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage, see `IngestReport.stages`
-    over_budget: OverBudget | None = None
-    replaced: bool = False
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What a user should know of an image that did not fail."""
-        if self.reason is None:
-            return self.warnings
-        return (f"skipped: it {self.reason}", *self.warnings)
 
 
 def failed(task: IngestTask, error: str) -> Outcome:
@@ -237,21 +119,8 @@ def ingest_image(task: IngestTask, tell: Tell = lambda id, done, parts: None) ->
 
 def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
     """`ingest_image`, by stages."""
-    options = task.options
-    with stage("start"):
-        from archive_pipeline.codec.models import find_device
-
-        settings = Settings(
-            find_device(options.device),
-            allocation=options.allocation,
-            policy=task.policy,
-            adapt=options.adapt,
-            precision=options.precision,
-        )
     archive = Archive.reopen(task.archive, writable=True)
-    archive.ensure_model(task.model)
-    if task.policy:
-        archive.ensure_policy(task.policy, task.model, settings.device)
+    settings = _ready(archive, task)
     key = image_key(task.flight, task.id)
     expected: tuple[type[Exception], ...] = (ArchiveError, OSError)
     if task.detectors:
@@ -263,7 +132,7 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
             if is_restored(path):
                 return Outcome(task.flight, task.id, str(task.path), "skipped", reason=RESTORED)
             with stage("read"):
-                source = read_source(path, task.id, _ground(options), options.salvage)
+                source = read_source(path, task.id, _ground(task.options), task.options.salvage)
                 sidecars = _digest(task)
             # whoever has this file, too, may archive it under another of its ids
             with archive.exclusive(f"{task.flight}/{source.sha256}"):
@@ -296,6 +165,25 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
         over_budget=over,
         replaced=replaced,
     )
+
+
+def _ready(archive: Archive, task: IngestTask) -> Settings:
+    """Load what encoding needs; returns how it is done."""
+    options = task.options
+    with stage("start"):
+        from archive_pipeline.codec.models import find_device
+
+        settings = Settings(
+            find_device(options.device),
+            allocation=options.allocation,
+            policy=task.policy,
+            adapt=options.adapt,
+            precision=options.precision,
+        )
+    ensure_model(archive, task.model)
+    if task.policy:
+        ensure_policy(archive, task.policy, task.model, settings.device)
+    return settings
 
 
 def _store_error(error: BaseException) -> OSError | None:
@@ -363,28 +251,11 @@ def _write(
     tell: Tell,
 ) -> tuple[ImageEntry, OverBudget | None, bool]:
     """Returns the image, by how much it exceeds its budget, and whether it replaced another."""
-    source = reader.source
+    source, options = reader.source, task.options
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
     )
-    record: dict[str, Any] = {
-        "id": source.id,
-        "sha256": source.sha256,
-        "sidecars": sidecars,
-        "width": source.width,
-        "height": source.height,
-        "bands": source.bands,
-        "dtype": source.dtype,
-        "mask": source.mask,
-        "codec": "lossless",
-        "source_bytes": source.size_bytes,
-        "captured": source.captured,
-        "georef": source.georef.to_json(),
-        "warnings": list(source.warnings),
-    }
-    if task.file.version is not None:
-        record["source_version"] = task.file.version
-    options = task.options
+    record = _record(task, source, sidecars)
     bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
     plan = [__version__, record, repr(bits), task.detectors]
     writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
@@ -398,15 +269,7 @@ def _write(
             mask[area(window)] = part
     objects = np.zeros((0, 4))
     if task.detectors and source.dtype == "uint8" and source.bands == 3:
-        from archive_pipeline.detection.detectors import detect_all, pack_detections
-
-        size = (source.width, source.height, TILE)
-        with stage("detect"):
-            found = detect_all(task.detectors, options.device, lambda w: reader.read(w)[0], *size)
-        writer.write_detections(pack_detections(found))
-        if options.allocation == "objects":
-            sure = [objects.boxes[objects.scores >= SURE] for _, objects in found]
-            objects = np.concatenate(sure)
+        objects = _write_detections(task, reader, writer)
         record["detectors"] = [detector.sha256 for detector in task.detectors]
 
     def done(number: int, parts: int) -> None:
@@ -424,6 +287,49 @@ def _write(
     entry = writer.commit(record, conventions)
     allowed = allowed_bytes(source, budget)
     return entry, _exceeded(entry, allowed, writer.sizes), writer.replaces
+
+
+def _record(task: IngestTask, source: SourceImage, sidecars: str) -> dict[str, Any]:
+    """What an image's record says as long as its pixels are lossless and without detections."""
+    record: dict[str, Any] = {
+        "id": source.id,
+        "sha256": source.sha256,
+        "sidecars": sidecars,
+        "width": source.width,
+        "height": source.height,
+        "bands": source.bands,
+        "dtype": source.dtype,
+        "mask": source.mask,
+        "codec": "lossless",
+        "source_bytes": source.size_bytes,
+        "captured": source.captured,
+        "georef": source.georef.to_json(),
+        "warnings": list(source.warnings),
+    }
+    if task.file.version is not None:
+        record["source_version"] = task.file.version
+    return record
+
+
+def _write_detections(
+    task: IngestTask, reader: SourcePixels, writer: ImageWriter
+) -> NDArray[np.float64]:
+    """Store what the detectors see in the original.
+
+    Returns:
+        Boxes (n, 4) of the objects whose blocks are coded finer, in pixels: x0, y0, x1, y1; none
+        unless the allocation is by objects.
+    """
+    from archive_pipeline.detection.detectors import detect_all, pack_detections
+
+    source, options = reader.source, task.options
+    size = (source.width, source.height, TILE)
+    with stage("detect"):
+        found = detect_all(task.detectors, options.device, lambda w: reader.read(w)[0], *size)
+    writer.write_detections(pack_detections(found))
+    if options.allocation != "objects":
+        return np.zeros((0, 4))
+    return np.concatenate([objects.boxes[objects.scores >= SURE] for _, objects in found])
 
 
 def _exceeded(

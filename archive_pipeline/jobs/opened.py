@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.errors import UsageError, did_you_mean
 from archive_pipeline.geo.georef import Affine6, Bbox, Georef, Window
+from archive_pipeline.jobs._decoding import Decoding
 from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
+from archive_pipeline.store.stored_models import require_denoiser
 
 if TYPE_CHECKING:
     import xarray
@@ -204,8 +206,7 @@ class OpenArchive:
     def __init__(self, url: str, device: str, steps: int, seed: int, precision: Precision) -> None:
         self.url = url
         self._archive = Archive.open(url)
-        self._decoding = (device, steps, seed)
-        self._precision = precision
+        self._decoding = Decoding(device, steps, seed, precision)
 
     @property
     def flights(self) -> list[str]:
@@ -250,23 +251,24 @@ class OpenArchive:
         import rasterio
 
         from archive_pipeline.geo.mapping import check_bbox
-        from archive_pipeline.jobs.restore import Selection, restore
+        from archive_pipeline.jobs.restore import restore
+        from archive_pipeline.jobs.selection import Selection
 
         try:
             check_bbox(bbox, crs)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        device, steps, seed = self._decoding
+        decoding = self._decoding
         with TemporaryDirectory(prefix="archive-window-") as folder:
             report = restore(
                 self.url,
                 Selection(bbox, crs, flight),
                 Path(folder),
                 mosaic=True,
-                steps=steps,
-                seed=seed,
-                precision=self._precision,
-                device=device,
+                steps=decoding.steps,
+                seed=decoding.seed,
+                precision=decoding.precision,
+                device=decoding.device,
             )
             if report.failed:
                 raise ArchiveError(report.failed[0]["error"])
@@ -281,16 +283,13 @@ class OpenArchive:
 
     def reader(self, entry: ImageEntry) -> ArchivedImage:
         """One of its images for what reads rasters."""
-        if self._decoding[1]:
-            self._archive.require_denoiser(entry)
+        if self._decoding.steps:
+            require_denoiser(self._archive, entry)
         return ArchivedImage(self._archive, entry, self._settings, fixed=("georef",))
 
     @cached_property
     def _settings(self) -> Settings:
-        from archive_pipeline.codec.models import find_device  # torch: only for pixels
-
-        device, steps, seed = self._decoding
-        return Settings(find_device(device), steps, seed, precision=self._precision)
+        return self._decoding.settings()
 
     def __repr__(self) -> str:
         return f"OpenArchive({self.url!r})"

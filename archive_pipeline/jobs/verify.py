@@ -54,6 +54,7 @@ from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
+from archive_pipeline.store.stored_models import require_denoiser
 
 
 class VerifyError(ArchivePipelineError):
@@ -231,7 +232,7 @@ def verify_image(task: VerifyTask) -> ImageResult:
     started = time.monotonic()
     archive = Archive.reopen(task.archive)
     if options.steps:
-        archive.require_denoiser(task.entry)
+        require_denoiser(archive, task.entry)
     # it is compared with a file
     image = ArchivedImage(archive, task.entry, settings, fixed=("sha256",))
     width, height = task.entry.record["width"], task.entry.record["height"]

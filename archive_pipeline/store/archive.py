@@ -41,8 +41,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,16 @@ from zarr.storage import LocalStore
 from archive_pipeline._version import __version__
 from archive_pipeline.errors import did_you_mean
 from archive_pipeline.store._backends import (
-    Stored,
-    create_key,
-    delete_keys,
     has_versions,
     is_url,
-    list_keys,
-    local_folder,
     look_at_records,
     open_store,
-    read_file,
-    read_key,
 )
+from archive_pipeline.store._keys import Keys
 from archive_pipeline.store._locks import is_locked, locked
 from archive_pipeline.store.layout import (
     ATTRIBUTE,
     FORMAT,
-    MAX_DOCUMENT,
     TOP_LEVEL,
     ArchiveError,
     ImageEntry,
@@ -80,7 +73,6 @@ from archive_pipeline.store.layout import (
     group_json,
     image_key,
     image_name,
-    policy_key,
     quote_name,
     reason_of,
     unquote_name,
@@ -123,17 +115,15 @@ def _byte_of(key: str) -> int:
     return 1 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
 
 
-class Archive:
+class Archive(Keys):
     """An open archive. Make one with `Archive.open` or `Archive.create`.
 
     Attributes:
-        url, store: where it is.
         written_by: the version that made it; None before 0.2.0, and where it was not looked at.
     """
 
     def __init__(self, url: str, store: Store) -> None:
-        self.url = url
-        self.store = store
+        super().__init__(url, store)
         self.written_by: str | None = None
         zarr.config.set(ZARR_SETTINGS)
 
@@ -244,219 +234,6 @@ class Archive:
 
     def _lock_file(self) -> Path | None:
         return self.store.root / "zarr.json" if isinstance(self.store, LocalStore) else None
-
-    @property
-    def folder(self) -> Path | None:
-        """Its folder on this machine's file systems; None of an archive that is elsewhere."""
-        return local_folder(self.store)
-
-    # ------------------------------------------------------------ plain keys
-
-    def read_key(self, key: str, most: int = MAX_DOCUMENT) -> bytes | None:
-        """Contents of a key, None where there is none.
-
-        Args:
-            most: bytes that it has at most: an archive may be a stranger's.
-
-        Raises:
-            ArchiveError: it is larger, or the store fails.
-        """
-        try:
-            if isinstance(self.store, LocalStore):
-                return read_file(self.store.root / key, most)
-            buffer = sync(read_key(self.store, key, default_buffer_prototype(), most))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
-        except Exception as error:  # what a store raises depends on its backend
-            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
-        return None if buffer is None else buffer.to_bytes()
-
-    def write_key(self, key: str, data: bytes) -> None:
-        """Write a key whole.
-
-        Raises:
-            ArchiveError: the store fails.
-        """
-        try:
-            sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
-        except Exception as error:  # what a store raises depends on its backend
-            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
-
-    def create_key(self, key: str, data: bytes) -> bool | None:
-        """Write a key in a bucket if it is not there; False if it is, None if that cannot be had.
-
-        Raises:
-            ArchiveError: the store fails.
-        """
-        try:
-            return sync(create_key(self.store, key, data))
-        except Exception as error:  # what a store raises depends on its backend
-            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
-
-    def list_names(self, prefix: str) -> list[str]:
-        """Names directly below a prefix, sorted."""
-
-        async def collect() -> list[str]:
-            return [name async for name in self.store.list_dir(prefix)]
-
-        try:
-            return sorted(sync(collect()))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except Exception as error:  # what a store raises depends on its backend
-            raise ArchiveError(f"{self.url}: {prefix}: {reason_of(error)}") from error
-
-    def stored(self, prefix: str) -> dict[str, Stored]:
-        """All keys below a prefix.
-
-        Raises:
-            ArchiveError: the store fails.
-        """
-        try:
-            return sync(list_keys(self.store, prefix))
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except Exception as error:  # what a store raises depends on its backend
-            raise ArchiveError(f"{self.url}: {prefix}: {reason_of(error)}") from error
-
-    def size_of(self, prefix: str) -> int:
-        """Bytes of all keys below a prefix."""
-        return sum(key.size for key in self.stored(prefix).values())
-
-    def delete(self, keys: Collection[str]) -> None:
-        """Remove keys of one node, its record or metadata first: half removed is invisible.
-
-        Raises:
-            ArchiveError: the store fails.
-        """
-        first = min((key for key in keys if key.endswith("/zarr.json")), key=len, default=None)
-        try:
-            for some in ([first] if first else [], [key for key in keys if key != first]):
-                if some:
-                    sync(delete_keys(self.store, some))
-        except Exception as error:  # what a store raises depends on its backend
-            raise ArchiveError(f"{self.url}: {reason_of(error)}") from error
-
-    def prune(self, prefix: str) -> None:
-        """Remove folders below a prefix that hold no keys; only local file systems have any."""
-        if not isinstance(self.store, LocalStore):
-            return
-        for folder, _, _ in os.walk(self.store.root / prefix, topdown=False):
-            with suppress(OSError):  # it is not empty
-                os.rmdir(folder)
-
-    # ---------------------------------------------------------------- models
-
-    def add_model(self, sha256: str, files: dict[str, bytes]) -> None:
-        """Store a model's files, where they are not there or damaged.
-
-        Readers of this archive need nothing else.
-
-        Raises:
-            ArchiveError: the store fails.
-        """
-        with suppress(ArchiveError):
-            self.read_model(sha256)
-            return
-        for name in sorted(files, reverse=True):  # config.json last: then the folder is complete
-            self.write_key(f"models/{sha256}/{name}", files[name])
-
-    def read_model(self, sha256: str) -> dict[str, bytes]:
-        """The files of a stored model.
-
-        Raises:
-            ArchiveError: one is missing or too large, or they do not have this hash.
-        """
-        from archive_pipeline.pcdc.model import DENOISER_FILES, FILES, MAX_BYTES, digest
-
-        files = {}
-        for name in FILES + DENOISER_FILES:
-            data = self.read_key(f"models/{sha256}/{name}", MAX_BYTES[name])
-            if data is None and name in DENOISER_FILES:
-                continue
-            if data is None:
-                raise ArchiveError(f"{self.url}: models/{sha256}/{name} is missing")
-            files[name] = data
-        if digest(files) != sha256:
-            raise ArchiveError(f"{self.url}: models/{sha256} is damaged: its hash is another")
-        return files
-
-    def ensure_model(self, sha256: str) -> None:
-        """Make a stored model known to the codec, unless this process knows it already.
-
-        Raises:
-            ArchiveError: it is missing, or its contents do not have this hash.
-        """
-        from archive_pipeline.codec.models import is_known, register
-
-        if not is_known(sha256):
-            register(self.read_model(sha256))
-
-    def add_policy(self, data: bytes) -> str:
-        """Store an allocation policy's file, for workers that encode; returns its SHA-256.
-
-        Raises:
-            ArchiveError: the store fails.
-        """
-        sha256 = hashlib.sha256(data).hexdigest()
-        try:
-            self.read_policy(sha256)
-        except ArchiveError:  # it is not there, or damaged
-            self.write_key(policy_key(sha256), data)
-        return sha256
-
-    def ensure_policy(self, sha256: str, model: str, device: str = "cpu") -> None:
-        """Make a stored policy for a known model known to the codec, unless it is already.
-
-        Args:
-            device: where the model will be used.
-
-        Raises:
-            ArchiveError: it is missing, damaged, or for another codec.
-        """
-        from archive_pipeline.codec.models import codec_for, is_known_policy, register_policy
-        from archive_pipeline.pcdc.policy import PolicyError
-
-        if is_known_policy(sha256):
-            return
-        data = self.read_policy(sha256)
-        try:
-            register_policy(data, codec_for(model, device).model.networks.config.latents)
-        except PolicyError as error:
-            raise ArchiveError(f"{self.url}: {policy_key(sha256)}: {error}") from error
-
-    def read_policy(self, sha256: str) -> bytes:
-        """Read a stored policy's file.
-
-        Raises:
-            ArchiveError: it is missing, or its contents do not have this hash.
-        """
-        from archive_pipeline.pcdc.policy import MAX_FILE_BYTES
-
-        data = self.read_key(policy_key(sha256), MAX_FILE_BYTES)
-        if data is None:
-            raise ArchiveError(f"{self.url}: {policy_key(sha256)} is missing")
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ArchiveError(f"{self.url}: {policy_key(sha256)} is damaged: its hash is another")
-        return data
-
-    def require_denoiser(self, entry: ImageEntry) -> None:
-        """Make sure that an image can be decoded with denoising steps; lossless ones always can.
-
-        Raises:
-            ArchiveError: its model has no denoiser, or is missing or damaged.
-        """
-        if entry.record["codec"] != "pcdc":
-            return
-        from archive_pipeline.codec.models import has_denoiser
-
-        sha256 = entry.record["model"]
-        self.ensure_model(sha256)
-        if not has_denoiser(sha256):
-            raise ArchiveError(
-                f"{entry.flight}/{entry.id}: its model {sha256[:12]} has no denoiser; "
-                "--steps 0 restores it"
-            )
 
     # --------------------------------------------------------------- queries
 

@@ -27,6 +27,7 @@ from archive_pipeline.store.layout import (
     reason_of,
     unpack_metadata,
 )
+from archive_pipeline.store.stored_models import ensure_model
 
 T = TypeVar("T")
 MAX_ARRAY_DOCUMENT = 64 << 10  # bytes of an array's zarr.json
@@ -155,7 +156,7 @@ class ArchivedImage:
         col, row, width, height = window
         if name == "pixels" and self.entry.record["codec"] == "pcdc":
             try:
-                self.archive.ensure_model(model_of(array) or self.entry.record["model"])
+                ensure_model(self.archive, model_of(array) or self.entry.record["model"])
             except ArchiveError as error:
                 raise self._damaged("pixels", error) from error
         area = (slice(row, row + height), slice(col, col + width))

@@ -28,7 +28,7 @@ from archive_pipeline.codec.models import DEFAULT_MODEL, find_device
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.flight.read import read_pixels
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
+from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import TILE

@@ -50,7 +50,7 @@ from archive_pipeline.detection.verification import (
     compare,
 )
 from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_image import Budget, IngestOptions
+from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
 from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage

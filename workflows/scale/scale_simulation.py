@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs.ingest_image import IngestOptions, IngestTask
+from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask
 
 
 def nothing(task: IngestTask) -> str:
