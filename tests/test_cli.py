@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -204,6 +205,19 @@ def test_no_scheduler_answers(run: Run, flight: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.code == 1
     assert len(result.err.splitlines()) == 1
+
+
+def test_a_bar_counts_from_when_its_work_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    from archive_pipeline.commands._console import Progress
+
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", shown)
+    with Progress("ingest", quiet=False) as progress:
+        progress.stage("encoding the first of 3")
+        progress.since -= 60  # which takes a minute
+        progress.step(3)
+    assert re.search(r"1/3 \[01:0\d<02:", shown.getvalue())
 
 
 def test_warnings_of_one_kind_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import time
 from collections import Counter
 from os.path import splitext
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ class Progress:
         self.line: Any = None  # tqdm's
         self.has_bar = False
         self.before = 0
+        self.since = time.time()  # when the last stage began; tqdm's clock
 
     def _show(self, bar: bool, **options: Any) -> None:
         """Put another line in the place of the one that is shown, unless that is of the kind."""
@@ -50,6 +52,8 @@ class Progress:
         self.line, self.has_bar = None, False
 
     def _bar(self, total: int) -> None:
+        if self.has_bar:
+            return
         self._show(
             True,
             total=total,
@@ -57,7 +61,10 @@ class Progress:
             desc=self.label,
             unit=self.unit,
             smoothing=0.1,  # workers finish in bursts
+            delay=1e-6,  # shown when it knows when the first was begun
         )
+        self.line.start_t = self.line.last_print_t = self.since
+        self.line.refresh()
 
     def step(self, total: int) -> None:
         if self.shown:
@@ -72,6 +79,7 @@ class Progress:
 
     def stage(self, name: str) -> None:
         """Show what is done before the first image is, or after the last."""
+        self.since = time.time()
         if self.shown:
             self._show(False, bar_format="{desc}")
             self.line.set_description_str(f"{self.label}: {name}")
