@@ -12,6 +12,7 @@ import select
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from archive_pipeline.detection.boxes import Detections
 from archive_pipeline.detection.metrics import METRICS, Summary, intervals, match
 from archive_pipeline.flight.locations import location
+from archive_pipeline.jobs import ingested
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import pack_metadata
@@ -692,3 +694,12 @@ def test_labels_without_names_are_told_as_they_are_compared(tmp_path: Path) -> N
         f"{tmp_path}: no file names its classes; taken for those of yolo11s.pt: 0 (1 object) as "
         "person, 2 (2 objects) as car, 7 (1 object) as none (--names says otherwise)"
     )
+
+
+def test_the_oldest_notes_of_sources_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(ingested, "MOST_NOTES", 3)
+    for number in range(5):
+        ingested.note_sources("a.zarr", [(f"flight {number}", tmp_path / f"{number}")])
+        time.sleep(0.01)  # a file system's clock ticks
+    assert sorted(ingested.noted_sources("a.zarr")) == ["flight 2", "flight 3", "flight 4"]

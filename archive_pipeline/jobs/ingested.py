@@ -18,6 +18,8 @@ from pathlib import Path
 
 from archive_pipeline.flight.locations import Location, absolute, location
 
+MOST_NOTES = 1000  # the oldest go
+
 
 def note_sources(archive_url: str, flights: Iterable[tuple[str, Location]]) -> None:
     """Note folders or URLs that are archived; without a place to write to, nothing happens.
@@ -37,6 +39,9 @@ def note_sources(archive_url: str, flights: Iterable[tuple[str, Location]]) -> N
             with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
                 file.write(text)
             os.replace(file.name, path)  # several commands may write the same
+        notes = sorted(folder.glob("*.json"), key=lambda note: note.stat().st_mtime_ns)
+        for note_file in notes[:-MOST_NOTES]:
+            note_file.unlink(missing_ok=True)
 
 
 def noted_sources(archive_url: str) -> dict[str, list[Location]]:
