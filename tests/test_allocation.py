@@ -28,7 +28,7 @@ from archive_pipeline.pcdc.allocation import (
     BlockCosts,
     BudgetTooSmall,
 )
-from archive_pipeline.pcdc.codec import Symbols
+from archive_pipeline.pcdc.decoding import Symbols
 from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles, least_error
 from archive_pipeline.pcdc.policy import (
     Policy,

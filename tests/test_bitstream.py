@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from archive_pipeline.codec.models import shipped
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MAX_SIDE, Header, parse
-from archive_pipeline.pcdc.codec import Codec, Symbols
+from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
+from archive_pipeline.pcdc.decoding import Symbols
 from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.entropy import CorruptStream
-from archive_pipeline.pcdc.model import CONFIG, Model, digest
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import CONFIG, digest
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,8 @@ from archive_pipeline.jobs.check import check
 from archive_pipeline.jobs.ingest import ingest
 from archive_pipeline.jobs.ingest_task import IngestOptions
 from archive_pipeline.pcdc.bitstream import UnknownModel
-from archive_pipeline.pcdc.model import WEIGHTS, Model, ModelError
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import WEIGHTS, ModelError
 from archive_pipeline.pcdc.policy import PolicyError, load_policy
 from archive_pipeline.store import _parquet, archived_image, layout
 from archive_pipeline.store._backends import TooLarge, read_key

@@ -22,7 +22,7 @@ from archive_pipeline.codec.models import DEFAULT_MODEL, codec_for, load_named, 
 from archive_pipeline.pcdc import encoding, entropy
 from archive_pipeline.pcdc.allocation import Allocator, BlockCosts, BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MODEL_BYTES, Header, UnknownModel
-from archive_pipeline.pcdc.codec import Codec, Symbols, levels_from_residuals, residuals_from_levels
+from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import (
     ERROR_WEIGHT,
     FIRST_CODED_SCALE,
@@ -31,6 +31,7 @@ from archive_pipeline.pcdc.constants import (
     MAX_IMAGE_STEP,
     MIN_IMAGE_STEP,
 )
+from archive_pipeline.pcdc.decoding import Symbols, levels_from_residuals, residuals_from_levels
 from archive_pipeline.pcdc.encoding import Encoding, encode_tiles, least_error
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.pcdc.model import Model, build_files

@@ -16,13 +16,14 @@ from golden import reference as ref
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from archive_pipeline.pcdc.codec import Codec, tile_seed
+from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.decoding import tile_seed
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
 from archive_pipeline.pcdc.encoding import encode_tiles
-from archive_pipeline.pcdc.model import (
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import (
     DENOISER_CONFIG,
     DENOISER_WEIGHTS,
-    Model,
     ModelError,
     read_folder,
 )

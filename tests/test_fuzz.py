@@ -49,7 +49,7 @@ from archive_pipeline.jobs.restore import restore
 from archive_pipeline.jobs.selection import Selection
 from archive_pipeline.outputs._documents import exif_tags, set_dimensions
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES
-from archive_pipeline.pcdc.codec import Symbols
+from archive_pipeline.pcdc.decoding import Symbols
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import ArchiveError, pack_metadata, unpack_metadata

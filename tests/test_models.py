@@ -20,16 +20,10 @@ from torch import Tensor
 
 from archive_pipeline.codec import models
 from archive_pipeline.pcdc.bitstream import UnknownModel
+from archive_pipeline.pcdc.constants import WEIGHT_LIMIT
 from archive_pipeline.pcdc.layers import IntegerConv2d
-from archive_pipeline.pcdc.model import (
-    CONFIG,
-    MAX_BYTES,
-    WEIGHTS,
-    Model,
-    ModelError,
-    build_files,
-    digest,
-)
+from archive_pipeline.pcdc.model import Model, build_files
+from archive_pipeline.pcdc.model_files import CONFIG, MAX_BYTES, WEIGHTS, ModelError, digest
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 Tensors = dict[str, Tensor]
@@ -346,7 +340,7 @@ def reference_convolution(layer: IntegerConv2d, x: np.ndarray) -> np.ndarray:
 
 def random_layer(rng: np.random.Generator, kernel: int, cin: int, last: bool) -> IntegerConv2d:
     layer = IntegerConv2d(cin, 4, kernel, **({"shift": 12, "ceiling": 79} if last else {}))
-    limit = IntegerConv2d.WEIGHT_LIMIT
+    limit = WEIGHT_LIMIT
     with torch.no_grad():
         layer.weight.copy_(
             torch.from_numpy(rng.integers(-limit, limit + 1, tuple(layer.weight.shape))) / 256

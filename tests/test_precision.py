@@ -14,7 +14,8 @@ from archive_pipeline.codec.models import DEFAULT_MODEL, shipped
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import encode_tiles
-from archive_pipeline.pcdc.model import Model, read_folder
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import read_folder
 
 SIDE = 304
 

@@ -42,15 +42,8 @@ from archive_pipeline.pcdc.allocation import TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, MAX_IMAGE_STEP, MIN_IMAGE_STEP
 from archive_pipeline.pcdc.encoding import Encoding, encode_tiles
-from archive_pipeline.pcdc.model import (
-    FILES,
-    FORMAT,
-    Model,
-    build_files,
-    digest,
-    stored_as,
-    transform_digest,
-)
+from archive_pipeline.pcdc.model import Model, build_files, stored_as
+from archive_pipeline.pcdc.model_files import FILES, FORMAT, digest, transform_digest
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
 TRAINING = ROOT / "workflows" / "training"

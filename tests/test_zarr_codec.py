@@ -25,7 +25,7 @@ from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.entropy import CorruptStream
-from archive_pipeline.pcdc.model import digest
+from archive_pipeline.pcdc.model_files import digest
 
 TILE = 128
 SHA256 = digest(ref.tiny_files())

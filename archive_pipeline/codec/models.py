@@ -16,10 +16,10 @@ from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import encode_tiles, least_error
-from archive_pipeline.pcdc.model import (
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import (
     CONFIG,
     DENOISER_CONFIG,
-    Model,
     ModelError,
     digest,
     read_folder,

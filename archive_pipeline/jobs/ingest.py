@@ -317,7 +317,7 @@ def _add_model(archive: Archive, options: IngestOptions) -> tuple[str, str]:
     """
     # torch: only with work to do
     from archive_pipeline.codec.models import DEFAULT_MODEL, load_named, read_policy
-    from archive_pipeline.pcdc.model import ModelError
+    from archive_pipeline.pcdc.model_files import ModelError
 
     name = options.model or DEFAULT_MODEL
     model = load_named(name)

@@ -4,9 +4,9 @@ from .codec import Codec as Codec
 from .encoding import encode_tiles as encode_tiles
 from .encoding import least_error as least_error
 from .model import Model as Model
-from .model import ModelError as ModelError
-from .model import digest as digest
-from .model import read_folder as read_folder
+from .model_files import ModelError as ModelError
+from .model_files import digest as digest
+from .model_files import read_folder as read_folder
 from .policy import Policy as Policy
 from .policy import PolicyError as PolicyError
 from .policy import load_policy as load_policy

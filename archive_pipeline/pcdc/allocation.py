@@ -24,9 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.pcdc.constants import LEVEL_OFFSETS, MAX_IMAGE_STEP, MIN_IMAGE_STEP
+from archive_pipeline.pcdc.constants import (
+    BASE_LEVEL,
+    LEVEL_OFFSETS,
+    MAX_IMAGE_STEP,
+    MIN_IMAGE_STEP,
+)
 
-BASE_LEVEL = 3
 LEVELS = len(LEVEL_OFFSETS)
 ALLOCATIONS = ("policy", "greedy", "uniform")
 # sinh of +-LAST_PRICE: between these prices any budget is met that levels can meet at all. Below

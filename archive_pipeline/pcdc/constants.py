@@ -9,6 +9,7 @@ STEPS_PER_OCTAVE = 8  # steps and scales share this spacing, so a step shifts a 
 FINEST_STEP = 4.0  # step of exponent 0, in units of an orthonormal transform of 0..255 pixels
 MAX_EXPONENT = 63  # step exponents are 0..63: steps 4 .. 939
 LEVEL_OFFSETS = (8, 4, 0, -4, -8)  # delta(beta) for beta = 1..5: level 5 preserves most
+BASE_LEVEL = 3  # what the first block's level is told against
 MIN_IMAGE_STEP = -min(LEVEL_OFFSETS)
 MAX_IMAGE_STEP = MAX_EXPONENT - max(LEVEL_OFFSETS)
 
@@ -16,6 +17,13 @@ SCALE_COUNT = 80  # scale indices 0..79
 SCALE_ZERO = 32  # scale index of standard deviation 1 (in steps)
 FIRST_CODED_SCALE = 10  # below it a symbol is zero by definition and is not coded
 LATENT_GAIN = 128.0  # networks work on y / LATENT_GAIN, of order one
+
+# The scale network is integers: weights are multiples of 2^-8 of at most 11 bits, activations
+# multiples of 2^-4 of 12 bits, from 0 on.
+WEIGHT_BITS = 8
+ACTIVATION_BITS = 4
+WEIGHT_LIMIT = 1023
+ACTIVATION_LIMIT = 4095
 
 HYPER_LIMIT = 127  # hyper-latents are integers in -127..127
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from archive_pipeline.pcdc.constants import LATENT_GAIN, MAX_EXPONENT
 from archive_pipeline.pcdc.layers import zero
-from archive_pipeline.pcdc.model import check_header
+from archive_pipeline.pcdc.model_files import check_header
 
 NOISE_LEVELS = 100  # timesteps of the forward process
 NORM_GROUPS = 16

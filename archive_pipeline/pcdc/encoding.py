@@ -22,7 +22,7 @@ from archive_pipeline.pcdc.allocation import (
     TilePlan,
 )
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, HEADER_BYTES, Header
-from archive_pipeline.pcdc.codec import Codec, Symbols, grid, residuals_from_levels
+from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import (
     BLOCK,
     BLOCK_SIDE,
@@ -36,6 +36,7 @@ from archive_pipeline.pcdc.constants import (
     STEPS_PER_OCTAVE,
     STRIDE,
 )
+from archive_pipeline.pcdc.decoding import Symbols, grid, residuals_from_levels
 from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.transforms import pad_to, step_size
 

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archive_pipeline.pcdc.constants import (
+    ACTIVATION_BITS,
+    ACTIVATION_LIMIT,
+    WEIGHT_BITS,
+    WEIGHT_LIMIT,
+)
+
 
 def zero(layer: nn.Module) -> None:
     """Set all parameters of a layer to zero."""
@@ -111,13 +118,14 @@ class IntegerConv2d(nn.Module):
         ceiling: outputs are clamped to the integers 0..ceiling.
     """
 
-    WEIGHT_BITS = 8
-    ACTIVATION_BITS = 4
-    WEIGHT_LIMIT = 1023
-    LARGEST = 4095  # activation
-
     def __init__(
-        self, cin: int, cout: int, kernel: int = 1, *, shift: int = 8, ceiling: int = 4095
+        self,
+        cin: int,
+        cout: int,
+        kernel: int = 1,
+        *,
+        shift: int = WEIGHT_BITS,
+        ceiling: int = ACTIVATION_LIMIT,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel))
@@ -129,9 +137,9 @@ class IntegerConv2d(nn.Module):
         self._matrices: dict[tuple[torch.device, torch.dtype], _Matrix] = {}
 
     def _integers(self) -> tuple[Tensor, Tensor]:
-        weight = round_half_up(self.weight * 2**self.WEIGHT_BITS)
-        bias = round_half_up(self.bias * 2 ** (self.WEIGHT_BITS + self.ACTIVATION_BITS))
-        return weight.clamp(-self.WEIGHT_LIMIT, self.WEIGHT_LIMIT), bias
+        weight = round_half_up(self.weight * 2**WEIGHT_BITS)
+        bias = round_half_up(self.bias * 2 ** (WEIGHT_BITS + ACTIVATION_BITS))
+        return weight.clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT), bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Training path: (N, cin, H, W) integers in float32 to (N, cout, H, W) likewise."""
@@ -185,13 +193,13 @@ class IntegerConv2d(nn.Module):
             bias = bias + 2 ** (self.shift - 1)
             probe = torch.zeros_like(weight[0])
             at = int(weight.abs().sum(0).argmax())
-            probe[at] = self.LARGEST
+            probe[at] = ACTIVATION_LIMIT
             scaled = weight / 2**self.shift, bias / 2**self.shift
             self._matrices[device, kind] = _Matrix(
                 scaled[0].to(kind).contiguous(),
                 scaled[1].to(kind)[:, None],
                 probe.to(kind),
-                (scaled[0][:, at] * self.LARGEST + scaled[1]).to(kind),
+                (scaled[0][:, at] * ACTIVATION_LIMIT + scaled[1]).to(kind),
                 float(weight.abs().sum(1).max()),
                 float(bias.abs().max()),
             )

@@ -38,7 +38,7 @@ from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.pcdc.allocation import LEVELS, BlockCosts
 from archive_pipeline.pcdc.constants import BLOCK, BLOCK_SIDE, MAX_EXPONENT
 from archive_pipeline.pcdc.importance import level_worth
-from archive_pipeline.pcdc.model import check_header
+from archive_pipeline.pcdc.model_files import check_header
 
 POLICY = "allocation.safetensors"
 FORMAT = "pcdc-allocation-2"

@@ -18,8 +18,6 @@ networks are narrower than y: the shortcut carries the fine detail that only hig
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,32 +39,9 @@ from archive_pipeline.pcdc.layers import (
     round_half_up,
     zero,
 )
+from archive_pipeline.pcdc.model_files import TransformConfig
 
 BLOCK_SAMPLES = 3 * STRIDE**2  # of the pixels behind a latent
-
-
-@dataclass(frozen=True)
-class TransformConfig:
-    """Widths and depths of the transform codec.
-
-    `edge_kernel` is the kernel, on the grid of 8 px cells, of the first layer of g_a and the last
-    of g_s: with 3 both are lapped transforms, with 1 (the first release) block transforms.
-    `shortcut` is 1 where both have a linear shortcut, 0 (releases before it) where they have none.
-    `extra_depth_16` counts the blocks that g_a has at 1/16 beyond g_s's: decoding does without.
-    """
-
-    latents: int = 320
-    hyper_latents: int = 64
-    width_8: int = 128
-    width_16: int = 192
-    depth_8: int = 4
-    depth_16: int = 9
-    edge_kernel: int = 3
-    shortcut: int = 1
-    extra_depth_16: int = 2
-
-    def to_json(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def step_size(exponent: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def read_model(archive: Archive, sha256: str) -> dict[str, bytes]:
     Raises:
         ArchiveError: one is missing or too large, or they do not have this hash.
     """
-    from archive_pipeline.pcdc.model import DENOISER_FILES, FILES, MAX_BYTES, digest
+    from archive_pipeline.pcdc.model_files import DENOISER_FILES, FILES, MAX_BYTES, digest
 
     files = {}
     for name in FILES + DENOISER_FILES:

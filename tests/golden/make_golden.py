@@ -32,10 +32,12 @@ from transform_start import klt_start  # noqa: E402
 
 from archive_pipeline.codec.models import DEFAULT_MODEL, shipped  # noqa: E402
 from archive_pipeline.pcdc.allocation import BudgetTooSmall  # noqa: E402
-from archive_pipeline.pcdc.codec import Codec, Symbols  # noqa: E402
+from archive_pipeline.pcdc.codec import Codec  # noqa: E402
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP  # noqa: E402
+from archive_pipeline.pcdc.decoding import Symbols  # noqa: E402
 from archive_pipeline.pcdc.encoding import encode_tiles  # noqa: E402
-from archive_pipeline.pcdc.model import CONFIG, WEIGHTS, Model, build_files  # noqa: E402
+from archive_pipeline.pcdc.model import Model, build_files  # noqa: E402
+from archive_pipeline.pcdc.model_files import CONFIG, WEIGHTS  # noqa: E402
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, step_size  # noqa: E402
 
 WIDTHS = TransformConfig(

@@ -25,16 +25,16 @@ from safetensors.torch import save as save_tensors
 
 from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.bitstream import MODEL_BYTES, Header
-from archive_pipeline.pcdc.codec import Codec, Symbols
+from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, LEVEL_OFFSETS, SCALE_COUNT
-from archive_pipeline.pcdc.model import (
+from archive_pipeline.pcdc.decoding import Symbols
+from archive_pipeline.pcdc.model import Model, stored_as
+from archive_pipeline.pcdc.model_files import (
     CONFIG,
     DENOISER_CONFIG,
     DENOISER_WEIGHTS,
     FORMATS,
     WEIGHTS,
-    Model,
-    stored_as,
 )
 from archive_pipeline.pcdc.policy import Policy, PolicyConfig
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig

@@ -14,7 +14,7 @@ from archive_pipeline.codec.models import load_named, read_policy
 from archive_pipeline.pcdc.allocation import LEVELS, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles, least_error
-from archive_pipeline.pcdc.model import ModelError
+from archive_pipeline.pcdc.model_files import ModelError
 from archive_pipeline.pcdc.policy import Policy, PolicyError, load_policy
 from archive_pipeline.pcdc.training.adaptation import to_signal
 from archive_pipeline.pcdc.training.judge import Judge

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from archive_pipeline.codec.models import DEFAULT_MODEL
 from archive_pipeline.pcdc.allocation import ALLOCATIONS, BlockCosts
-from archive_pipeline.pcdc.codec import Symbols
+from archive_pipeline.pcdc.decoding import Symbols
 from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles
 from archive_pipeline.pcdc.policy import Policy, residual_statistics
 from archive_pipeline.pcdc.training.adaptation import encode_adapted, to_signal

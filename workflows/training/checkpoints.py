@@ -13,7 +13,8 @@ from typing import Any
 import click
 import torch
 
-from archive_pipeline.pcdc.model import Model, ModelError
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import ModelError
 
 
 def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

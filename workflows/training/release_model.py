@@ -31,13 +31,8 @@ from torch import Tensor
 from transform_start import config_of, take_over
 
 from archive_pipeline.pcdc.layers import DepthConvBlock
-from archive_pipeline.pcdc.model import (
-    DENOISER_CONFIG,
-    DENOISER_WEIGHTS,
-    Model,
-    build_files,
-    transform_digest,
-)
+from archive_pipeline.pcdc.model import Model, build_files
+from archive_pipeline.pcdc.model_files import DENOISER_CONFIG, DENOISER_WEIGHTS, transform_digest
 from archive_pipeline.pcdc.policy import POLICY
 from archive_pipeline.pcdc.transforms import TransformCodec
 

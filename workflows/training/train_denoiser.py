@@ -31,7 +31,8 @@ from transform_start import with_more_latents
 
 from archive_pipeline.codec.models import load_named
 from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
-from archive_pipeline.pcdc.model import Model, ModelError, transform_digest
+from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import ModelError, transform_digest
 from archive_pipeline.pcdc.training.judge import lpips
 from archive_pipeline.pcdc.transforms import TransformCodec
 

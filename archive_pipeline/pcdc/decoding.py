@@ -1,0 +1,285 @@
+"""Decoding of tiles: all that does not depend on what runs the networks.
+
+Whatever runs them, PyTorch (`codec`) or NumPy (`reader`): what the entropy decoder depends on is
+integer arithmetic, the same for both. Pixels come of float arithmetic and may differ in the last
+bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archive_pipeline.pcdc import entropy
+from archive_pipeline.pcdc.bitstream import MODEL_BYTES, Header, UnknownModel, parse
+from archive_pipeline.pcdc.constants import (
+    BASE_LEVEL,
+    BLOCK,
+    FIRST_CODED_SCALE,
+    HYPER_STRIDE,
+    LEVEL_OFFSETS,
+    SCALE_COUNT,
+    STRIDE,
+)
+from archive_pipeline.pcdc.entropy import CorruptStream, Tables
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def grid(pixels: int, unit: int) -> int:
+    """Number of units that cover so many pixels."""
+    return -(-pixels // unit)
+
+
+@dataclass
+class Symbols:
+    """What a stream says: header fields and integers, the same on every machine.
+
+    Attributes:
+        levels: uint8 (B_h, B_w) in 1..5.
+        z: int64 (Z, ceil(h/64), ceil(w/64)).
+        q: int64 (M, ceil(h/16), ceil(w/16)).
+    """
+
+    height: int
+    width: int
+    image_step: int
+    levels: NDArray[np.uint8]
+    z: NDArray[np.int64]
+    q: NDArray[np.int64]
+
+
+class TileDecoder(ABC):
+    """Decodes tiles of one model, several at once; who runs the networks adds how.
+
+    Tiles are uint8 (height, width, 3) RGB with sides of 0..4096 pixels.
+
+    Args:
+        sha256: the model's identity.
+        tables: its frequency tables.
+        level_tables: how many of them are for level maps.
+        latents: its number of latent channels M.
+    """
+
+    def __init__(self, sha256: str, tables: Tables, level_tables: int, latents: int) -> None:
+        self.prefix = bytes.fromhex(sha256)[:MODEL_BYTES]
+        self._tables = tables
+        self._level_tables = level_tables
+        self._latents = latents
+
+    @abstractmethod
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Results of a function for all items, in order; it may run them side by side."""
+
+    @abstractmethod
+    def prior_index(self, image_step: int) -> NDArray[np.int64]:
+        """Scale indices (Z,) of the channels of hyper-latents, 0..79."""
+
+    @abstractmethod
+    def scale_index(self, z: NDArray[np.int64], image_step: int) -> NDArray[np.int64]:
+        """Scale indices (M, 4 z_h, 4 z_w) of latents, exact, neither shifted nor clamped."""
+
+    @abstractmethod
+    def _prepare(self, steps: int) -> None:
+        """Load what decoding with so many steps takes, before several threads want it.
+
+        Raises:
+            ModelError: steps are asked for and the model has no denoiser.
+        """
+
+    @abstractmethod
+    def _synthesise(self, symbols: Symbols, steps: int, seed: int) -> NDArray[np.uint8]:
+        """The pixels (height, width, 3) of a tile that is not empty."""
+
+    def decode_symbols(
+        self, streams: list[bytes], max_height: int, max_width: int
+    ) -> list[Symbols | CorruptStream]:
+        """Entropy-decode streams, exactly; empty tiles have zero height and width.
+
+        A stream that cannot be decoded yields its error in place of symbols, so that one bad
+        tile does not hide others.
+
+        Raises:
+            UnknownModel: a stream was made by another model.
+        """
+        results: list[Symbols | CorruptStream | None] = [None] * len(streams)
+        groups: dict[int, list[tuple[int, Header, bytes]]] = {}
+        for t, stream in enumerate(streams):
+            try:
+                header, payload = parse(stream, max_height, max_width)
+            except CorruptStream as error:
+                results[t] = error
+                continue
+            if header.model != self.prefix:
+                raise UnknownModel(f"stream was made by model {header.model.hex()}...")
+            if header.empty:
+                nothing = np.zeros((0, 0, 0), np.int64)
+                results[t] = Symbols(0, 0, 0, np.zeros((0, 0), np.uint8), nothing, nothing)
+            elif header.level_table >= self._level_tables:
+                results[t] = CorruptStream("level table out of range")
+            else:
+                groups.setdefault(header.lanes_log2, []).append((t, header, payload))
+        for lanes, members in groups.items():
+            try:
+                decoded: list = self._decode_group(members, 1 << lanes)
+            except CorruptStream:
+                # find out which: decode the group's tiles one by one
+                decoded = []
+                for member in members:
+                    try:
+                        decoded += self._decode_group([member], 1 << lanes)
+                    except CorruptStream as error:
+                        decoded.append(error)
+            for (t, _, _), symbols in zip(members, decoded, strict=True):
+                results[t] = symbols
+        return results  # type: ignore[return-value]  # every place is filled by now
+
+    def _decode_group(self, members: list[tuple[int, Header, bytes]], lanes: int) -> list[Symbols]:
+        tables = self._tables
+        headers = [h for _, h, _ in members]
+        decoder = entropy.Decoder(tables, [p for _, _, p in members], lanes)
+
+        shapes = [(grid(h.height, STRIDE), grid(h.width, STRIDE)) for h in headers]
+        blocks = [(grid(a, BLOCK), grid(b, BLOCK)) for a, b in shapes]
+        residuals = decoder.decode(
+            [
+                np.full(a * b, SCALE_COUNT + h.level_table)
+                for h, (a, b) in zip(headers, blocks, strict=True)
+            ]
+        )
+        levels = [
+            levels_from_residuals(r.reshape(b)) for r, b in zip(residuals, blocks, strict=True)
+        ]
+
+        z_index = [
+            self.z_index(h.image_step, grid(a, HYPER_STRIDE), grid(b, HYPER_STRIDE))
+            for h, (a, b) in zip(headers, shapes, strict=True)
+        ]
+        z_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in z_index])
+        z_scattered = []
+        for index, coded in zip(z_index, z_coded, strict=True):
+            z = np.zeros(index.shape, np.int64)
+            z[index >= FIRST_CODED_SCALE] = coded
+            z_scattered.append(z)
+        # hyper-latents never escape, so scales can be had before the escapes are read
+        q_index = self.each(
+            lambda t: self.q_index(z_scattered[t], headers[t].image_step, levels[t])[
+                :, : shapes[t][0], : shapes[t][1]
+            ],
+            range(len(members)),
+        )
+        q_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in q_index])
+        used = decoder.finish()
+
+        out = []
+        for (_, h, payload), n, z, index, coded, level in zip(
+            members, used, z_scattered, q_index, q_coded, levels, strict=True
+        ):
+            escaped = np.abs(coded) == tables.limit(index[index >= FIRST_CODED_SCALE])
+            beyond = entropy.unpack_escapes(payload[n:], int(escaped.sum()))
+            coded[escaped] += np.sign(coded[escaped]) * beyond
+            q = np.zeros((self._latents, *index.shape[1:]), np.int64)
+            q[index >= FIRST_CODED_SCALE] = coded
+            out.append(Symbols(h.height, h.width, h.image_step, level, z, q))
+        return out
+
+    def synthesise(
+        self, tiles: Sequence[Symbols], steps: int = 0, seeds: Sequence[int] | None = None
+    ) -> list[NDArray[np.uint8]]:
+        """Return the pixels of tiles, uint8 (height, width, 3).
+
+        What a tile looks like depends neither on its company nor on the number of threads.
+
+        Args:
+            steps: 0 for the deterministic decoder, else denoising steps.
+            seeds: of the tiles' noise; zeros if left out.
+
+        Raises:
+            ModelError: steps are asked for and the model has no denoiser.
+        """
+        self._prepare(steps)
+        seeds = seeds or [0] * len(tiles)
+
+        def pixels(t: int) -> NDArray[np.uint8]:
+            if not tiles[t].height or not tiles[t].width:
+                return np.zeros((tiles[t].height, tiles[t].width, 3), np.uint8)
+            return self._synthesise(tiles[t], steps, seeds[t])
+
+        return self.each(pixels, range(len(tiles)))
+
+    def decode(
+        self, streams: list[bytes], max_height: int, max_width: int, steps: int = 0, seed: int = 0
+    ) -> list[NDArray[np.uint8]]:
+        """Decode streams to uint8 (height, width, 3) tiles.
+
+        Args:
+            steps: 0 for the deterministic decoder, else denoising steps; their noise depends on
+                `seed` and each tile's stream only.
+
+        Raises:
+            CorruptStream: naming the first bad stream by its position.
+            UnknownModel: a stream was made by another model.
+            ModelError: steps are asked for and the model has no denoiser.
+        """
+        tiles = []
+        for t, symbols in enumerate(self.decode_symbols(streams, max_height, max_width)):
+            if isinstance(symbols, CorruptStream):
+                raise CorruptStream(f"tile {t} of {len(streams)}: {symbols}")
+            tiles.append(symbols)
+        return self.synthesise(tiles, steps, [tile_seed(s, seed) for s in streams])
+
+    def z_index(self, image_step: int, height: int, width: int) -> NDArray[np.int64]:
+        """Scale indices of hyper-latents (Z, height, width)."""
+        column = self.prior_index(image_step)
+        return np.broadcast_to(column[:, None, None], (len(column), height, width))
+
+    def q_index(
+        self, z: NDArray[np.int64], image_step: int, levels: NDArray[np.uint8] | None
+    ) -> NDArray[np.int64]:
+        """Scale indices (M, 4 z_h, 4 z_w) int64, shifted by the levels and clamped if given."""
+        base = self.scale_index(z, image_step)
+        if levels is None:
+            return base
+        offsets = self.exponents(0, levels, *base.shape[1:])
+        h, w = offsets.shape[1:]
+        base[:, :h, :w] = np.clip(base[:, :h, :w] - offsets, 0, SCALE_COUNT - 1)
+        return base
+
+    @staticmethod
+    def exponents(
+        image_step: int, levels: NDArray[np.uint8], height: int, width: int
+    ) -> NDArray[np.int64]:
+        """Step exponents (1, height, width) int64 of a tile's latents, from levels (B_h, B_w)."""
+        offsets = np.array(LEVEL_OFFSETS)[levels.astype(np.int64) - 1]
+        spread = offsets.repeat(BLOCK, 0).repeat(BLOCK, 1)
+        return image_step + spread[None, :height, :width]
+
+
+def tile_seed(stream: bytes, seed: int) -> int:
+    """Seed of a tile's noise, 0..2^63 - 1: tiles differ, the same tile never does."""
+    content = hashlib.sha256(stream).digest()
+    return (int.from_bytes(content[:8], "little") + seed) % (1 << 63)
+
+
+def residuals_from_levels(levels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Level map (B_h, B_w) in 1..5 to residuals mod 5 against the left (or upper) neighbour."""
+    value = levels.astype(np.int64) - 1
+    before = np.empty_like(value)
+    before[:, 1:] = value[:, :-1]
+    before[1:, 0] = value[:-1, 0]
+    before[0, 0] = BASE_LEVEL - 1
+    return (value - before) % len(LEVEL_OFFSETS)
+
+
+def levels_from_residuals(residuals: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Reverse `residuals_from_levels`."""
+    steps = residuals.copy()
+    steps[:, 0] = np.cumsum(residuals[:, 0]) + BASE_LEVEL - 1
+    return (np.cumsum(steps, 1) % len(LEVEL_OFFSETS) + 1).astype(np.uint8)

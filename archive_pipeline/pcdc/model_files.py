@@ -1,0 +1,248 @@
+"""A model's files: their names, their identity, and what they hold, checked.
+
+A folder holds `config.json` and `model.safetensors`, the transform codec; where it has a diffusion
+decoder, `denoiser/` in diffusers' layout; and a model card. The hash covers all but the card;
+archives carry these files and decode with them for ever.
+
+What runs the networks is elsewhere: `model` with PyTorch, `reader` without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+
+from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.pcdc.constants import (
+    ACTIVATION_BITS,
+    LEVEL_OFFSETS,
+    SCALE_COUNT,
+    WEIGHT_BITS,
+    WEIGHT_LIMIT,
+)
+from archive_pipeline.pcdc.entropy import Tables
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+DENOISER_CONFIG = "denoiser/config.json"
+DENOISER_WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
+DENOISER_FILES = (DENOISER_CONFIG, DENOISER_WEIGHTS)
+FORMAT = "pcdc-transform-5"
+# fields that a format's config.json does not name, and their values
+FORMATS: dict[str, dict[str, int]] = {
+    "pcdc-transform-1": {"edge_kernel": 1, "shortcut": 0, "extra_depth_16": 0},
+    "pcdc-transform-2": {"shortcut": 0, "extra_depth_16": 0},
+    "pcdc-transform-3": {"extra_depth_16": 0},
+    "pcdc-transform-4": {"extra_depth_16": 0},
+    FORMAT: {},
+}
+FULL_PRECISION = ("pcdc-transform-1", "pcdc-transform-2", "pcdc-transform-3")
+EXACT = ("h_scale.", "prior.")  # networks that entropy decoding depends on, in any format
+MAX_BYTES = {
+    CONFIG: 64 << 10,
+    WEIGHTS: 256 << 20,
+    DENOISER_CONFIG: 64 << 10,
+    DENOISER_WEIGHTS: 256 << 20,
+}
+MAX_HEADER = 1 << 20  # bytes of a safetensors header: names, types and places of the tensors
+MAX_WIDTH = 1024
+MAX_DEPTH = 32
+CHOICES = {"edge_kernel": (1, 3), "shortcut": (0, 1), "extra_depth_16": range(MAX_DEPTH + 1)}
+KNOT_BITS = 10  # the prior's knots are multiples of 2^-10: interpolating eighths is exact
+MAX_KNOT = 1 << 6
+MAX_INTEGER_BIAS = 1 << 22  # float32 still rounds halves exactly
+
+
+class ModelError(ArchivePipelineError, ValueError):
+    """A model folder is damaged or of a kind this version does not know."""
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """Widths and depths of the transform codec.
+
+    `edge_kernel` is the kernel, on the grid of 8 px cells, of the first layer of g_a and the last
+    of g_s: with 3 both are lapped transforms, with 1 (the first release) block transforms.
+    `shortcut` is 1 where both have a linear shortcut, 0 (releases before it) where they have none.
+    `extra_depth_16` counts the blocks that g_a has at 1/16 beyond g_s's: decoding does without.
+    """
+
+    latents: int = 320
+    hyper_latents: int = 64
+    width_8: int = 128
+    width_16: int = 192
+    depth_8: int = 4
+    depth_16: int = 9
+    edge_kernel: int = 3
+    shortcut: int = 1
+    extra_depth_16: int = 2
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the files of a model hold.
+
+    Attributes:
+        sha256: the model's identity.
+        config: of its networks.
+        tensors: their weights by name, float32.
+        tables: scale tables 0..79, then one table a level-map statistic.
+    """
+
+    sha256: str
+    config: TransformConfig
+    tensors: dict[str, NDArray[np.float32]]
+    tables: Tables
+
+    @property
+    def level_tables(self) -> int:
+        """Number of tables for level maps."""
+        return len(self.tables.sizes) - 1 - SCALE_COUNT
+
+
+def digest(files: dict[str, bytes]) -> str:
+    """SHA-256 of a model: over the names and SHA-256 of its files, in name order."""
+    total = hashlib.sha256()
+    for name in sorted({*FILES, *(files.keys() & {*DENOISER_FILES})}):
+        total.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def transform_digest(files: dict[str, bytes]) -> str:
+    """SHA-256 of a model's transform codec alone: what its denoiser was trained for."""
+    return digest({name: files[name] for name in FILES})
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Read the files that make up a model.
+
+    Raises:
+        ModelError: a file is missing, unreadable or too large.
+    """
+    files = {}
+    complete = (folder / DENOISER_CONFIG).is_file()
+    for name in FILES + (DENOISER_FILES if complete else ()):
+        path = folder / name
+        try:
+            if path.stat().st_size > MAX_BYTES[name]:
+                raise ModelError(f"{path}: larger than a model may be")
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{path}: {error.strerror}") from error
+    return files
+
+
+def check_header(weights: bytes) -> None:
+    """Refuse safetensors of so many tensors that to name them takes longer than all else.
+
+    Raises:
+        ValueError: the header is larger than that of any model or policy.
+    """
+    size = int.from_bytes(weights[:8], "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"a header of {size} bytes is larger than allowed")
+
+
+def stored_as(name: str, kind: str) -> str:
+    """The type of a tensor of this name in a model of this format; all compute in float32."""
+    full = kind in FULL_PRECISION or name.startswith(EXACT)
+    return "float32" if full else "float16"
+
+
+@contextmanager
+def reported(sha256: str) -> Iterator[None]:
+    """Raise `ModelError` for whatever networks cannot be made of."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise ModelError(f"model {sha256[:12]} cannot be read: {error}") from error
+
+
+def read(files: dict[str, bytes]) -> Contents:
+    """Read a model's files and check all that can be checked without its networks.
+
+    Raises:
+        ModelError: they are damaged or of an unknown kind.
+    """
+    sha256 = digest(files)
+    with reported(sha256):
+        contents = _read(files, sha256)
+    _check_tables(contents)
+    return contents
+
+
+def _read(files: dict[str, bytes], sha256: str) -> Contents:
+    config = json.loads(files[CONFIG])
+    kind = config.pop("format")
+    implied = FORMATS.get(kind)
+    if implied is None:
+        raise ModelError(f"model {sha256[:12]} is of an unknown format")
+    widths = TransformConfig(**config, **implied)
+    # defaults may change, a model may not
+    if config.keys() | implied.keys() != widths.to_json().keys():
+        raise ModelError(f"model {sha256[:12]}: its configuration is incomplete")
+    for name, value in widths.to_json().items():
+        limit = MAX_DEPTH if name.startswith("depth") else MAX_WIDTH
+        if type(value) is not int or value not in CHOICES.get(name, range(1, limit + 1)):
+            raise ModelError(f"model {sha256[:12]}: {name}={value!r} is out of range")
+    check_header(files[WEIGHTS])
+    arrays = load_arrays(files[WEIGHTS])
+    tables = [arrays.pop(f"tables.{name}") for name in ("frequency", "size", "zero")]
+    for name, array in arrays.items():
+        if array.dtype.name != (expected := stored_as(name, kind)):
+            raise ModelError(f"model {sha256[:12]}: {name} is {array.dtype.name}, not {expected}")
+    tensors = {name: array.astype(np.float32) for name, array in arrays.items()}
+    if not all(np.isfinite(array).all() for array in tensors.values()):
+        raise ModelError(f"model {sha256[:12]} holds values that are not finite")
+    if not all(_on_grid(name, array) for name, array in tensors.items()):
+        raise ModelError(f"model {sha256[:12]} has scale weights off their grid")
+    return Contents(sha256, widths, tensors, Tables(*tables))
+
+
+def _on_grid(name: str, array: NDArray[np.float32]) -> bool:
+    """Whether a tensor that scale indices come from is on its grid, small enough for exact sums."""
+    if name == "prior.knots":
+        bits, limit = KNOT_BITS, MAX_KNOT << KNOT_BITS
+    elif re.fullmatch(r"h_scale\..*\.weight", name):
+        bits, limit = WEIGHT_BITS, WEIGHT_LIMIT
+    elif re.fullmatch(r"h_scale\..*\.bias", name):
+        bits, limit = WEIGHT_BITS + ACTIVATION_BITS, MAX_INTEGER_BIAS
+    else:
+        return True
+    scaled = array.astype(np.float64) * 2**bits
+    return bool(((scaled == np.rint(scaled)) & (np.abs(scaled) <= limit)).all())
+
+
+def _check_tables(contents: Contents) -> None:
+    """Raise `ModelError` for frequency tables that are none of a model's."""
+    tables, name = contents.tables, f"model {contents.sha256[:12]}"
+    if len(tables.sizes) <= SCALE_COUNT + 1 or len(tables.sizes) > SCALE_COUNT + 17:
+        raise ModelError(f"{name} has the wrong number of tables")
+    sizes, zero = tables.sizes[:-1], tables.zero[:-1]
+    if (sizes[:SCALE_COUNT] != 2 * zero[:SCALE_COUNT] + 1).any() or (
+        (sizes[SCALE_COUNT:] != len(LEVEL_OFFSETS)) | (zero[SCALE_COUNT:] != 0)
+    ).any():
+        raise ModelError(f"{name} has tables of the wrong sizes")
