@@ -32,6 +32,7 @@ LEAST_LIMIT = 4  # of tables when a model is made: an escape takes a byte more t
 # not count, has at most this many symbols
 MAX_STEPS = 2 * STEPS_PER_LANE
 CHECK_EVERY = 1024  # steps between looks at whether a stream has run dry
+CACHED = 1 << 14  # symbols that are encoded at a time
 
 
 class CorruptStream(ArchivePipelineError, ValueError):
@@ -104,13 +105,12 @@ class Tables:
         self.sizes = np.append(sizes, 1)
         self.zero = np.append(zero, 0)
         self.start = start
-        self.frequency = np.append(frequencies, TOTAL).astype(np.uint64)
+        self.frequency = np.append(frequencies, TOTAL).astype(np.int64)
         before = np.concatenate([np.cumsum(frequencies) - frequencies, [0]])
         before[:-1] -= np.repeat(before[start[:-1]], sizes)
-        self.cumulative = before.astype(np.uint64)
-        self.entry = np.repeat(
-            np.arange(len(self.frequency), dtype=np.uint16), self.frequency.astype(np.int64)
-        )
+        self.cumulative = before.astype(np.int64)
+        self.entry = np.repeat(np.arange(len(self.frequency), dtype=np.uint16), self.frequency)
+        self.middle = start + self.zero  # entry of symbol 0
         self.bits = PRECISION - np.log2(self.frequency.astype(np.float64))
 
     def limit(self, index: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -148,33 +148,72 @@ def encode(tables: Tables, phases: list[list[tuple[NDArray, NDArray]]], lanes: i
         a tile's states (5 bytes a lane) and words, little endian.
     """
     count = len(phases[0])
-    state = np.full((count, lanes), LOW, np.uint64)
-    words_of = [
-        sum(-(-len(phase[t][0]) // lanes) * lanes for phase in phases) for t in range(count)
-    ]
-    words = np.zeros((count, max(words_of, default=0)), np.uint16)
-    position = np.full(count, words.shape[1], np.int64)
-    rows = np.arange(count)[:, None]
     null = int(tables.start[tables.null])
-    for phase in reversed(phases):
-        entries = [tables.start[i] + tables.zero[i] + s for i, s in phase]
-        grid = _interleave(entries, lanes, null, np.int64)
-        for entry in grid[::-1]:
-            frequency = tables.frequency[entry]
-            full = state >= frequency << np.uint64(24 - PRECISION + WORD_BITS)
-            if full.any():
-                order = full.cumsum(1)
-                position -= order[:, -1]
-                at = (position[:, None] + order - 1)[full]
-                words[np.broadcast_to(rows, full.shape)[full], at] = state[full].astype(np.uint16)
-                state = np.where(full, state >> np.uint64(WORD_BITS), state)
-            quotient, remainder = np.divmod(state, frequency)
-            state = (quotient << np.uint64(PRECISION)) + remainder + tables.cumulative[entry]
-    out = []
-    for t in range(count):
-        head = state[t].astype("<u8").view(np.uint8).reshape(lanes, 8)[:, :STATE_BYTES]
-        out.append(head.tobytes() + words[t, position[t] :].astype("<u2").tobytes())
-    return out
+    steps = np.concatenate(
+        [
+            _interleave([tables.middle[i] + s for i, s in phase], lanes, null, np.uint16)
+            for phase in phases
+        ]
+    )
+    state = np.full(count * lanes, float(LOW))
+    written = np.zeros(steps.shape, np.bool_)
+    words = np.empty(steps.shape, np.uint16)
+    # the last symbol first, some steps at a time: as many as a cache holds
+    some = max(1, CACHED // max(1, count * lanes))
+    for end in range(len(steps), 0, -some):
+        part = slice(max(0, end - some), end)
+        entries = steps[part].reshape(-1, count * lanes)
+        state = _push(tables, entries, state, written[part], words[part])
+    heads = state.astype("<u8").view(np.uint8).reshape(count, lanes, 8)[..., :STATE_BYTES]
+    by_tile = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (written, words))
+    return [
+        head.tobytes() + row[kept].astype("<u2").tobytes()
+        for head, kept, row in zip(heads, *by_tile, strict=True)
+    ]
+
+
+def _push(
+    tables: Tables,
+    entries: NDArray[np.uint16],
+    state: NDArray[np.float64],
+    written: NDArray[np.bool_],
+    words: NDArray[np.uint16],
+) -> NDArray[np.float64]:
+    """States (n,) after some steps (s, n), the last one first; which words (s, n) they write.
+
+    States are integers below 2^40, all of whose sums and products here float64 holds. It divides
+    them faster than integers are divided: the quotient of x + 1/2 lies at least 1 / (2 frequency)
+    off the integers, further than rounding reaches, so its floor is x's.
+    """
+    frequency = tables.frequency.astype(np.float64).take(entries)
+    before = tables.cumulative.astype(np.float64).take(entries)
+    most = frequency * 2.0 ** (24 - PRECISION + WORD_BITS)
+    inverse = 1 / frequency
+    others = TOTAL - frequency
+    states = np.empty((len(entries) + 1, len(state)))
+    states[-1] = state
+    full = np.empty(entries.shape, np.bool_)
+    # rows of one number each: NumPy takes longer over scalars
+    word, half = np.full_like(state, 2.0**-WORD_BITS), np.full_like(state, 0.5)
+    other = np.empty_like(state)
+    backwards = (a[::-1] for a in (full, most, inverse, others, before))
+    for x, out, over, limit, inverse_of, rest, start in zip(
+        states[:0:-1], states[-2::-1], *backwards, strict=True
+    ):
+        np.greater_equal(x, limit, over)
+        np.multiply(x, word, other)
+        np.floor(other, other)
+        out[:] = x
+        np.putmask(out, over, other)
+        np.add(out, half, other)
+        np.multiply(other, inverse_of, other)
+        np.floor(other, other)  # the quotient
+        np.multiply(other, rest, other)  # and, with the state, the remainder
+        np.add(out, other, out)
+        np.add(out, start, out)
+    written[...] = full.reshape(written.shape)
+    words[...] = states[1:].astype(np.int64).astype(np.uint16).reshape(words.shape)
+    return states[0]
 
 
 class Decoder:
@@ -198,12 +237,13 @@ class Decoder:
         for t, payload in enumerate(payloads):
             part = np.frombuffer(payload, np.uint8, head)
             raw[t, :, :STATE_BYTES] = part.reshape(lanes, STATE_BYTES)
-        self.state = raw.view("<u8")[..., 0].astype(np.uint64)
+        self.state = raw.view("<i8")[..., 0].astype(np.int64)
         if (self.state < LOW).any():
             raise CorruptStream("coder state out of range")
         self.available = np.array([(len(p) - head) // 2 for p in payloads], np.int64)
-        # one word of padding: reads past the end stay inside and are reported afterwards
-        self.words = np.zeros((len(payloads), int(self.available.max(initial=0)) + 1), np.uint64)
+        # padded, so that reads past the end stay inside until they are noticed
+        longest = int(self.available.max(initial=0)) + CHECK_EVERY * lanes
+        self.words = np.zeros((len(payloads), longest), np.uint16)
         for t, payload in enumerate(payloads):
             n = int(self.available[t])
             self.words[t, :n] = np.frombuffer(payload, "<u2", n, head)
@@ -219,31 +259,45 @@ class Decoder:
         tables, lanes = self.tables, self.lanes
         if lanes < 1 << MAX_LANES_LOG2 and any(len(i) > MAX_STEPS * lanes for i in indices):
             raise CorruptStream("too few lanes for so many symbols")
-        grid = _interleave(indices, lanes, tables.null, np.uint32)
-        base = grid.astype(np.uint64) << np.uint64(PRECISION)
-        entries = np.empty(grid.shape, np.uint16)
-        mask, shift, word = np.uint64(TOTAL - 1), np.uint64(PRECISION), np.uint64(WORD_BITS)
-        state, position, last = self.state, self.position, self.words.shape[1] - 1
-        rows = np.arange(len(indices))[:, None]
-        frequency, cumulative, lookup = tables.frequency, tables.cumulative, tables.entry
-        low = np.uint64(LOW)
-        for t in range(len(grid)):
-            slot = state & mask
-            entry = lookup[base[t] | slot]
-            entries[t] = entry
-            state = frequency[entry] * (state >> shift) + slot - cumulative[entry]
-            short = state < low
-            if short.any():
-                order = short.cumsum(1)
-                at = np.minimum(position[:, None] + order - 1, last)
-                state = np.where(short, (state << word) | self.words[rows, at], state)
-                position = position + order[:, -1]
-            if t % CHECK_EVERY == 0 and (position > self.available).any():
+        grid = _interleave(indices, lanes, tables.null, np.uint16)
+        steps, count, _ = grid.shape
+        base = grid.reshape(steps, count * lanes).astype(np.int64) << PRECISION
+        entries = np.empty(base.shape, np.uint16)
+        state, position = self.state.reshape(-1), self.position
+        words = self.words.reshape(-1)
+        rows = np.arange(count) * self.words.shape[1]
+        slot, at, gathered = (np.empty_like(state) for _ in range(3))
+        short = np.empty(state.shape, np.bool_)
+        numbers = np.arange(len(state))
+        tile_of = numbers // lanes
+        # rows of one number each: NumPy takes longer over scalars
+        mask, shift, low = (np.full_like(state, n) for n in (TOTAL - 1, PRECISION, LOW))
+        for t, (table, entry) in enumerate(zip(base, entries, strict=True)):
+            np.bitwise_and(state, mask, slot)
+            np.bitwise_or(table, slot, at)
+            tables.entry.take(at, out=entry, mode="clip")
+            at[:] = entry
+            tables.frequency.take(at, out=gathered, mode="clip")
+            np.right_shift(state, shift, state)
+            np.multiply(state, gathered, state)
+            np.add(state, slot, state)
+            tables.cumulative.take(at, out=gathered, mode="clip")
+            np.subtract(state, gathered, state)
+            np.less(state, low, short)
+            [lane] = short.nonzero()
+            if len(lane):
+                tile = tile_of[lane]
+                read = np.bincount(tile, minlength=count)
+                # each tile's lanes take its words in order
+                place = (rows + position - read.cumsum() + read)[tile] + numbers[: len(lane)]
+                state[lane] = state[lane] << WORD_BITS | words[place]
+                position = position + read
+            if t % CHECK_EVERY == CHECK_EVERY - 1 and (position > self.available).any():
                 raise CorruptStream("stream ends early")
-        self.state, self.position = state, position
+        self.state, self.position = state.reshape(count, lanes), position
         if (position > self.available).any():
             raise CorruptStream("stream ends early")
-        flat = entries.transpose(1, 0, 2).reshape(len(indices), len(grid) * lanes)
+        flat = entries.reshape(steps, count, lanes).transpose(1, 0, 2).reshape(count, steps * lanes)
         return [
             flat[t, : len(i)].astype(np.int64) - tables.start[i] - tables.zero[i]
             for t, i in enumerate(indices)
