@@ -179,7 +179,7 @@ def test_info(run: Run, archive: Path) -> None:
 
 def test_environment_names_the_archive(run: Run, archive: Path) -> None:
     result = run("check", "--json", env={"ARCHIVE_STORE": str(archive)})
-    counted = {"images": FRAMES, "models": 1, "leftover_bytes": 0}
+    counted = {"images": FRAMES, "documents": 0, "models": 1, "leftover_bytes": 0}
     assert result.json == {"passed": True, **counted, "problems": [], "notes": []}
 
 

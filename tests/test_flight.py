@@ -99,7 +99,7 @@ def test_find_images_walks_folders_in_order(tmp_path: Path) -> None:
     for name in (
         "b/DJI_0001.JPG", "a/DJI_0001.jpg", "a/DJI_0002.jpg", "ortho.TIF", "ortho.TIF.aux.xml",
         "ortho.tif.msk", "ortho.tif.ovr", "ortho.tfw", "a/Timestamp.MRK", "video.SRT", "notes.txt",
-        ".hidden.jpg", ".trash/x.jpg", "a/DJI_0003.DNG",
+        ".hidden.jpg", ".trash/x.jpg", "a/DJI_0003.DNG", "video.MP4",
     ):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -110,9 +110,11 @@ def test_find_images_walks_folders_in_order(tmp_path: Path) -> None:
         "a/DJI_0001.jpg", "DJI_0002.jpg", "b/DJI_0001.JPG", "linked.png", "ortho.TIF",
     ]  # fmt: skip
     assert all(Path(file.path).is_file() for file in find_images(tmp_path))
-    assert find_flight(tmp_path).others == [
-        "a/DJI_0003.DNG", "a/Timestamp.MRK", "loop/", "notes.txt", "video.SRT",
+    flight = find_flight(tmp_path)
+    assert [document.below for document in flight.documents] == [
+        "a/DJI_0003.DNG", "a/Timestamp.MRK", "notes.txt", "video.SRT",
     ]  # fmt: skip
+    assert flight.others == ["loop/", "video.MP4"]
 
 
 def test_find_images_refuses_what_is_no_flight(tmp_path: Path) -> None:

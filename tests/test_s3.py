@@ -139,7 +139,7 @@ def test_an_old_or_wrong_index_costs_requests_only(
     assert ingest(run, flight, s3).json["skipped"] == FRAMES
     with server.recorded() as requests:
         assert run("info", "--archive", s3, "--json").json == expected
-    assert len(requests) == 4
+    assert len(requests) == 6
     # a record that changed since is read, not taken from the index
     key = f"{s3}/flights/beach/DJI_0002.JPG/zarr.json"
     changed = json.loads(fs.cat_file(key))
@@ -148,7 +148,7 @@ def test_an_old_or_wrong_index_costs_requests_only(
     with server.recorded() as requests:
         (listed,) = run("info", "--archive", s3, "--json").json["flights"]
     assert [i["captured"][:4] == "2001" for i in listed["images"]] == [False, True, False]
-    assert len(requests) == 5
+    assert len(requests) == 7
     assert "describes another image" in run("check", "--archive", s3).err
     fs.rm_file(key)
     assert run("info", "--archive", s3, "--json").json["totals"]["images"] == FRAMES - 1
@@ -189,11 +189,14 @@ def test_requests_of_info_and_of_a_window(
     with server.recorded() as requests:
         result = run("info", "--archive", twenty, "--json")
     assert result.json["totals"]["images"] == MANY
-    # the archive's own record, one listing of images and one of models, the index
+    # the record, a listing of images, the index, two listings for documents (there are none) and
+    # one of models
     assert [(r.method, r.is_list) for r in requests] == [
         ("GET", False),
         ("GET", True),
         ("GET", False),
+        ("GET", True),
+        ("GET", True),
         ("GET", True),
     ]
     ring = np.array(result.json["flights"][0]["images"][0]["footprint"])

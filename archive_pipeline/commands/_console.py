@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from os.path import splitext
 from typing import TYPE_CHECKING, Any
 
@@ -106,13 +107,12 @@ class Progress:
 
 def print_warnings(report: IngestReport, verbose: int) -> None:
     """Print what is odd: each kind of it once with an example, unless all are asked for."""
-    own = [f"{o.path}: {warning}" for o in report.outcomes for warning in o.remarks]
+    own = [f"{warned.path}: {warned.warning}" for warned in report.remarks]
     if not verbose:
         kinds: dict[str, list[str]] = {}
-        for outcome in report.outcomes:
-            for warning in outcome.remarks:
-                kind = re.sub(r"\d+", "#", warning)  # the same but for its numbers
-                kinds.setdefault(kind, []).append(f"{outcome.path}: {warning}")
+        for warned in report.remarks:
+            kind = re.sub(r"\d+", "#", warned.warning)  # the same but for its numbers
+            kinds.setdefault(kind, []).append(f"{warned.path}: {warned.warning}")
         own = [
             first + (f" (and {len(more)} like it; -v lists all)" if more else "")
             for first, *more in kinds.values()
@@ -144,11 +144,7 @@ def print_left_out(report: IngestReport, verbose: int) -> None:
     """Print what of the flights is not archived: how many files of each kind, or their names."""
     if not report.left_out:
         return
-    kinds = Counter(
-        "linked folder" if path.endswith("/") else splitext(path)[1].lower() or "without suffix"
-        for path in report.left_out
-    )
-    listed = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    listed = _kinds(report.left_out)
     files = counted(len(report.left_out), "file")
     verb = "is" if len(report.left_out) == 1 else "are"
     say(f"{files} {verb} not archived: {listed}", err=True)
@@ -156,11 +152,26 @@ def print_left_out(report: IngestReport, verbose: int) -> None:
         say(f"Not archived: {path}", err=True)
 
 
+def _kinds(paths: Iterable[str]) -> str:
+    """How many files of each suffix there are, and links to folders."""
+    kinds = Counter(
+        "linked folder" if path.endswith("/") else splitext(path)[1].lower() or "without suffix"
+        for path in paths
+    )
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+
+
 def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str) -> None:
     say(
         f"{archive_url}: {result['ingested']} ingested, {result['skipped']} skipped, "
         f"{len(result['failed'])} failed in {duration(result['seconds'])}"
     )
+    kept = [document for document in report.documents if document.status == "ingested"]
+    if kept:
+        read, stored = (sum(getattr(d, n) for d in kept) for n in ("source_bytes", "archive_bytes"))
+        listed = _kinds(d.path for d in kept)
+        files = counted(len(kept), "file")
+        say(f"  {files} kept as they are ({listed}): {_size(read)} -> {_size(stored)}")
     if report.workers_lost:
         again = f"{counted(report.retries, 'image')} tried again"
         say(f"  {counted(report.workers_lost, 'worker')} died, {again}")
@@ -226,6 +237,11 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
         say(", ".join(said))
         if quiet:
             continue
+        documents = flight.get("documents", [])
+        if documents:
+            stored = sum(document["archive_bytes"] for document in documents)
+            files, kinds = counted(len(documents), "file"), _kinds(d["path"] for d in documents)
+            say(f"  {files} kept as they are, {_size(stored)}: {kinds}")
         for line in _table([_cells(image) for image in images[:most]]):
             say(line)
         if most is not None and len(images) > most:

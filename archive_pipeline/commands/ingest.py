@@ -21,6 +21,7 @@ from archive_pipeline.commands._options import (
     common,
     exit_codes,
     parallel,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def ingest(
     for byte. Where these leave too little, the pixels are coded as coarsely as can be, and the
     image and the excess are named; that is no failure.
 
-    Everything else (elevation, multispectral, 16 bit) is kept losslessly, without a budget.
+    Everything else (elevation, multispectral, 16 bit) is kept losslessly, without a budget. So are
+    the files beside the images: logs, lists, missions, and frames in formats that are not decoded.
     """
     bar = Progress("ingest", quiet)
 
@@ -140,6 +142,9 @@ def ingest(
             stage=bar.stage,
             **options,
         )
+    for document in report.documents:
+        if document.error:
+            say(f"Failed: {document.path}: {document.error}", err=True)
     if not quiet:
         print_warnings(report, verbose)
         print_over_budget(report, verbose)

@@ -115,7 +115,8 @@ def restore(
 
     They go to OUTPUT/FLIGHT/IMAGE, a mosaic to OUTPUT/mosaic.tif. A window keeps the image's own
     pixel grid: a frame flown askew keeps its rotated transform. --mosaic resamples all of them to
-    one north-up raster, in this process.
+    one north-up raster, in this process. Flights restored whole have their logs, lists and other
+    documents with them.
 
     A file that is there already stays, and its image counts as failed; --overwrite replaces those
     that restore wrote, never any others. Nothing is written inside the archive.
@@ -130,14 +131,15 @@ def restore(
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
-        for file in report.files:
+        for file in (*report.files, *report.documents):
             say(file["path"])
-        if not report.files and not report.failed:
+        if not report.files and not report.documents and not report.failed:
             box = extent(api.info(archive_url)) if options["bbox"] else None
             hint = f"; its images lie within {box} (west south east north)" if box else ""
             say(f"Nothing in the archive matches{hint}.", err=True)
         elif not quiet:
-            say(f"{counted(len(report.files), 'file')} in {duration(report.seconds)}", err=True)
+            files = counted(len(report.files) + len(report.documents), "file")
+            say(f"{files} in {duration(report.seconds)}", err=True)
             if report.stages:
                 say(f"  {seconds_of_work(report.stages)}", err=True)
     if report.failed:

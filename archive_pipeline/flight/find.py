@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from os.path import splitext
 from pathlib import Path
 
 from archive_pipeline.errors import ArchivePipelineError, did_you_mean
+from archive_pipeline.flight.documents import MAX_BYTES, Document, is_document
 from archive_pipeline.flight.formats import IMAGE_SUFFIXES
 from archive_pipeline.flight.locations import Location, list_remote
 from archive_pipeline.flight.sidecars import Sidecar, endings
@@ -66,11 +68,13 @@ class Flight:
 
     Attributes:
         images: sorted by path.
-        others: paths below the directory of files that are neither images nor sidecars of one, and
+        documents: files that are archived as they are, sorted by path.
+        others: paths below the directory of all other files that are no sidecars of an image, and
             of links to folders, which end in a slash; sorted. Hidden files are not among them.
     """
 
     images: list[ImageFile]
+    documents: list[Document]
     others: list[str]
 
 
@@ -82,9 +86,9 @@ def find_images(directory: Location) -> list[ImageFile]:
 def find_flight(directory: Location) -> Flight:
     """List the images of a flight directory and of the folders in it, and what else is there.
 
-    Hidden files and folders, folders that are Zarr groups or arrays (archives), and every file
-    without an image's extension (logs, video) are passed over.  Links to files are followed, links
-    to folders are not: they may lead in circles or out of the flight.
+    Hidden files and folders, and folders that are Zarr groups or arrays (archives) are passed over.
+    Links to files are followed, links to folders are not: they may lead in circles or out of the
+    flight.
 
     Args:
         directory: the flight, a folder or an fsspec URL.
@@ -93,26 +97,50 @@ def find_flight(directory: Location) -> Flight:
         FlightError: the directory does not exist, cannot be listed, or holds no image.
     """
     found: list[tuple[_Listed, dict[str, _Listed]]] = []
+    documents: list[Document] = []
     others: list[str] = []
     for files in _folders(directory):
         images = [f for f in files if _is_image(f)]
         names = {file.parts[-1].casefold(): file for file in files} if images else {}
         found += ((image, names) for image in images)
-        others += _others(files, images)
+        for file in _others(files, images):
+            document = _document(file)
+            if document is None:
+                others.append("/".join(file.parts) + "/" * file.is_folder)
+            else:
+                documents.append(document)
     if not found:
         raise FlightError(f"{directory}: no images there, nor in the folders below it")
     found.sort(key=lambda item: item[0].parts)
     repeats = Counter(image.parts[-1].casefold() for image, _ in found)
     images_found = [_image_file(*f, repeats[f[0].parts[-1].casefold()] > 1) for f in found]
-    return Flight(images_found, sorted(others))
+    return Flight(images_found, sorted(documents, key=lambda d: d.below), sorted(others))
 
 
 def _is_image(file: _Listed) -> bool:
     return not file.is_folder and splitext(file.parts[-1])[1].lower() in IMAGE_SUFFIXES
 
 
-def _others(files: list[_Listed], images: list[_Listed]) -> list[str]:
-    """Paths of a folder's files that are neither images nor belong to one."""
+def _document(file: _Listed) -> Document | None:
+    """The document that a file is; None of others, and of what is too large or no file."""
+    if file.is_folder or not is_document(file.parts[-1]):
+        return None
+    size = file.size
+    if isinstance(file.path, Path):
+        try:
+            found = file.path.stat()
+        except OSError:  # reading it will tell why
+            found = None
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            return None
+        size = None if found is None else found.st_size
+    if size is not None and size > MAX_BYTES:
+        return None
+    return Document("/".join(file.parts), file.path, size)
+
+
+def _others(files: list[_Listed], images: list[_Listed]) -> list[_Listed]:
+    """A folder's files that are neither images nor belong to one."""
     taken = {image.parts for image in images}
     beside: set[str] = set()
     for image in images:
@@ -121,8 +149,7 @@ def _others(files: list[_Listed], images: list[_Listed]) -> list[str]:
         beside |= {stem + ending for ending in endings(name)}
         # overviews are no part of what is archived, and are made again
         beside |= {f"{name}.ovr", f"{name}.msk.ovr"}
-    rest = (f for f in files if f.parts not in taken and f.parts[-1].casefold() not in beside)
-    return ["/".join(file.parts) + "/" * file.is_folder for file in rest]
+    return [f for f in files if f.parts not in taken and f.parts[-1].casefold() not in beside]
 
 
 def _image_file(image: _Listed, siblings: dict[str, _Listed], repeated: bool) -> ImageFile:

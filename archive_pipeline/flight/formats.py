@@ -28,7 +28,7 @@ from archive_pipeline.flight.locations import open_file
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.flight.tiff_directory import check_bands
 
-# What drones, cameras and photogrammetry write.  Raw files are left out: GDAL opens only the
+# What drones, cameras and photogrammetry write.  Raw files are documents: GDAL opens only the
 # preview inside them.
 IMAGE_SUFFIXES = frozenset(
     (
@@ -42,6 +42,7 @@ IMAGE_SUFFIXES = frozenset(
         ".jpe",
         ".jpeg",
         ".jpg",
+        ".mpo",
         ".ntf",
         ".nitf",
         ".png",

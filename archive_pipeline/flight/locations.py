@@ -146,6 +146,25 @@ def sha256(place: Location) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_bytes(place: Location, most: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or has more than `most`.
+    """
+    if isinstance(place, Path):
+        with open_file(place) as file:
+            data = file.read(most + 1)
+    else:
+        with _one_line():
+            fs, path = _filesystem(place)
+            with fs.open(path, "rb") as file:
+                data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"larger than the {most} bytes that are archived of such a file")
+    return data
+
+
 @contextmanager
 def local_file(place: Location, beside: Mapping[str, Location] | None = None) -> Iterator[Path]:
     """A file on this machine: the file itself, or a copy of a URL's while the body runs.

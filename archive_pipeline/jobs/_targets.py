@@ -44,8 +44,7 @@ class Targets:
         Raises:
             OutputError: it must not be written there.
         """
-        if self._is_in_archive(path.parent):
-            raise OutputError(f"{path} would be inside the archive")
+        self.check_folder(path.parent)
         try:
             there = existing(path)
             if there and not self._overwrite:
@@ -55,6 +54,15 @@ class Targets:
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror or error}") from error
         return there
+
+    def check_folder(self, folder: Path) -> None:
+        """Refuse to write into a folder of the archive.
+
+        Raises:
+            OutputError: it is one.
+        """
+        if self._is_in_archive(folder):
+            raise OutputError(f"{folder} is inside the archive")
 
     def _is_in_archive(self, folder: Path) -> bool:
         if folder not in self._folders:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from archive_pipeline.jobs._documents import check_documents
 from archive_pipeline.jobs._leftovers import leftover_bytes, remove, told
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -30,6 +31,7 @@ class CheckReport:
     """What was checked, and one line for each thing that is broken."""
 
     images: int = 0
+    documents: int = 0
     models: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out, left over or mended
@@ -40,6 +42,7 @@ class CheckReport:
         return {
             "passed": not self.problems,
             "images": self.images,
+            "documents": self.documents,
             "models": self.models,
             "problems": self.problems,
             "notes": self.notes,
@@ -93,6 +96,8 @@ def check(
             _see_to_lost(archive, report, key, key in listed)
         progress(len(keys))
     report.problems += _lacking_models(archive, found.values())
+    stage("reading documents")
+    lost = _check_documents(archive, report, repair)
     if archive.is_written() and not repair:
         report.notes.append(
             f"{KEY} was not compared, nor leftovers looked for: an ingest is running"
@@ -100,6 +105,7 @@ def check(
         return report
     stage("looking at what interrupted ingests left")
     _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, repair)
+    report.leftover_bytes += lost
     stage("comparing the index")
     problems, note = _compare_index(archive, found)
     if repair and (problems or note):
@@ -111,6 +117,18 @@ def check(
     report.problems += problems
     report.notes += note
     return report
+
+
+def _check_documents(archive: Archive, report: CheckReport, repair: bool) -> int:
+    """Check documents; returns the bytes of what interrupted ingests left of them."""
+
+    def count() -> None:
+        report.documents += 1
+
+    problems, notes, left = check_documents(archive, repair, count)
+    report.problems += problems
+    report.notes += notes
+    return left
 
 
 def _lacking_models(archive: Archive, images: Iterable[ImageEntry]) -> list[str]:

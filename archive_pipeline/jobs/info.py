@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.documents import documents
 from archive_pipeline.store.index import look
 from archive_pipeline.store.layout import ArchiveError
 
@@ -29,9 +30,9 @@ def describe(archive_url: str) -> dict[str, Any]:
     """Return flights, their images and totals, as `archive info --json` prints them.
 
     Footprints are [[lon, lat], ...] rings in EPSG:4326, transforms six numbers in rasterio's
-    order, both None where unknown; sizes are bytes. Images whose record is damaged are under
-    "damaged", name and error each; "written_by" is the version that made the archive, None
-    before 0.2.0.
+    order, both None where unknown; sizes are bytes. Images and documents whose record is damaged
+    are under "damaged", name and error each; "written_by" is the version that made the archive,
+    None before 0.2.0.
 
     Raises:
         ArchiveError: the archive cannot be used.
@@ -45,18 +46,42 @@ def describe(archive_url: str) -> dict[str, Any]:
 
     for flight, image in look(archive, damaged=note).summaries():
         flights.setdefault(flight, []).append(image)
+    kept = _documents(archive, note)
+    for flight in kept:
+        flights.setdefault(flight, [])
     every = [image for images in flights.values() for image in images]
     totals = {
         "flights": len(flights),
         "images": len(every),
         "source_bytes": sum(i["source_bytes"] for i in every),
         "archive_bytes": sum(i["archive_bytes"] for i in every),
+        "documents": sum(map(len, kept.values())),
+        "document_bytes": sum(d["archive_bytes"] for some in kept.values() for d in some),
         "model_bytes": archive.size_of("models"),
     }
-    listed = [{"id": flight, "images": images} for flight, images in flights.items()]
+    listed = [
+        {"id": flight, "images": images, "documents": kept.get(flight, [])}
+        for flight, images in flights.items()
+    ]
     return {
         "flights": listed,
         "totals": totals,
         "damaged": damaged,
         "written_by": archive.written_by,
     }
+
+
+def _documents(
+    archive: Archive, damaged: Callable[[str, ArchiveError], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Documents by flight, as `archive info --json` has them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in documents(archive, None, damaged):
+        item = {
+            "path": entry.path,
+            "sha256": entry.sha256,
+            "source_bytes": entry.size,
+            "archive_bytes": entry.archive_bytes,
+        }
+        found.setdefault(entry.flight, []).append(item)
+    return found

@@ -14,6 +14,7 @@ from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.find import find_flight
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs._documents import DocumentOutcome, ingest_documents
 from archive_pipeline.jobs._neighbouring import Warned, compare_neighbours
 from archive_pipeline.jobs.ingest_image import (
     StoreFailed,
@@ -56,7 +57,8 @@ class IngestReport:
         workers: threads that images were given to.
         retries: images given to another worker since theirs had died.
         workers_lost: workers that died.
-        left_out: files of the flights that are no images that are read, and linked folders.
+        documents: one a file that is kept as it is.
+        left_out: all other files of the flights, and linked folders.
     """
 
     outcomes: list[Outcome]
@@ -66,6 +68,7 @@ class IngestReport:
     workers: int = 1
     retries: int = 0
     workers_lost: int = 0
+    documents: list[DocumentOutcome] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -75,9 +78,20 @@ class IngestReport:
 
     @property
     def warnings(self) -> list[Warned]:
-        """All warnings: the images' own, then those of the comparison with neighbours."""
+        """All warnings: those of files, then those of the comparison with neighbours."""
+        return self.remarks + self.neighbours
+
+    @property
+    def remarks(self) -> list[Warned]:
+        """What is odd about files, images first."""
         own = [Warned(o.path, warning) for o in self.outcomes for warning in o.remarks]
-        return own + self.neighbours
+        return own + [Warned(d.path, d.warning) for d in self.documents if d.warning is not None]
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """Paths of files that are not archived, images first, and why."""
+        every: list[Outcome | DocumentOutcome] = [*self.outcomes, *self.documents]
+        return [(o.path, o.error or "") for o in every if o.status == "failed"]
 
     @property
     def over_budget(self) -> list[tuple[str, OverBudget]]:
@@ -90,9 +104,7 @@ class IngestReport:
         return {
             "ingested": len(done),
             "skipped": sum(o.status == "skipped" for o in self.outcomes),
-            "failed": [
-                {"path": o.path, "error": o.error} for o in self.outcomes if o.status == "failed"
-            ],
+            "failed": [{"path": path, "error": error} for path, error in self.failed],
             "source_bytes": sum(o.source_bytes for o in done),
             "raw_bytes": sum(o.raw_bytes for o in done),
             "archive_bytes": sum(o.archive_bytes for o in done),
@@ -105,6 +117,7 @@ class IngestReport:
             "workers": self.workers,
             "workers_lost": self.workers_lost,
             "retries": self.retries,
+            "documents": [asdict(d) for d in self.documents],
             "not_archived": self.left_out,
             "over_budget": [{"path": path, **asdict(over)} for path, over in self.over_budget],
             "warnings": [asdict(w) for w in self.warnings],
@@ -184,6 +197,7 @@ def ingest(
             _collected(archive, leases) as replaced,
             cluster.connect(scheduler, workers, len(pending), options.device) as pool,
         ):
+            documents = ingest_documents(archive, looked, options.overwrite)
             size = pool.size
             if pool.client is not None:
                 pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
@@ -201,7 +215,7 @@ def ingest(
     models = archive.size_of("models") + archive.size_of("policies")
     seconds = time.monotonic() - started
     counts = size, pool.retries, pool.lost
-    return IngestReport(outcomes, neighbours, seconds, models, *counts, left_out)
+    return IngestReport(outcomes, neighbours, seconds, models, *counts, documents, left_out)
 
 
 def _outcome(task: IngestTask, result: Outcome | BaseException, before: list[Outcome]) -> Outcome:

@@ -11,6 +11,7 @@ from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import check_bbox, check_crs
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._decoding import Decoding
+from archive_pipeline.jobs._documents import restore_documents
 from archive_pipeline.jobs._targets import Targets
 from archive_pipeline.jobs.mosaic import check_grid
 from archive_pipeline.jobs.restoring import (
@@ -56,7 +57,7 @@ def restore(
     """Write what a selection means below `output`, an image that fails being reported.
 
     Images go to `output`/flight/image, a mosaic to `output`/mosaic.tif. A file that is there
-    already stays, and the image fails.
+    already stays, and the image fails. Whole flights have their documents with them.
 
     Args:
         format: "gtiff", "jpeg" or "png"; a mosaic is always a GeoTIFF.
@@ -107,6 +108,9 @@ def restore(
         if tasks:
             stage(f"decoding the first of {len(tasks)}")
         _restore_images(archive_url, tasks, scheduler, local, report, progress)
+        if selection.bbox is None and not selection.images:
+            report.documents, lost = restore_documents(archive, selection.flight, output, targets)
+            report.failed += lost
     report.seconds = time.monotonic() - started
     return report
 

@@ -86,6 +86,7 @@ class RestoreReport:
         seconds: wall time.
         stages: seconds of work by stage (`stages`), summed over workers; none for a mosaic,
             whose threads work on several at once.
+        documents: files of flights that were written and are no images.
     """
 
     files: list[dict[str, Any]]
@@ -93,11 +94,13 @@ class RestoreReport:
     skipped: list[tuple[str, str]]
     seconds: float
     stages: dict[str, float] = field(default_factory=dict)
+    documents: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive restore --json`."""
         return {
             "files": self.files,
+            "documents": self.documents,
             "failed": self.failed,
             "seconds": round(self.seconds, 2),
             "stages": self.stages,

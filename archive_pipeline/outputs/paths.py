@@ -15,7 +15,9 @@ PATH_BYTES = 1024
 # Characters that mean something in a path on some system, or to `output_path`; a dot or blank at
 # the end, which Windows drops; surrogates, which are not text.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"\\|?*%@/\ud800-\udfff]|[. ]$')
-_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".webp", ".dng"))
+_IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".mpo", ".png", ".tif", ".tiff", ".jp2", ".webp", ".dng")
+)
 _SAME_FORMAT = {
     ".jpg": (".jpg", ".jpeg"),
     ".png": (".png",),
@@ -63,6 +65,20 @@ def output_path(
     else:
         stem = _part(stem, image_id)
     return directory.joinpath(*parts, stem + ending)
+
+
+def document_path(directory: Path, flight: str, path: str) -> Path:
+    """Return where to write a flight's document: always inside ``directory``.
+
+    Args:
+        directory: the output directory; it need not exist.
+        flight: the flight's id; not trusted.
+        path: the document's path below the flight, folders separated by ``/``; not trusted.
+    """
+    parts = [_part(part, path) for part in (flight, *path.split("/"))]
+    if sum(len(part.encode()) + 1 for part in parts) > PATH_BYTES:
+        parts = [parts[0], f"{parts[-1][: NAME_BYTES // 4]}%-{_digest(path)}"]
+    return directory.joinpath(*parts)
 
 
 def _part(name: str, whole: str) -> str:

@@ -94,6 +94,22 @@ def publish(final: Path, path: Path, replace: Stamps = NOTHING) -> None:
         raise
 
 
+def publish_document(data: bytes, path: Path) -> None:
+    """Write a file of these bytes whole, unless one with the same bytes is there.
+
+    Raises:
+        OutputError: another is there, which stays, or it cannot be written.
+    """
+    with workdir(path) as work:
+        final = work / "document"
+        final.write_bytes(data)
+        try:
+            _put_new(final, path)
+        except FileExistsError:
+            if not _same(final, path):
+                raise OutputError(f"{path} is already there and differs; it stays") from None
+
+
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies below it, links and letter case being what they are there.
 

@@ -39,7 +39,7 @@ LOSSLESS_CHUNK_BYTES = 4 << 20
 # written beside it. Their shards' names tell them apart, by the separator in "c/0/0" and "c.0.0".
 SEPARATORS: tuple[Literal["/"], Literal["."]] = ("/", ".")
 STAGED = "zarr.next.json"  # an array's metadata until the image is committed that replaces another
-TOP_LEVEL = {"zarr.json", "flights", "models", "policies", "items.parquet"}
+TOP_LEVEL = {"zarr.json", "flights", "documents", "models", "policies", "items.parquet"}
 WRITTEN = {"pixels", "mask", "metadata", "detections", "zarr.json", "unfinished.json"}
 PLAN = "unfinished.json"  # what a large image is written from, while it is
 
@@ -115,10 +115,20 @@ class ImageEntry:
 
 def image_key(flight: str, image_id: str) -> str:
     """Store path of an image's group; ids may hold any characters."""
-    name = quote_name(image_id)
-    if len(name) > MAX_NAME:  # the record holds the id
-        name = f"{name[: MAX_NAME - 40]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-    return f"flights/{quote_name(flight)}/{name}"
+    return f"flights/{quote_name(flight)}/{_node_name(image_id)}"
+
+
+def document_key(flight: str, path: str) -> str:
+    """Store path of a document's array, by its path below the flight's directory."""
+    return f"documents/{quote_name(flight)}/{_node_name(path)}"
+
+
+def _node_name(id: str) -> str:
+    """The name of a node; of an overlong one the record holds the whole."""
+    name = quote_name(id)
+    if len(name) > MAX_NAME:
+        return f"{name[: MAX_NAME - 40]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return name
 
 
 def check_flight(flight: str) -> None:
