@@ -28,11 +28,12 @@ from archive_pipeline.flight.read import read_pixels, read_source
 from archive_pipeline.flight.restored_tag import MARK, PNG_CHUNK, TIFF_ITEM
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.outputs import writers as outputs
+from archive_pipeline.outputs import _blocks
+from archive_pipeline.outputs._blocks import read_windows
 from archive_pipeline.outputs.nodata import storable_nodata
 from archive_pipeline.outputs.paths import OutputError, output_path
 from archive_pipeline.outputs.publish import existing, is_inside, publish
-from archive_pipeline.outputs.writers import read_windows, write_gtiff, write_jpeg, write_png
+from archive_pipeline.outputs.writers import write_gtiff, write_jpeg, write_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -286,7 +287,7 @@ def test_nodata_outside_the_type_matches_nothing() -> None:
 
 
 def test_reads_follow_the_tile_grid_and_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "READ_PIXELS", 4 * 64 * 48)
+    monkeypatch.setattr(_blocks, "READ_PIXELS", 4 * 64 * 48)
     source = SourceImage(Path("x"), "x", "", 0, "GTiff", 5000, 3000, 3, "uint8")
     window = (70, 50, 4000, 2000)
     covered = np.zeros((3000, 5000), np.uint8)

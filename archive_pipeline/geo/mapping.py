@@ -271,8 +271,8 @@ def homography(source: Array, target: Array) -> Array:
     """
     # Centred and scaled to about 1, or UTM northings would swamp the least squares.
     s, t = _normaliser(source), _normaliser(target)
-    u, v = _apply_homography(s, source[:, 0], source[:, 1])
-    x, y = _apply_homography(t, target[:, 0], target[:, 1])
+    u, v = apply_homography(s, source[:, 0], source[:, 1])
+    x, y = apply_homography(t, target[:, 0], target[:, 1])
     zero, one = np.zeros_like(u), np.ones_like(u)
     rows = np.concatenate(
         [
@@ -291,7 +291,8 @@ def _normaliser(points: Array) -> Array:
     return np.array([[scale, 0, -scale * centre[0]], [0, scale, -scale * centre[1]], [0, 0, 1.0]])
 
 
-def _apply_homography(matrix: Array, x: Array, y: Array) -> tuple[Array, Array]:
+def apply_homography(matrix: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Where a projective map (3, 3) takes points."""
     u, v, w = matrix @ np.stack([x, y, np.ones_like(x)])
     return u / w, v / w
 
@@ -419,7 +420,7 @@ def _projective(matrix: Array, inverse: bool) -> Mapping2D:
             matrix = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
         except np.linalg.LinAlgError as error:
             raise ValueError("the image's transform is degenerate") from error
-    return lambda u, v: _apply_homography(matrix, u, v)
+    return lambda u, v: apply_homography(matrix, u, v)
 
 
 def _gdal(create: Callable[[], GCPTransformer | RPCTransformer], inverse: bool) -> Mapping2D:

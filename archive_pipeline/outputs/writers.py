@@ -31,8 +31,10 @@ from archive_pipeline.flight.raster import Pixels, Raster
 from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM
 from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
 from archive_pipeline.flight.tiff_tags import Tag
-from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.mapping import window_transform
+from archive_pipeline.geo.rpc import with_camera_rpcs
+from archive_pipeline.outputs._blocks import COG_BLOCK, block_side, read_windows, write_parts
 from archive_pipeline.outputs._documents import (
     embedded_documents,
     exif_tags,
@@ -49,16 +51,7 @@ from archive_pipeline.outputs.nodata import avoid_nodata, storable_nodata
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.outputs.publish import NOTHING, Stamps, publish, workdir, world_file
 
-COG_BLOCK = 512  # pixels a side
-LEAST_BLOCK = 64
-BLOCK_BYTES = 16 << 20
-"""Of all bands of a block, which GDAL holds at once: many bands have smaller blocks."""
 MANY_BANDS = 16
-WRITE_BYTES = 64 << 20
-"""Written at a time, so that GDAL's cache holds all blocks until they are full."""
-READ_PIXELS = 1 << 23
-"""No single `Raster.read` asks for more pixels than this, unless one block alone is larger."""
-
 JPEG_SIDE = 65535
 
 _STAGE = {
@@ -85,10 +78,10 @@ _MARKED = "COM", MARK
 def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     """Write a lossless Cloud Optimized GeoTIFF.
 
-    Georeference (transform, GCPs or RPCs, moved to the window), band descriptions, units, scales
-    and offsets, colour interpretation, palette, nodata value, ICC profile, XMP and tags are the
-    source's. EXIF and GPS come as TIFF's directories, and a photograph's EXIF also as ``EXIF_*``
-    tags; tags of custom namespaces, if any, lie in GDAL's ``.aux.xml`` beside the file.
+    Georeference (transform, GCPs or RPCs, moved to the window, see `geo.rpc`), band descriptions,
+    units, scales and offsets, colour interpretation, palette, nodata value, ICC profile, XMP and
+    tags are the source's. EXIF and GPS come as TIFF's directories, and a photograph's EXIF also as
+    ``EXIF_*`` tags; tags of custom namespaces, if any, lie in GDAL's ``.aux.xml`` beside the file.
     Statistics are left out, since decoding or cutting makes them wrong.  The mask comes back as it
     was: as an alpha band, as an internal mask, or as the nodata value.
 
@@ -206,7 +199,7 @@ def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: i
             final.write_bytes(_encode_jpeg(source, pixels, quality, whole))
         except ValueError as error:
             raise OutputError(f"{source.id}: {error}") from error
-        georef = window_transform(source.georef, raster.window)
+        georef = _georef(raster)
         pam = auxiliary_xml(georef)
         if pam:
             (work / "final.jpg.aux.xml").write_text(pam, encoding="utf-8")
@@ -246,7 +239,7 @@ def cog_writer(
     """
     with workdir(path) as work:
         staged, plain, final = (work / name for name in ("stage.tif", "plain.tif", "final.tif"))
-        side = _block_side(profile["count"], profile["dtype"])
+        side = block_side(profile["count"], profile["dtype"])
         # Band by band, overviews of many bands need no block of all of them.
         interleave = "band" if profile["count"] > MANY_BANDS else "pixel"
         blocks = {"blockxsize": side, "blockysize": side, "interleave": interleave}
@@ -270,45 +263,11 @@ def cog_writer(
         publish(final, path, replace)
 
 
-def read_windows(raster: Raster) -> Iterator[Window]:
-    """Cut a raster's window into reads that follow its tile grid, row by row.
-
-    Args:
-        raster: the raster.
-
-    Yields:
-        ``(col, row, width, height)`` in image pixels, each a run of whole tiles (cut at the
-        window's edge) of at most `READ_PIXELS`, or one tile.
-    """
-    col, row, width, height = raster.window
-    block_width, block_height = raster.block
-    run = max(1, READ_PIXELS // (block_width * block_height)) * block_width
-    for top, bottom in _cuts(row, row + height, block_height, block_height):
-        for left, right in _cuts(col, col + width, block_width, run):
-            yield left, top, right - left, bottom - top
-
-
-def _block_side(bands: int, dtype: str) -> int:
-    """Pixels a side of a file's blocks."""
-    side = COG_BLOCK
-    while side > LEAST_BLOCK and side * side * bands * np.dtype(dtype).itemsize > BLOCK_BYTES:
-        side //= 2
-    return side
-
-
-def _cuts(start: int, stop: int, grid: int, step: int) -> Iterator[tuple[int, int]]:
-    """Cut ``[start, stop)`` at ``step`` after the last multiple of ``grid``, again and again."""
-    while start < stop:
-        end = min(stop, start // grid * grid + step)
-        yield start, end
-        start = end
-
-
 def _profile(raster: Raster, alpha: bool | None = None) -> dict[str, Any]:
     """Return the creation profile of a raster's window; ``alpha`` overrules the source's mask."""
     source, (_, _, width, height) = raster.source, raster.window
     with_alpha = source.mask == "alpha" if alpha is None else alpha
-    georef = window_transform(source.georef, raster.window)
+    georef = _georef(raster)
     profile: dict[str, Any] = {
         "width": width,
         "height": height,
@@ -328,6 +287,12 @@ def _profile(raster: Raster, alpha: bool | None = None) -> dict[str, Any]:
     elif georef.gcps:
         profile["gcps"] = [GroundControlPoint(*gcp) for gcp in georef.gcps]
     return profile
+
+
+def _georef(raster: Raster) -> Georef:
+    """Where a raster's window lies, in the words that GDAL understands best."""
+    _, _, width, height = raster.window
+    return with_camera_rpcs(window_transform(raster.source.georef, raster.window), width, height)
 
 
 def _photometric(source: SourceImage) -> str:
@@ -366,7 +331,7 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False, shown: boo
             avoid_nodata(pixels, valid, nodata)
         if shown:
             pixels = _shown(source, pixels)
-        _write_parts(stage, np.moveaxis(pixels, 2, 0), [n + 1 for n in colours], target)
+        write_parts(stage, np.moveaxis(pixels, 2, 0), [n + 1 for n in colours], target)
         if mask is None:
             mask = np.full((h, w), 255, np.uint8)
         if alpha_index is not None:
@@ -375,22 +340,6 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False, shown: boo
             stage.write(band, alpha_index + 1, window=target)
         elif source.mask == "mask" and "alpha" not in names:
             stage.write_mask(mask, window=target)
-
-
-def _write_parts(
-    stage: DatasetWriter, pixels: Pixels, bands: list[int], window: RasterioWindow
-) -> None:
-    """Write pixels (bands, height, width) by rows of blocks, not more than the cache holds."""
-    rows, cols = stage.block_shapes[0]
-    top, left = window.row_off, window.col_off
-    step = max(rows, WRITE_BYTES // max(1, pixels.nbytes // window.height) // rows * rows)
-    for start, stop in _cuts(top, top + window.height, rows, step):
-        run = max(cols, WRITE_BYTES // (len(bands) * pixels.itemsize * (stop - start)))
-        for first, last in _cuts(left, left + window.width, cols, run // cols * cols):
-            part = pixels[:, start - top : stop - top, first - left : last - left]
-            stage.write(
-                part, bands, window=RasterioWindow(first, start, last - first, stop - start)
-            )
 
 
 def _shown(source: SourceImage, pixels: Pixels) -> Pixels:
@@ -414,7 +363,7 @@ def _describe(
         # GDAL shifts GCPs at every writing that are said to be points.
         tags[""] = {k: v for k, v in tags.get("", {}).items() if k != "AREA_OR_POINT"}
     _write_tags(stage, tags)
-    rpcs = window_transform(source.georef, raster.window).rpcs
+    rpcs = _georef(raster).rpcs
     if rpcs:
         stage.update_tags(ns="RPC", **rpcs)
     units, scales, offsets = [""] * stage.count, [1.0] * stage.count, [0.0] * stage.count
