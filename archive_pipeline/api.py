@@ -233,6 +233,7 @@ def restore(
     ortho: bool = False,
     resolution: float | None = None,
     crs: str | None = None,
+    max_size: int | None = None,
     overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
@@ -259,6 +260,8 @@ def restore(
         ortho: instead, each image as a north-up GeoTIFF by its true geometry.
         resolution: pixel size of the mosaic in units of its CRS; by default the finest image's.
         crs: of the mosaic; by default the projected one of most images, `bbox_crs` or UTM.
+        max_size: pixels on the longer side of a restored image at most; means of pixels make it
+            smaller, of an overview where that is fine enough.
         overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
@@ -296,6 +299,7 @@ def restore(
         ortho=ortho,
         resolution=resolution,
         crs=crs,
+        max_size=max_size,
         overwrite=overwrite,
         steps=steps,
         seed=seed,

@@ -42,6 +42,7 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_index
 from archive_pipeline.store.layout import ArchiveError
+from archive_pipeline.store.stored_models import read_model, read_policy
 
 SIDE = 700  # four tiles
 BOMB = 48 << 20  # bytes that a chunk of some kilobytes decodes to
@@ -280,10 +281,10 @@ def test_other_files_larger_than_memory(archive: Path, tmp_path: Path) -> None:
     policy.parent.mkdir()
     policy.touch()
     readers: dict[Path, Callable[[], object]] = {
-        path: partial(opened.read_model, folder.name) for path in folder.rglob("*.*")
+        path: partial(read_model, opened, folder.name) for path in folder.rglob("*.*")
     }
     assert len(readers) == 4
-    readers[policy] = partial(opened.read_policy, "0" * 64)
+    readers[policy] = partial(read_policy, opened, "0" * 64)
     readers[url / "items.parquet"] = partial(read_index, opened)
     readers[url / "zarr.json"] = partial(Archive.open, url)
     for path, read in readers.items():

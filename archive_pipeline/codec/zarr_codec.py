@@ -206,3 +206,13 @@ def trimmed_tiles(
     for row in range(0, pixels.shape[0], side):
         for col in range(0, pixels.shape[1], side):
             yield row, col, trim(pixels[row : row + side, col : col + side], fill)
+
+
+def count_coded(parts: Iterable[NDArray[np.uint8]], side: int) -> tuple[int, int]:
+    """Pixels that are coded of images, margins of the fill value aside, and their empty tiles."""
+    coded = empty = 0
+    for part in parts:
+        for _, _, tile in trimmed_tiles(part, side):
+            coded += tile.shape[0] * tile.shape[1]
+            empty += not tile.size
+    return coded, empty

@@ -94,6 +94,12 @@ class Restore(click.Command):
     help="Pixel size of the mosaic or ortho, in units of its CRS.  [default: the finest image's]",
 )
 @click.option(
+    "--max-size",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Make images smaller: their longer side has so many pixels at most.",
+)
+@click.option(
     "--crs",
     metavar="CRS",
     help="CRS of the mosaic.  [default: the projected one of most images, or --bbox-crs, or UTM]",

@@ -81,7 +81,7 @@ def raster_georef(
     return with_footprint(georef, dataset.width, dataset.height)
 
 
-def with_footprint(georef: Georef, width: int, height: int) -> Georef:
+def with_footprint(georef: Georef, width: float, height: float) -> Georef:
     """Return ``georef`` with the footprint of its first ``width`` x ``height`` pixels.
 
     The footprint is ``None`` where the CRS is unknown, local, or not valid at that place. That of
@@ -230,7 +230,7 @@ def check_bbox(bbox: Bbox, bbox_crs: str = "EPSG:4326") -> None:
         raise ValueError(f"bounding box west {west} is not less than east {east}")
 
 
-def window_transform(georef: Georef, window: Window) -> Georef:
+def window_transform(georef: Georef, window: tuple[float, float, float, float]) -> Georef:
     """Return the georeference of a window's own pixel grid.
 
     Args:
@@ -257,6 +257,35 @@ def window_transform(georef: Georef, window: Window) -> Georef:
     if not georef.is_mapped:
         return moved
     return with_footprint(moved, width, height)
+
+
+def scaled_transform(georef: Georef, across: float, down: float) -> Georef:
+    """Return the georeference of an image's pixels made larger, from the same first corner on.
+
+    Args:
+        georef: the image's georeference.
+        across, down: columns and rows of the image that a pixel stands for.
+
+    Returns:
+        The same georeference with transform, GCPs and RPCs of the larger pixels.
+    """
+    transform = georef.transform
+    if transform is not None:
+        a, b, c, d, e, f = transform
+        transform = (a * across, b * down, c, d * across, e * down, f)
+    gcps = tuple((p[0] / down, p[1] / across, *p[2:]) for p in georef.gcps)
+    rpcs = georef.rpcs
+    if rpcs is not None:
+        rpcs = dict(rpcs)
+        for name, size in (("SAMP", across), ("LINE", down)):
+            # an RPC's pixels are counted from the first one's centre
+            if f"{name}_OFF" in rpcs:
+                offset, unit = _split_unit(rpcs[f"{name}_OFF"])
+                rpcs[f"{name}_OFF"] = f"{(offset + 0.5) / size - 0.5!r} {unit}".strip()
+            if f"{name}_SCALE" in rpcs:
+                scale, unit = _split_unit(rpcs[f"{name}_SCALE"])
+                rpcs[f"{name}_SCALE"] = f"{scale / size!r} {unit}".strip()
+    return replace(georef, transform=transform, gcps=gcps, rpcs=rpcs)
 
 
 def homography(source: Array, target: Array) -> Array:
@@ -297,12 +326,17 @@ def apply_homography(matrix: Array, x: Array, y: Array) -> tuple[Array, Array]:
     return u / w, v / w
 
 
-def _shift_rpc(value: str, offset: int) -> str:
-    # GDAL may append a unit ("12.5 pixels"); untouched items keep their exact text.
-    if offset == 0:
+def _shift_rpc(value: str, offset: float) -> str:
+    if offset == 0:  # untouched items keep their exact text
         return value
+    number, unit = _split_unit(value)
+    return f"{number - offset!r} {unit}".strip()
+
+
+def _split_unit(value: str) -> tuple[float, str]:
+    """A number of an RPC and its unit: GDAL may append one ("12.5 pixels")."""
     number, _, unit = value.strip().partition(" ")
-    return f"{float(number) - offset!r} {unit}".strip()
+    return float(number), unit
 
 
 @lru_cache(maxsize=256)
@@ -351,7 +385,7 @@ def _edges(points: int) -> tuple[Array, Array]:
 
 
 def outline(
-    georef: Georef, width: int, height: int, crs: str, points: int = EDGE_POINTS
+    georef: Georef, width: float, height: float, crs: str, points: int = EDGE_POINTS
 ) -> tuple[Array, Array]:
     """An image's outline in ``crs``, not closed, with so many points on each edge.
 

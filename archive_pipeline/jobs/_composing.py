@@ -58,6 +58,7 @@ class PlacedImage:
         with np.errstate(invalid="ignore"):  # places that the CRS does not have are infinite
             area = (x[2] - x[1]) * (y[4] - y[3]) - (x[4] - x[3]) * (y[2] - y[1])
         self.pitch = math.sqrt(abs(float(area)))
+        self.full_pitch = self.pitch  # of the image itself, where the raster is an overview of it
         self.handicap = 0.0
         col, row, width, height = raster.window
         edge = np.linspace(0, 1, EDGE_POINTS)
@@ -120,9 +121,9 @@ def put_coarse_last(images: list[PlacedImage]) -> None:
     corners = [image.bounds for image in images] + [image.centre * 2 for image in images]
     west, south = (min(c[axis] for c in corners) for axis in (0, 1))
     east, north = (max(c[axis] for c in corners) for axis in (2, 3))
-    finest = min(image.pitch for image in images)
+    finest = min(image.full_pitch for image in images)
     for image in images:
-        octaves = round(math.log2(image.pitch / finest))
+        octaves = round(math.log2(image.full_pitch / finest))
         image.handicap = octaves * math.hypot(east - west, north - south)
 
 

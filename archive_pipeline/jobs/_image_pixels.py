@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from archive_pipeline.codec.settings import Raise, Settings
-from archive_pipeline.codec.zarr_codec import trimmed_tiles, with_settings
+from archive_pipeline.codec.zarr_codec import count_coded, with_settings
 from archive_pipeline.detection.boxes import Boxes
 from archive_pipeline.detection.object_blocks import RaisedBlocks
 from archive_pipeline.flight.pixels import SourcePixels
@@ -72,7 +72,7 @@ class PixelJob:
         missing = set(writer.missing(pixels))
         kept = [window for window in shard_windows(pixels) if window not in missing]
         # shards that an earlier run left may take more than their share, too
-        taken = [writer.bits_of(pixels, w, *_count([self._part(w)])) for w in kept]
+        taken = [writer.bits_of(pixels, w, *count_coded([self._part(w)], TILE)) for w in kept]
         self._write_shards(pixels, replace(self.settings, overspent=taken.append))
         most = max(taken, default=0.0)
         if shard_count(pixels) == 1 and (most > bits or bits <= LEAST_BITS):
@@ -104,7 +104,7 @@ class PixelJob:
         return RaisedBlocks(part, self.objects - [col, row, col, row], TILE).of
 
     def _coded(self, share: float) -> tuple[int, int]:
-        """Pixels that the bytes allowed are for, and empty tiles, as `_count` gives them.
+        """Pixels that the bytes allowed are for, and empty tiles, as `count_coded` gives them.
 
         Of an image that would have to be decoded to be counted, all pixels, and as many empty tiles
         as may lie around them: of its budget something is left.
@@ -118,7 +118,8 @@ class PixelJob:
         if not self.reader.held and share == 1:
             return width * height, 4 * -(-width // TILE) * -(-height // TILE)
         tops = range(0, height, TILE)
-        coded, empty = _count(self._part((0, top, width, min(TILE, height - top))) for top in tops)
+        strips = ((0, top, width, min(TILE, height - top)) for top in tops)
+        coded, empty = count_coded(map(self._part, strips), TILE)
         if self.reader.held:
             return coded, empty
         return max(coded, math.ceil(share * width * height)), empty
@@ -128,13 +129,3 @@ def area(window: Window) -> tuple[slice, slice]:
     """Index of a window (col, row, width, height) of an array (height, width, ...)."""
     col, row, width, height = window
     return slice(row, row + height), slice(col, col + width)
-
-
-def _count(parts: Iterable[np.ndarray]) -> tuple[int, int]:
-    """Pixels that pcdc codes, tiles without margins of the fill value, and its empty tiles."""
-    coded = empty = 0
-    for part in parts:
-        for _, _, tile in trimmed_tiles(part, TILE):
-            coded += tile.shape[0] * tile.shape[1]
-            empty += not tile.size
-    return coded, empty

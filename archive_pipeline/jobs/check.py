@@ -17,6 +17,7 @@ from archive_pipeline.store.layout import (
     ArchiveError,
     ImageEntry,
     image_name,
+    overview_name,
     shard_count,
     shard_windows,
 )
@@ -216,6 +217,8 @@ def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
     except ArchiveError as error:
         problems.append(str(error))
     problems += _check_array(image, "pixels", image.read)
+    for factor in entry.overviews:
+        problems += _check_array(image, overview_name(factor), partial(image.read_overview, factor))
     if entry.record["mask"] != "none":
         problems += _check_array(image, "mask", image.read_mask)
     return problems

@@ -25,6 +25,7 @@ from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.terrain import Terrain
 from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area
+from archive_pipeline.jobs._overviews import MULTISCALES, multiscales, write_overviews
 from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask, Outcome, OverBudget
 from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
 from archive_pipeline.stages import stage, timed
@@ -281,11 +282,17 @@ def _write(
         pixels.write_lossless()
         return writer.commit(record, conventions), None, writer.replaces
     budget = options.budget.bytes_for(source)
-    coded = record | {"codec": "pcdc", "model": task.model}
-    if pixels.write_coded(task.model, budget, coded, conventions):
-        record = coded
-    entry = writer.commit(record, conventions)
     allowed = allowed_bytes(source, budget)
+    coded = record | {"codec": "pcdc", "model": task.model}
+    scaled = conventions
+    if overviews := write_overviews(writer, reader, task.model, allowed, settings):
+        coded["overviews"] = overviews
+        scaled = _with_overviews(conventions, overviews)
+    if pixels.write_coded(task.model, budget, coded, scaled):
+        record, conventions = coded, scaled
+    else:
+        writer.drop_overviews()
+    entry = writer.commit(record, conventions)
     return entry, _exceeded(entry, allowed, writer.sizes), writer.replaces
 
 
@@ -366,3 +373,9 @@ def _conventions(source: SourceImage) -> dict[str, Any]:
         "spatial:transform": list(georef.transform),
         "spatial:shape": [source.height, source.width],
     }
+
+
+def _with_overviews(conventions: dict[str, Any], overviews: list[int]) -> dict[str, Any]:
+    """The same attributes, and those of the multiscales: convention."""
+    named = [*conventions.get("zarr_conventions", ()), MULTISCALES]
+    return {**conventions, "zarr_conventions": named, "multiscales": multiscales(overviews)}

@@ -119,6 +119,7 @@ def write_mosaic(
     progress: Callable[[int], None] = lambda total: None,
     damaged: Callable[[Raster, Exception], None] | None = None,
     replace: Stamps = NOTHING,
+    coarser: Callable[[Raster, float], Raster] = lambda raster, factor: raster,
 ) -> Mosaic:
     """Resample images to one north-up Cloud Optimized GeoTIFF.
 
@@ -146,6 +147,8 @@ def write_mosaic(
         damaged: called with each image that cannot be placed or read, and why.  None of its
             pixels are in the mosaic, whose extent stays as planned.
         replace: what may be replaced, see `publish`.
+        coarser: gives what an image shall be read from where a pixel of the mosaic is as large as
+            so many of its own, a side: an overview that is not coarser than that, or itself.
 
     Returns:
         Where the mosaic lies and which images it is made of.
@@ -175,6 +178,7 @@ def write_mosaic(
         raise EmptyMosaic(f"{path}: no image with a position touches the bounding box")
     size = resolution or min(image.pitch for image in images)
     grid = _grid(path, _extent(images, bbox, bbox_crs, crs), crs, size)
+    images = [_coarser(image, crs, size, coarser) for image in images]
     composer = Composer(images, size, take_out)
     nodata = _shared_nodata(group)
     with cog_writer(path, _profile(grid, group, nodata), replace=replace) as stage:
@@ -323,6 +327,18 @@ def _place(
         except Exception as error:  # a georeference that cannot be inverted, say
             reason = f"{raster.source.id}: georeference: {reason_of(error)}"
             damaged(raster, ArchiveError(reason))
+    return placed
+
+
+def _coarser(
+    image: PlacedImage, crs: str, size: float, coarser: Callable[[Raster, float], Raster]
+) -> PlacedImage:
+    """The image, or an overview of it in its place."""
+    raster = coarser(image.raster, size / image.pitch)
+    if raster is image.raster:
+        return image
+    placed = PlacedImage(raster, crs)
+    placed.full_pitch = image.pitch
     return placed
 
 

@@ -44,6 +44,7 @@ def restore(
     ortho: bool = False,
     crs: str | None = None,
     resolution: float | None = None,
+    max_size: int | None = None,
     overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
@@ -64,6 +65,7 @@ def restore(
         mosaic: one raster of all images, made by this process.
         ortho: each image resampled to a north-up raster, made by this process.
         crs, resolution: of the mosaic or of the rasters, see `write_mosaic`.
+        max_size: pixels on the longer side of a restored image at most.
         overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
@@ -81,6 +83,7 @@ def restore(
     """
     started = time.monotonic()
     _check_usage(selection, format, mosaic, ortho, crs, resolution, scheduler, workers)
+    _check_size(max_size, mosaic or ortho)
     if scheduler is not None:  # its workers have a working directory of their own
         archive_url, output = absolute(archive_url), output.absolute()
     cluster.check_device(device, scheduler)
@@ -102,7 +105,7 @@ def restore(
             restore_ortho(archive, entry, window, task, targets, report)
             progress(len(chosen))
     else:
-        tasks = _tasks(archive_url, chosen, targets, format, decoding, report)
+        tasks = _tasks(archive_url, chosen, targets, format, decoding, max_size, report)
         # a window is decoded sooner than a worker process has started
         local = 0 if selection.bbox is not None and workers is None else workers
         if tasks:
@@ -158,6 +161,7 @@ def _tasks(
     targets: Targets,
     format: str,
     decoding: Decoding,
+    max_size: int | None,
     report: RestoreReport,
 ) -> list[RestoreTask]:
     """A task for each image, but those whose files are taken, which are reported."""
@@ -169,8 +173,19 @@ def _tasks(
         except OutputError as error:
             report.failed.append(failure(entry, error))
             continue
-        tasks.append(RestoreTask(archive_url, entry, window, path, replace, format, decoding))
+        place = window, path, replace, format
+        tasks.append(RestoreTask(archive_url, entry, *place, decoding, max_size))
     return tasks
+
+
+def _check_size(max_size: int | None, resampled: bool) -> None:
+    """Raise `UsageError` unless images can be given this size."""
+    if max_size is None:
+        return
+    if type(max_size) is not int or max_size < 1:
+        raise UsageError(f"max_size {max_size!r} is not a number of pixels")
+    if resampled:
+        raise UsageError("--max-size is of images in their own grid; here --resolution is meant")
 
 
 def _restore_images(

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from archive_pipeline.flight.raster import Raster
-from archive_pipeline.flight.source_image import SourceImage
-from archive_pipeline.geo.georef import Georef, Window
+from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import window_transform
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._decoding import Decoding
 from archive_pipeline.jobs._targets import Targets
 from archive_pipeline.jobs.mosaic import EmptyMosaic, write_mosaic
 from archive_pipeline.jobs.selection import Selection
+from archive_pipeline.jobs.views import OverviewView, View, coarser, reduced
 from archive_pipeline.outputs import writers as outputs
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.outputs.publish import Stamps, existing
@@ -33,28 +33,6 @@ WRITERS = {
 
 
 @dataclass(frozen=True)
-class View:
-    """A window (col, row, width, height) of an archived image, as `outputs.Raster` wants it."""
-
-    image: ArchivedImage
-    window: Window
-
-    @property
-    def source(self) -> SourceImage:
-        return self.image.source
-
-    @property
-    def block(self) -> tuple[int, int]:
-        return self.image.block
-
-    def read(self, window: Window) -> Any:
-        return self.image.read(window)
-
-    def read_mask(self, window: Window) -> Any:
-        return self.image.read_mask(window)
-
-
-@dataclass(frozen=True)
 class RestoreTask:
     """One image to write."""
 
@@ -65,6 +43,7 @@ class RestoreTask:
     replace: Stamps
     format: str
     decoding: Decoding
+    max_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +106,12 @@ def _write(task: RestoreTask) -> dict[str, Any]:
     entry = None
     while image.entry is not entry:  # replaced meanwhile: a file holds one image, not parts of two
         entry = image.entry
-        WRITERS[task.format](task.path, View(image, task.window), replace)
+        view: Raster = View(image, task.window)
+        if task.max_size is not None:
+            view = reduced(View(image, task.window), task.max_size)
+        WRITERS[task.format](task.path, view, replace)
         replace = existing(task.path)
-    georef = window_transform(Georef.from_json(image.entry.record["georef"]), task.window)
+    georef = window_transform(view.source.georef, view.window)
     return {
         "path": str(task.path),
         "image": task.entry.id,
@@ -164,13 +146,13 @@ def restore_mosaic(
             report.failed.append(failure(entry, error))
 
     def leave_out(raster: Raster, error: Exception) -> None:
-        assert isinstance(raster, View)
+        assert isinstance(raster, View | OverviewView)
         report.failed.append(failure(raster.image.entry, error))
 
     box = task.selection.bbox, task.selection.bbox_crs
     grid = task.crs, task.resolution
     try:
-        made = write_mosaic(task.path, views, *box, *grid, progress, leave_out, replace)
+        made = write_mosaic(task.path, views, *box, *grid, progress, leave_out, replace, _coarser)
     except EmptyMosaic:
         if not report.failed:
             raise
@@ -184,6 +166,11 @@ def restore_mosaic(
     }
     report.files.append(file)
     report.skipped += made.skipped
+
+
+def _coarser(raster: Raster, factor: float) -> Raster:
+    assert isinstance(raster, View)
+    return coarser(raster, factor)
 
 
 def restore_ortho(

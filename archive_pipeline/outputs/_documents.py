@@ -151,6 +151,20 @@ def set_dimensions(exif_app1: bytes, width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def of_size(metadata: tuple[Segment, ...], width: int, height: int) -> tuple[Segment, ...]:
+    """Metadata blocks of an image, whose EXIF gives another number of pixels."""
+    changed = []
+    for name, payload in metadata:
+        if name in ("APP1", "EXIF", "eXIf"):
+            bare = not payload.startswith(EXIF_PREFIX)
+            if not bare or name != "APP1":
+                prefixed = EXIF_PREFIX + payload if bare else payload
+                sized = set_dimensions(prefixed, width, height)
+                payload = sized.removeprefix(EXIF_PREFIX) if bare else sized
+        changed.append((name, payload))
+    return tuple(changed)
+
+
 def png_chunks(source: SourceImage) -> list[tuple[bytes, bytes]]:
     """Return the metadata chunks of a PNG, those of the source if that is one, and the mark."""
     return [*(chunk for chunk in _source_chunks(source) if chunk != PNG_CHUNK), PNG_CHUNK]

@@ -10,6 +10,8 @@ Layout (one image a group; everything else is derived or shared)::
     items.parquet                          the index, see `archive_pipeline.store.index`
     flights/<flight>/<image>/zarr.json     record of a committed image, written last
     flights/<flight>/<image>/pixels        uint8 (height, width, 3) by pcdc, or lossless any dtype
+    flights/<flight>/<image>/overview_8    uint8 (height, width, 3) by pcdc: it an eighth as large a
+                                           side; further ones are overview_64, ...
     flights/<flight>/<image>/mask          uint8 (height, width), lossless, where the source has one
     flights/<flight>/<image>/metadata      uint8 (bytes,), lossless: source record and originals
     flights/<flight>/<image>/detections    uint8 (bytes,), lossless: objects found in the original,

@@ -24,6 +24,8 @@ from archive_pipeline.store.layout import (
     ImageEntry,
     array_generation,
     is_shard,
+    overview_name,
+    overview_shape,
     reason_of,
     unpack_metadata,
 )
@@ -145,6 +147,17 @@ class ArchivedImage:
         """
         return self._now(lambda: self._read("pixels", window))
 
+    def read_overview(self, factor: int, window: Window) -> NDArray[np.uint8]:
+        """Pixels (height, width, 3) of a window (col, row, width, height) of an overview.
+
+        Args:
+            factor: one of `entry.overviews`.
+
+        Raises:
+            ArchiveError: naming the image and the tiles that are damaged.
+        """
+        return self._now(lambda: self._read(overview_name(factor), window))
+
     def read_mask(self, window: Window) -> NDArray[np.uint8] | None:
         """Mask uint8 (height, width) of a window; None where the source has none."""
         if self.entry.record["mask"] == "none":
@@ -154,11 +167,11 @@ class ArchivedImage:
     def _read(self, name: str, window: Window) -> NDArray[Any]:
         array = self.array(name)
         col, row, width, height = window
-        if name == "pixels" and self.entry.record["codec"] == "pcdc":
+        if name != "mask" and self.entry.record["codec"] == "pcdc":
             try:
                 ensure_model(self.archive, model_of(array) or self.entry.record["model"])
             except ArchiveError as error:
-                raise self._damaged("pixels", error) from error
+                raise self._damaged(name, error) from error
         area = (slice(row, row + height), slice(col, col + width))
         try:
             return np.asarray(array[area])
@@ -196,7 +209,7 @@ class ArchivedImage:
         return bad
 
     def array(self, name: str) -> zarr.Array:
-        """One of the image's arrays: "pixels", "mask", "metadata" or "detections".
+        """One of the image's arrays: "pixels", "mask", "metadata", "detections", an overview.
 
         Raises:
             ArchiveError: it is missing or contradicts the record.
@@ -204,7 +217,7 @@ class ArchivedImage:
         if name not in self._arrays:
             content, key = self._metadata(name), f"{self.entry.key}/{name}"
             try:
-                sharded = name in ("pixels", "mask")
+                sharded = name not in ("metadata", "detections")
                 array = open_array(self.archive.store, key, content, sharded=sharded)
             except Exception as error:  # malformed metadata are of any kind
                 raise self._damaged(name, error) from error
@@ -215,7 +228,10 @@ class ArchivedImage:
                 "metadata": (array.shape, "uint8"),
                 "detections": (array.shape, "uint8"),
             }
-            if (array.shape, array.dtype.name) != expected[name]:
+            size = record["height"], record["width"]
+            for factor in self.entry.overviews:
+                expected[overview_name(factor)] = (*overview_shape(*size, factor), 3), "uint8"
+            if (array.shape, array.dtype.name) != expected.get(name):
                 raise self._damaged(
                     name, ValueError(f"{array.dtype} {array.shape} contradicts the record")
                 )

@@ -19,7 +19,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, StorePath
 
-from archive_pipeline.codec.zarr_codec import PCDCCodec
+from archive_pipeline.codec.settings import Settings
+from archive_pipeline.codec.zarr_codec import PCDCCodec, count_coded, with_settings
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES
@@ -31,6 +32,7 @@ from archive_pipeline.store.layout import (
     PLAN,
     SEPARATORS,
     STAGED,
+    TILE,
     ArchiveError,
     ImageEntry,
     RecordError,
@@ -39,6 +41,7 @@ from archive_pipeline.store.layout import (
     grid,
     image_key,
     is_shard,
+    overview_name,
     pack_metadata,
     record_json,
     shard_count,
@@ -52,7 +55,7 @@ SHARD_INDEX_BYTES = 16  # a tile's offset and length
 CHECKSUM_BYTES = 4  # of every tile and of every shard's index
 LEAST_BITS = 1e-6  # of bits_per_pixel, which must be positive
 BITS_DIGITS = 12  # of bits_per_pixel in the metadata, at most
-ARRAYS = ("detections", "mask", "metadata", "pixels")
+LEAST_OVERVIEW_BITS = 0.05  # a pixel; less shows nothing
 ARRAY_CONFIG = ArrayConfig.from_dict({"write_empty_chunks": True})  # an absent tile is damage
 
 
@@ -133,6 +136,51 @@ class ImageWriter:
         array = self._create(name, self._lossless(data.shape, data.dtype, data.shape, None))
         array[:] = data
 
+    def write_overview(
+        self, factor: int, pixels: NDArray[np.uint8], model: str, budget: int, settings: Settings
+    ) -> bool:
+        """Store the image made smaller, unless that takes more bytes than it may.
+
+        To be written before the pixels, which share the budget.
+
+        Args:
+            factor: what it is smaller by, a side.
+            pixels: uint8 (height, width, 3).
+            model: SHA-256.
+            budget: bytes for all that is stored of it.
+            settings: where and in what precision it is coded.
+
+        Returns:
+            Whether it is stored.
+        """
+        coded, empty = count_coded([pixels], TILE)
+        array, content = self._pixels(model, LEAST_BITS, pixels.shape)
+        fixed = len(content) + BITS_DIGITS + _shard_overhead(array) + EMPTY_BYTES * empty
+        bits = math.floor(8e6 * (budget - fixed) / max(coded, 1)) / 1e6
+        if bits < LEAST_OVERVIEW_BITS:
+            return False
+        array, content = self._pixels(model, bits, pixels.shape)
+        more: list[float] = []
+        plain = Settings(settings.device, precision=settings.precision, overspent=more.append)
+        with_settings(array, plain)[:] = pixels
+        if more:
+            return False
+        name = overview_name(factor)
+        self._arrays[name] = content
+        self.archive.write_key(self._path(name, self._metadata), content)
+        for key, data in sync(_contents(array.store)).items():
+            if key != "zarr.json":
+                self.archive.write_key(self._path(name, key), data)
+        return True
+
+    def drop_overviews(self) -> None:
+        """Remove the overviews that were written: the pixels are stored losslessly."""
+        names = [name for name in self._arrays if name.startswith("overview_")]
+        for name in names:
+            del self._arrays[name]
+            found = self.archive.stored(self._path(name))
+            self.archive.delete([key for key in found if self._is_next(key)])
+
     def create_mask(self) -> zarr.Array:
         """Create the lossless mask array, uint8 (height, width)."""
         shape = (self.source.height, self.source.width)
@@ -174,17 +222,13 @@ class ImageWriter:
         probe = 0.5
         array, content = self._pixels(model, probe)
         metadata = len(content) - len(repr(probe))
-        outer = [-(-n // s) for n, s in zip(array.shape, array.shards or (), strict=True)]
-        inner = [s // c for s, c in zip(array.shards or (), array.chunks, strict=True)]
-        tiles = math.prod(outer) * math.prod(inner)
         pixels, empty = coded
         # The record gives its own total: as many digits as the budget at most.
         fixed = (
             self._stored(without="pixels")
             + len(record_json(self._final(record, budget), conventions))
             + metadata
-            + SHARD_INDEX_BYTES * tiles
-            + CHECKSUM_BYTES * (math.prod(outer) + tiles)
+            + _shard_overhead(array)
             + EMPTY_BYTES * empty
         )
         left = budget - fixed - BITS_DIGITS
@@ -221,7 +265,7 @@ class ImageWriter:
     def sizes(self) -> dict[str, int]:
         """Bytes of each array by its name."""
         total = self._stored()
-        sizes = {name: total - self._stored(without=name) for name in ARRAYS}
+        sizes = {name: total - self._stored(without=name) for name in sorted(self._arrays)}
         return {name: size for name, size in sizes.items() if size}
 
     def missing(self, array: zarr.Array) -> list[Window]:
@@ -296,8 +340,10 @@ class ImageWriter:
         path = StorePath(self.archive.store, self._path(name))
         return zarr.Array(zarr.AsyncArray(draft.metadata, path, config=ARRAY_CONFIG))
 
-    def _pixels(self, model: str, bits_per_pixel: float) -> tuple[zarr.Array, bytes]:
-        shape = (self.source.height, self.source.width, 3)
+    def _pixels(
+        self, model: str, bits_per_pixel: float, shape: tuple[int, ...] | None = None
+    ) -> tuple[zarr.Array, bytes]:
+        shape = shape or (self.source.height, self.source.width, 3)
         chunks, shards = grid(shape, 1)
         return self._draft(
             shape=shape,
@@ -343,6 +389,21 @@ class ImageWriter:
         content = sync(store.get("zarr.json", default_buffer_prototype()))
         assert content is not None
         return array, content.to_bytes()
+
+
+def _shard_overhead(array: zarr.Array) -> int:
+    """Bytes that an array's shards have beside its tiles' streams."""
+    outer = [-(-n // s) for n, s in zip(array.shape, array.shards or (), strict=True)]
+    inner = [s // c for s, c in zip(array.shards or (), array.chunks, strict=True)]
+    tiles = math.prod(outer) * math.prod(inner)
+    return SHARD_INDEX_BYTES * tiles + CHECKSUM_BYTES * (math.prod(outer) + tiles)
+
+
+async def _contents(store: Store) -> dict[str, bytes]:
+    """All keys of a store with their bytes."""
+    prototype = default_buffer_prototype()
+    found = {key: await store.get(key, prototype) async for key in store.list()}
+    return {key: data.to_bytes() for key, data in found.items() if data is not None}
 
 
 async def _sizes(store: Store) -> list[int]:

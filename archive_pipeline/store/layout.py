@@ -40,6 +40,8 @@ LOSSLESS_CHUNK_BYTES = 4 << 20
 SEPARATORS: tuple[Literal["/"], Literal["."]] = ("/", ".")
 STAGED = "zarr.next.json"  # an array's metadata until the image is committed that replaces another
 TOP_LEVEL = {"zarr.json", "flights", "documents", "models", "policies", "items.parquet"}
+OVERVIEW_STEP = 8  # between an image and its overview, and from one overview to the next
+OVERVIEW_FACTORS = tuple(OVERVIEW_STEP**n for n in range(1, 6))
 WRITTEN = {"pixels", "mask", "metadata", "detections", "zarr.json", "unfinished.json"}
 PLAN = "unfinished.json"  # what a large image is written from, while it is
 
@@ -83,8 +85,9 @@ class ImageEntry:
             ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
             detectors (SHA-256 of those whose detections are stored; absent without any),
             source_version (changes with a source at a URL or its sidecars), sidecars (digest of
-        the source's, "" where it had none; absent in archives of earlier releases),
-        generation (absent means 0).
+            the source's, "" where it had none; absent in archives of earlier releases),
+            overviews (what each is smaller by, a side, from the finest on; absent without any),
+            generation (absent means 0).
     """
 
     flight: str
@@ -103,11 +106,17 @@ class ImageEntry:
         return int(self.record.get("generation", 0))
 
     @property
+    def overviews(self) -> tuple[int, ...]:
+        """What each of its overviews is smaller by, a side, from the finest on."""
+        return tuple(self.record.get("overviews", ()))
+
+    @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays that the image has."""
         mask = ("mask",) if self.record["mask"] != "none" else ()
         detections = ("detections",) if self.record.get("detectors") else ()
-        return ("pixels", "metadata", *mask, *detections)
+        overviews = map(overview_name, self.overviews)
+        return ("pixels", "metadata", *mask, *detections, *overviews)
 
 
 # ------------------------------------------------------------------- keys
@@ -139,6 +148,11 @@ def check_flight(flight: str) -> None:
     """
     if not 0 < len(quote_name(flight)) <= MAX_NAME:
         raise ArchiveError(f"{flight!r} is too long or empty for a flight's name; use --flight")
+
+
+def overview_name(factor: int) -> str:
+    """Name of the array of an image made smaller by a factor a side."""
+    return f"overview_{factor}"
 
 
 def policy_key(sha256: str) -> str:
@@ -200,6 +214,11 @@ def check_record(record: dict[str, Any]) -> None:
     detectors = record.get("detectors", [])
     if not isinstance(detectors, list) or not all(isinstance(d, str) for d in detectors):
         raise ValueError("detectors are not names")
+    overviews = record.get("overviews", [])
+    if not isinstance(overviews, list) or overviews != sorted(
+        {f for f in overviews if type(f) is int and f in OVERVIEW_FACTORS}
+    ):
+        raise ValueError(f"overviews {overviews!r} are none")
     if type(record.get("generation", 0)) is not int or record.get("generation", 0) not in (0, 1):
         raise ValueError("generation is neither 0 nor 1")
     np.dtype(record["dtype"])
@@ -287,7 +306,8 @@ def strays(
     other = []
     for stored in found:
         name, _, rest = stored.removeprefix(f"{key}/").partition("/")
-        if name not in WRITTEN and not name.endswith(".partial"):
+        known = name in WRITTEN or re.fullmatch(r"overview_[0-9]+", name)
+        if not known and not name.endswith(".partial"):
             continue  # somebody else's
         if generation is None:
             other.append(stored)
@@ -299,6 +319,11 @@ def strays(
 
 
 # --------------------------------------------------------- tiles and shards
+
+
+def overview_shape(height: int, width: int, factor: int) -> tuple[int, int]:
+    """(height, width) of an overview: the last row and column may stand for fewer pixels."""
+    return -(-height // factor), -(-width // factor)
 
 
 def grid(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
