@@ -26,7 +26,7 @@ from archive_pipeline.arguments import (
     places,
     texts,
 )
-from archive_pipeline.errors import UsageError
+from archive_pipeline.errors import UsageError, require
 
 if TYPE_CHECKING:
     from archive_pipeline.detection.verification import Verification
@@ -109,6 +109,7 @@ def ingest(
         ModelError, UtilityError, DetectorError: a network, or what it needs, cannot be had.
         ArchiveError: the archive cannot be written, or no longer.
         ClusterError: there is no such scheduler, or it was lost.
+        NotInstalled: packages are missing that only ingest needs.
 
     >>> import archive_pipeline as ap
     >>> report = ap.ingest("beach", "archive.zarr", ratio=24, workers=0)
@@ -136,6 +137,7 @@ def ingest(
     if flight is not None and len(directories) > 1:
         raise UsageError("--flight names a single FLIGHT_DIR")
 
+    require("torch", "archive ingest")
     from archive_pipeline.flight.locations import location, name_of
     from archive_pipeline.jobs.ingest import ingest as run
     from archive_pipeline.jobs.ingest_task import Budget, IngestOptions

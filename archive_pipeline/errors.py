@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class ArchivePipelineError(Exception):
@@ -11,6 +12,25 @@ class ArchivePipelineError(Exception):
 
 class UsageError(ArchivePipelineError, ValueError):
     """Arguments, or options, that make no sense together; one line that names them."""
+
+
+class NotInstalled(ArchivePipelineError, ImportError):
+    """A package that not all installs have; one line that names the extra that brings it."""
+
+
+def require(module: str, what: str, extra: str = "ingest") -> None:
+    """Make sure that a package is installed, which the plain install leaves out.
+
+    Args:
+        module: its name for `import`.
+        what: is to be done, as the first words of the error.
+        extra: of this package's, which has it.
+
+    Raises:
+        NotInstalled: it is not there.
+    """
+    if find_spec(module) is None:
+        raise NotInstalled(f"{what} needs {module}: pip install 'archive-pipeline[{extra}]'")
 
 
 def root_cause(error: BaseException) -> BaseException:

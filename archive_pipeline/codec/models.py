@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from contextlib import suppress
+from ctypes import CDLL
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.codec.settings import Settings
+from archive_pipeline.errors import require
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
-from archive_pipeline.pcdc.codec import Codec
-from archive_pipeline.pcdc.encoding import encode_tiles, least_error
-from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.decoding import TileDecoder
 from archive_pipeline.pcdc.model_files import (
     CONFIG,
     DENOISER_CONFIG,
@@ -24,15 +27,14 @@ from archive_pipeline.pcdc.model_files import (
     digest,
     read_folder,
 )
-from archive_pipeline.pcdc.policy import (
-    MAX_FILE_BYTES,
-    POLICY,
-    Policy,
-    PolicyError,
-    load_policy,
-    policy_digest,
-)
 from archive_pipeline.pcdc.precision import Precision
+from archive_pipeline.pcdc.reader.decoder import Reader
+
+# what computes with PyTorch is imported where it is needed: reading does without
+if TYPE_CHECKING:
+    from archive_pipeline.pcdc.codec import Codec
+    from archive_pipeline.pcdc.model import Model
+    from archive_pipeline.pcdc.policy import Policy
 
 DEFAULT_MODEL = "pcdc-drone-small"
 SEARCH_PATH = "ARCHIVE_MODEL_PATH"
@@ -42,6 +44,7 @@ MAX_KEPT = 1 << 29  # bytes of models that are kept for their next use
 _lock = threading.RLock()
 _files: dict[str, dict[str, bytes]] = {}  # the least recently used first
 _codecs: dict[tuple[str, str, Precision], Codec] = {}
+_readers: dict[tuple[str, Precision], Reader] = {}
 _policies: dict[str, Policy] = {}
 
 
@@ -51,13 +54,35 @@ def find_device(device: str) -> str:
     Raises:
         ValueError: CUDA is asked for and there is none.
     """
+    if device == "auto":
+        device = "cuda" if _may_have_gpu() else "cpu"
+        wanted = False
+    else:
+        wanted = device.startswith("cuda")
+    if not device.startswith("cuda"):
+        return device
+    if wanted:
+        require("torch", "--device cuda")
     import torch
 
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return device
+    if wanted:
         raise ValueError("--device cuda: no CUDA device is available")
-    return device
+    return "cpu"
+
+
+def _may_have_gpu() -> bool:
+    """Whether to ask PyTorch for a GPU; without a driver there is none, and it is not loaded."""
+    if find_spec("torch") is None:
+        return False
+    if Path("/dev/kfd").exists():  # AMD's, which PyTorch calls "cuda", too
+        return True
+    try:
+        CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def shipped() -> Path:
@@ -93,8 +118,9 @@ def register(files: dict[str, bytes]) -> str:
         while len(_files) > 1 and sum(map(_size, _files.values())) > MAX_KEPT:
             oldest = next(iter(_files))
             del _files[oldest]
-            for key in [key for key in _codecs if key[0] == oldest]:
-                del _codecs[key]
+            for kept in cast(tuple[dict[Any, Any], ...], (_codecs, _readers)):
+                for key in [key for key in kept if key[0] == oldest]:
+                    del kept[key]
     return sha256
 
 
@@ -126,7 +152,11 @@ def load_named(name: str) -> Model:
 
     Raises:
         ModelError: there is none of that name, or it is damaged.
+        NotInstalled: PyTorch is not.
     """
+    require("torch", "encoding")
+    from archive_pipeline.pcdc.model import Model
+
     model = Model.from_folder(find_folder(name))
     register(model.files)
     return model
@@ -138,6 +168,8 @@ def read_policy(name: str, latents: int) -> bytes | None:
     Raises:
         ModelError: it is damaged, or for another number of latents.
     """
+    from archive_pipeline.pcdc.policy import MAX_FILE_BYTES, POLICY, PolicyError, load_policy
+
     path = find_folder(name) / POLICY
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -159,6 +191,8 @@ def register_policy(data: bytes, latents: int) -> str:
     Raises:
         PolicyError: it is damaged, or for another number of latents.
     """
+    from archive_pipeline.pcdc.policy import load_policy, policy_digest
+
     sha256 = policy_digest(data)
     with _lock:
         if sha256 not in _policies:
@@ -173,7 +207,7 @@ def is_known_policy(sha256: str) -> bool:
 
 
 def codec_for(sha256: str, device: str = "cpu", precision: Precision = "auto") -> Codec:
-    """Return the codec of a model on a torch device; one for all that use it in this process.
+    """The codec of a model on a torch device; one for all that use it in this process.
 
     Args:
         precision: of its large networks.
@@ -181,7 +215,38 @@ def codec_for(sha256: str, device: str = "cpu", precision: Precision = "auto") -
     Raises:
         UnknownModel: the model is neither registered nor in a search folder.
         ModelError: its files are damaged.
+        NotInstalled: PyTorch is not.
     """
+    require("torch", "encoding")
+    return _torch_codec(sha256, device, precision)
+
+
+def decoder_for(sha256: str, settings: Settings) -> TileDecoder:
+    """What decodes with a model; one for all that use it in this process.
+
+    On CPUs, without denoising steps, that is `Reader`, whether PyTorch is installed or not: what a
+    machine decodes does not depend on what else a process does.
+
+    Raises:
+        UnknownModel: the model is neither registered nor in a search folder.
+        ModelError: its files are damaged.
+        NotInstalled: PyTorch is not, and is needed for these settings.
+    """
+    if settings.steps or settings.device != "cpu":
+        require("torch", "--steps" if settings.steps else f"--device {settings.device}")
+        return _torch_codec(sha256, settings.device, settings.precision)
+    with _lock:
+        _require(sha256)
+        key = (sha256, settings.precision)
+        if key not in _readers:
+            _readers[key] = Reader(_files[sha256], settings.precision)
+        return _readers[key]
+
+
+def _torch_codec(sha256: str, device: str, precision: Precision) -> Codec:
+    from archive_pipeline.pcdc.codec import Codec
+    from archive_pipeline.pcdc.model import Model
+
     with _lock:
         _require(sha256)
         key = (sha256, device, precision)
@@ -197,7 +262,10 @@ def encode(
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more, and the settings do not allow that.
+        NotInstalled: PyTorch is not.
     """
+    from archive_pipeline.pcdc.encoding import encode_tiles, least_error
+
     codec = codec_for(sha256, settings.device, settings.precision)
     strict = settings.overspent is None
     if settings.allocation == "policy":

@@ -133,7 +133,7 @@ class PCDCCodec(ArrayBytesCodec):
 
     def _decode(self, batch: list[tuple[Buffer | None, ArraySpec]]) -> list[NDBuffer | None]:
         with stage("start"):
-            from archive_pipeline.codec.models import codec_for  # torch: only for pixels
+            from archive_pipeline.codec.models import decoder_for  # only for pixels
 
         settings = self.settings
         out: list[NDBuffer | None] = [None] * len(batch)
@@ -144,7 +144,7 @@ class PCDCCodec(ArrayBytesCodec):
         for (height, width), at in shapes.items():
             streams = [data.to_bytes() for i in at if (data := batch[i][0]) is not None]
             with stage("start"):
-                codec = codec_for(self.model, settings.device, settings.precision)
+                codec = decoder_for(self.model, settings)
             with stage("decode"):
                 tiles = codec.decode(streams, height, width, settings.steps, settings.seed)
             for i, tile in zip(at, tiles, strict=True):

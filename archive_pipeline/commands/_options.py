@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import click
@@ -64,6 +65,32 @@ def say(line: str, err: bool = False) -> None:
     """Print a line; what a name in it could do to a terminal, or to lines, is escaped."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     click.echo("".join(shown), err=err)
+
+
+class _NoPandas(MetaPathFinder):
+    """Finds nothing where pandas is asked for."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def without_pandas() -> None:
+    """Let pyarrow do without pandas, for whose types it looks when it makes its first array.
+
+    To load it takes a third of a second. No command needs it: only in a process of their own may
+    this be decided.
+    """
+    if "pandas" in sys.modules:
+        return
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        import pyarrow
+
+        pyarrow.scalar(0)
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def common(function: Callable[..., None]) -> Callable[..., None]:

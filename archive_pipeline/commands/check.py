@@ -18,6 +18,7 @@ from archive_pipeline.commands._options import (
     common,
     exit_codes,
     say,
+    without_pandas,
 )
 
 
@@ -40,6 +41,7 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
     Broken images are mended by ingesting them again with --overwrite. What interrupted ingests
     left takes room, but breaks nothing: it is told with its bytes.
     """
+    without_pandas()
     bar = Progress("check", quiet)
     with bar:
         report = api.check(archive_url, repair=repair, progress=bar.step, stage=bar.stage)

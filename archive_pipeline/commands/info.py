@@ -19,6 +19,7 @@ from archive_pipeline.commands._options import (
     common,
     exit_codes,
     say,
+    without_pandas,
 )
 
 LISTED = 20  # images of a flight
@@ -37,6 +38,7 @@ def info(archive_url: str, as_json: bool, quiet: bool, verbose: int, all_images:
 
     Of each flight the first 20 images are listed; --json has all.
     """
+    without_pandas()
     with Progress("info", quiet) as progress:
         progress.stage("looking at images")
         result = api.info(archive_url)

@@ -26,6 +26,7 @@ from archive_pipeline.commands._options import (
     exit_codes,
     parallel,
     say,
+    without_pandas,
 )
 
 
@@ -127,6 +128,7 @@ def restore(
     A file that is there already stays, and its image counts as failed; --overwrite replaces those
     that restore wrote, never any others. Nothing is written inside the archive.
     """
+    without_pandas()
     bar = Progress("restore", quiet, "block" if options["mosaic"] else "image")
     with bar:
         report = api.restore(archive_url, progress=bar.step, stage=bar.stage, **options)

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.errors import ArchivePipelineError, require
 from archive_pipeline.jobs._cores import cpu_count
 from archive_pipeline.store.archive import in_process_only
 from archive_pipeline.store.layout import ArchiveError
@@ -46,10 +47,11 @@ class WorkerDied(ArchivePipelineError):
 def local_workers(tasks: int) -> int:
     """Worker processes for so many image tasks: a core each, as PCDC scales best that way.
 
-    0, that is this process, for a few: it has done them when workers would have started.
+    0, that is this process, for a few: it has done them when workers would have started. And
+    where Dask is not installed: this process decodes on all cores, too.
     """
     cores = cpu_count()
-    return 0 if tasks <= START_UP_TASKS * cores else cores
+    return 0 if tasks <= START_UP_TASKS * cores or find_spec("distributed") is None else cores
 
 
 def workers_in_reach(archive_url: str, scheduler: str | None, workers: int | None) -> int | None:
@@ -92,7 +94,10 @@ def connect(
 
     Raises:
         ClusterError: no scheduler answers at the address, or local workers do not start.
+        NotInstalled: Dask is not.
     """
+    if scheduler is not None or workers:
+        require("distributed", "--scheduler" if scheduler is not None else "--workers")
     if scheduler is not None:
         from distributed import Client
         from distributed.utils import silence_logging_cmgr

@@ -24,6 +24,12 @@ WEIGHT_BITS = 8
 ACTIVATION_BITS = 4
 WEIGHT_LIMIT = 1023
 ACTIVATION_LIMIT = 4095
+# Its last layer gives scale indices: shifted by 12 they would be plain integers. Index units are
+# coarse, and a gain of 2^3 lets the optimiser move them in useful time.
+LAST_SCALE_SHIFT = 9
+LAST_SCALE_CEILING = 255
+PRIOR_KNOTS = MAX_EXPONENT // STEPS_PER_OCTAVE + 2  # of each hyper-latent's channel
+PRIOR_GAIN = 16  # likewise: an index is so many times a knot
 
 HYPER_LIMIT = 127  # hyper-latents are integers in -127..127
 

@@ -7,6 +7,8 @@ entropy decoder depends on is computed in integers, so streams of one machine de
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -25,17 +27,28 @@ def chosen(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def _has_matrix_units(device: torch.device) -> bool:
-    """Whether a device multiplies matrices of bfloat16 faster than those of float32.
+def bfloat16_is_fast() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 faster than those of float32.
 
     CPUs do so with AMX alone: AVX-512's instructions for bfloat16 are used where they save nothing.
     """
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
     # oneDNN's own switch, by which other CPUs are tried out
-    held = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-    if held.upper() not in ("", "ALL", "DEFAULT") and "AMX" not in held.upper():
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return (held in ("", "ALL", "DEFAULT") or "AMX" in held) and _has_amx()
+
+
+@cache
+def _has_amx() -> bool:
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux, where alone programs may use it
         return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def _has_matrix_units(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 faster than those of float32."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bfloat16_is_fast()

@@ -25,8 +25,12 @@ from torch.nn import functional as F
 from archive_pipeline.pcdc.constants import (
     BLOCK,
     FINEST_STEP,
+    LAST_SCALE_CEILING,
+    LAST_SCALE_SHIFT,
     LATENT_GAIN,
     MAX_EXPONENT,
+    PRIOR_GAIN,
+    PRIOR_KNOTS,
     SCALE_COUNT,
     SCALE_ZERO,
     STEPS_PER_OCTAVE,
@@ -172,8 +176,6 @@ class HyperScale(nn.Module):
     delta is coded with index - delta. What is coded is clamped to the tables 0..79.
     """
 
-    GAIN_BITS = 3  # index units are coarse: a gain lets the optimiser move them in useful time
-
     def __init__(self, c: TransformConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -183,7 +185,7 @@ class HyperScale(nn.Module):
                 IntegerConv2d(64, 128, 3),
                 IntegerConv2d(128, 256),
                 IntegerConv2d(64, 128, 3),
-                IntegerConv2d(128, c.latents, shift=12 - self.GAIN_BITS, ceiling=255),
+                IntegerConv2d(128, c.latents, shift=LAST_SCALE_SHIFT, ceiling=LAST_SCALE_CEILING),
             ]
         )
 
@@ -210,18 +212,17 @@ class HyperScale(nn.Module):
 class HyperPrior(nn.Module):
     """Scale indices of the hyper-latents: a factorised Gaussian a channel and image step."""
 
-    KNOTS = MAX_EXPONENT // STEPS_PER_OCTAVE + 2
-    GAIN = 16  # as in `HyperScale`
-
     def __init__(self, c: TransformConfig) -> None:
         super().__init__()
-        self.knots = nn.Parameter(torch.full((c.hyper_latents, self.KNOTS), SCALE_ZERO / self.GAIN))
+        self.knots = nn.Parameter(
+            torch.full((c.hyper_latents, PRIOR_KNOTS), SCALE_ZERO / PRIOR_GAIN)
+        )
 
     def forward(self, image_step: Tensor) -> Tensor:
         """Image steps (N,) integers to scale indices (N, Z) in 0..79, linear between knots."""
         low = torch.div(image_step, STEPS_PER_OCTAVE, rounding_mode="floor").long()
         part = (image_step - low * STEPS_PER_OCTAVE).to(self.knots.dtype) / STEPS_PER_OCTAVE
-        index = torch.lerp(self.knots[:, low], self.knots[:, low + 1], part).T * self.GAIN
+        index = torch.lerp(self.knots[:, low], self.knots[:, low + 1], part).T * PRIOR_GAIN
         return round_half_up(index).clamp(0, SCALE_COUNT - 1)
 
 

@@ -1,0 +1,127 @@
+"""The decoder of steps 0 on a CPU, without PyTorch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archive_pipeline.pcdc.decoding import R, Symbols, T, TileDecoder
+from archive_pipeline.pcdc.model_files import Contents, read, reported
+from archive_pipeline.pcdc.precision import Precision, bfloat16_is_fast
+from archive_pipeline.pcdc.reader.scales import Prior, ScaleNetwork
+from archive_pipeline.pcdc.reader.synthesis import (
+    HyperMean,
+    Synthesis,
+    Trunk,
+    latents,
+    numpy_trunk,
+    to_pixels,
+)
+
+# how many threads a matrix product of NumPy's takes is the process's
+_lock = threading.Lock()
+
+
+class Reader(TileDecoder):
+    """Decodes tiles of one model, without denoising steps.
+
+    The large layers are run by OpenVINO where it is installed, else by NumPy: the same pixels but
+    for some that differ by one level.
+    """
+
+    def __init__(self, files: dict[str, bytes], precision: Precision = "auto") -> None:
+        """Build the decoder from a model's files.
+
+        Args:
+            precision: of the large layers, see `pcdc.precision`; NumPy multiplies in float32.
+
+        Raises:
+            ModelError: the files are damaged or of an unknown kind.
+        """
+        contents = read(files)
+        config, tensors = contents.config, contents.tensors
+        super().__init__(contents.sha256, contents.tables, contents.level_tables, config.latents)
+        with reported(contents.sha256):
+            self._prior = Prior(tensors, config.hyper_latents)
+            self._scales = ScaleNetwork(tensors, config)
+            self._mean = HyperMean(tensors, config)
+            self._g_s = Synthesis(tensors, config, _trunk(contents, precision))
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Results of a function for all items, in order.
+
+        As many run at once as `thread_count` says, each by one thread: threads that share a matrix
+        product might add numbers up in another order. The first error is raised.
+        """
+        todo = list(items)
+        threads = min(thread_count(), len(todo))
+        with _lock, _one_thread_a_product():
+            if threads < 2:
+                return [function(item) for item in todo]
+            # threads of its own for each call: kept ones would not survive a fork
+            with ThreadPoolExecutor(threads, "tiles") as pool:
+                return list(pool.map(function, todo))
+
+    def prior_index(self, image_step: int) -> NDArray[np.int64]:
+        """Scale indices (Z,) of the channels of hyper-latents, 0..79."""
+        return self._prior.index(image_step)
+
+    def scale_index(self, z: NDArray[np.int64], image_step: int) -> NDArray[np.int64]:
+        """Scale indices (M, 4 z_h, 4 z_w) of latents, exact, neither shifted nor clamped."""
+        return self._scales.index(z, image_step)
+
+    def _prepare(self, steps: int) -> None:
+        if steps:
+            raise ValueError("denoising steps need PyTorch")
+
+    def _synthesise(self, symbols: Symbols, steps: int, seed: int) -> NDArray[np.uint8]:
+        h, w = symbols.q.shape[1:]
+        mean = self._mean(symbols.z, symbols.image_step)[:h, :w]
+        exponent = self.exponents(symbols.image_step, symbols.levels, h, w)
+        plane = exponent[0, ..., None].astype(np.float32)
+        x = self._g_s(latents(mean, plane, symbols.q), plane)
+        return to_pixels(x, symbols.height, symbols.width)
+
+
+def thread_count() -> int:
+    """Threads that decode at once: $OMP_NUM_THREADS, or one a core that the process may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _trunk(contents: Contents, precision: Precision) -> Trunk:
+    if find_spec("openvino") is None:
+        return numpy_trunk(contents.tensors, contents.config)
+    from archive_pipeline.pcdc.reader.openvino_trunk import OpenVINOTrunk
+
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast())
+    return OpenVINOTrunk(contents.tensors, contents.config, bfloat16, thread_count())
+
+
+def _one_thread_a_product() -> AbstractContextManager[Any]:
+    """Within it, NumPy multiplies matrices by the calling thread alone."""
+    libraries = _libraries()
+    return nullcontext() if libraries is None else libraries.limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> Any:
+    """What multiplies matrices in this process; None where that cannot be told."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ModuleNotFoundError:  # then last bits may depend on the number of cores
+        return None
+    return ThreadpoolController()
