@@ -22,19 +22,22 @@ READ_PIXELS = 1 << 23
 
 
 def read_windows(raster: Raster) -> Iterator[Window]:
-    """Cut a raster's window into reads that follow its tile grid, row by row.
+    """Cut a raster's window into reads that follow its tile grid, row by row or several at once.
 
     Args:
         raster: the raster.
 
     Yields:
         ``(col, row, width, height)`` in image pixels, each a run of whole tiles (cut at the
-        window's edge) of at most `READ_PIXELS`, or one tile.
+        window's edge) of at most `READ_PIXELS`, or one tile. Rows of few tiles are read together,
+        up to half of that: the tiles of a small window are decoded at once.
     """
     col, row, width, height = raster.window
     block_width, block_height = raster.block
     run = max(1, READ_PIXELS // (block_width * block_height)) * block_width
-    for top, bottom in _cuts(row, row + height, block_height, block_height):
+    across = -(-(col % block_width + width) // block_width) * block_width
+    rows = max(1, READ_PIXELS // 2 // (across * block_height)) * block_height
+    for top, bottom in _cuts(row, row + height, block_height, rows):
         for left, right in _cuts(col, col + width, block_width, run):
             yield left, top, right - left, bottom - top
 
