@@ -184,9 +184,9 @@ def test_symbols_are_worth_their_bits() -> None:
     one below it."""
     codec = ref.tiny_codec()
     job = Encoding(codec, [ref.texture(160, 128)])
-    quantised = job._quantise(0, 24)
-    index, q = job._symbols(quantised, 0)
-    tables, v = codec.model.tables, quantised.v.astype(np.float64)
+    _, index, exact = job.quantised(0, 24).coded(0)
+    q = job.rounding.symbols(exact, index)
+    tables, v = codec.model.tables, exact.astype(np.float64)
     nearest = np.rint(v).astype(np.int64)
     coded = (index >= FIRST_CODED_SCALE) & (np.abs(nearest) < tables.limit(index))
 

@@ -435,7 +435,7 @@ def test_tables_are_fitted_to_the_symbols(crops: Path) -> None:
         plans = [TilePlan(image_step, np.full(g, 3, np.uint8)) for g in job.allocator.grids]
         said = gaussian.decode_symbols(job.streams(plans), 192, 160)
         again = Encoding(fitted, tiles)
-        again._least_kept = job._least_kept
+        again.rounding.least_kept = job.rounding.least_kept
         streams = again.streams(plans)
         for a, b in zip(said, fitted.decode_symbols(streams, 192, 160), strict=True):
             np.testing.assert_array_equal(a.q, b.q)

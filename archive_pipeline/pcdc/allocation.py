@@ -1,9 +1,9 @@
 """Spreading a hard bit budget over an image's tiles and blocks.
 
-First comes the finest image step at which all tiles fit with every block at the base level. Then
+First comes the finest step at which all tiles fit with every block at the base level, or with some
+tiles a step finer (`ladder`). Then
 
-- `uniform` leaves all blocks there, and fills the budget up in ever finer grains: tiles one step
-  finer (an eighth of an octave), those that gain most first; blocks of one more tile one level
+- `uniform` leaves all blocks there, and fills the budget up by blocks of one more tile one level
   up, those first that remove most error a bit. Blocks may be marked to be so many levels finer
   than all others, as those with objects in them are;
 - `greedy` and `policy` begin with those steps of tiles and choose each block's level by what it is
@@ -24,14 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.pcdc.constants import (
-    BASE_LEVEL,
-    LEVEL_OFFSETS,
-    MAX_IMAGE_STEP,
-    MIN_IMAGE_STEP,
-)
+from archive_pipeline.pcdc.constants import BASE_LEVEL, MAX_IMAGE_STEP
+from archive_pipeline.pcdc.ladder import EXPONENTS, LEVELS, Ladder
 
-LEVELS = len(LEVEL_OFFSETS)
 ALLOCATIONS = ("policy", "greedy", "uniform")
 # sinh of +-LAST_PRICE: between these prices any budget is met that levels can meet at all. Below
 # zero, levels are taken for their bits alone: what a policy thinks worthless is still in the budget
@@ -42,7 +37,7 @@ MAP_ROUNDS = 4
 MAP_SLACK = 1.02
 # rANS spends a little more than the tables' entropy: rounding of a state, words, escapes
 CODER_OVERHEAD = 1.0005
-PROBE_EVERY = 8  # the image step is first looked for on every so many tiles
+FALL = 0.14  # octaves that bytes fall with each step, where nothing is known of the tiles
 
 
 class BudgetTooSmall(ValueError):
@@ -91,6 +86,8 @@ class Allocator:
         each: results of a function for every tile; it may run them side by side.
         raised: uint8 (B_h, B_w) of every tile, levels by which its blocks are above the others
             where all are else alike; None for none. `tile_bytes` counts them.
+        expected: (len(RUNGS), n) about the bytes of every tile on each rung of the `ladder`, all
+            above 0; None where only the tiles' sizes are known.
     """
 
     def __init__(
@@ -102,45 +99,31 @@ class Allocator:
         worth: Callable[[int, int, BlockCosts], NDArray[np.float64]] | None,
         each: Callable[[Callable[[int], Any], Iterable[int]], list[Any]],
         raised: list[NDArray[np.uint8]] | None = None,
+        expected: NDArray[np.float64] | None = None,
     ) -> None:
         self.grids = grids
-        self._tile_bytes = tile_bytes
         self._block_costs = block_costs
         self._map_bits = map_bits
         self._worth = worth
         self._each = each
         self._raised = raised
         self.price: float | None = None
-        self._cache: dict[tuple[int, int, int], float] = {}
+        blocks = np.array([1 + rows * columns for rows, columns in grids], np.float64)
+        if expected is None:
+            expected = np.exp2(-FALL * EXPONENTS)[:, None] * blocks
+        # where there is most detail a finer step adds least to the bytes there are
+        order = np.argsort(expected[len(expected) // 2] / blocks, kind="stable")
+        self._ladder = Ladder(tile_bytes, expected, order, each)
 
     def forget(self, tiles: Iterable[int]) -> None:
         """Ask anew for what tiles cost: something about them has changed."""
-        changed = set(tiles)
-        self._cache = {key: cost for key, cost in self._cache.items() if key[0] not in changed}
+        self._ladder.forget(tiles)
 
-    def _bytes(self, tile: int, step: int, level: int = BASE_LEVEL) -> float:
-        key = (tile, step, level)
-        if key not in self._cache:
-            self._cache[key] = self._tile_bytes(tile, step, level)
-        return self._cache[key]
-
-    def _total(self, step: int, tiles: range, level: int = BASE_LEVEL) -> float:
-        return sum(self._all_bytes(step, tiles, level))
-
-    def _all_bytes(self, step: int, tiles: range, level: int) -> list[float]:
-        missing = [t for t in tiles if (t, step, level) not in self._cache]
-        self._each(lambda t: self._bytes(t, step, level), missing)
-        return [self._bytes(t, step, level) for t in tiles]
-
-    def _finest(self, budget: float, tiles: range, low: int, high: int) -> int:
-        """Smallest step in low..high at which `tiles` fit, supposing that `high` fits."""
-        while low < high:
-            middle = (low + high) // 2
-            if self._total(middle, tiles) <= budget:
-                high = middle
-            else:
-                low = middle + 1
-        return high
+    def likely_step(self, budget: float) -> int:
+        """The image step that most tiles will probably have."""
+        if not self.grids:
+            return MAX_IMAGE_STEP
+        return min(step for step, _ in self._ladder.rungs(self._ladder.guess(budget)))
 
     def levels(self, tile: int, level: int) -> NDArray[np.uint8]:
         """Levels (B_h, B_w) of a tile with all blocks at one level, but for those raised."""
@@ -153,61 +136,31 @@ class Allocator:
         Raises:
             BudgetTooSmall: level 1 at the coarsest step exceeds it.
         """
-        step, level, spare = self._alike(budget)
+        if not self.grids:
+            return []
+        place = self._ladder.finest(budget)
+        if place is None:
+            least = self._ladder.total(self._ladder.last)
+            raise BudgetTooSmall(int(budget), int(np.ceil(least)))
         self.price = None
-        uniform = self._uniform(step, level, spare)
+        uniform = self._uniform(place, budget - self._ladder.total(place))
         return uniform if self._worth is None else self._priced(budget, uniform)
 
-    def _alike(self, budget: float) -> tuple[int, int, float]:
-        """The finest step and level at which all blocks fit alike, and the bytes to spare.
-
-        The level is the base level, unless steps end before the budget does.
-
-        Raises:
-            BudgetTooSmall: level 1 at the coarsest step exceeds it.
-        """
-        tiles = range(len(self.grids))
-        level = BASE_LEVEL
-        probe = tiles[::PROBE_EVERY]
-        share = budget * sum(self.grids[t][0] * self.grids[t][1] for t in probe)
-        share /= max(1, sum(h * w for h, w in self.grids))
-        step = self._finest(share, probe, MIN_IMAGE_STEP, MAX_IMAGE_STEP)
-        while step < MAX_IMAGE_STEP and self._total(step, tiles) > budget:
-            step += 1
-        while step > MIN_IMAGE_STEP and self._total(step - 1, tiles) <= budget:
-            step -= 1
-        while level > 1 and self._total(step, tiles, level) > budget:
-            level -= 1
-        spare = budget - self._total(step, tiles, level)
-        if spare < 0:
-            raise BudgetTooSmall(int(budget), int(np.ceil(budget - spare)))
-        while step == MIN_IMAGE_STEP and level < LEVELS and spare > 0:
-            left = budget - self._total(step, tiles, level + 1)
-            if left < 0:
-                break
-            level, spare = level + 1, left
-        return step, level, spare
-
-    def _uniform(self, step: int, level: int, spare: float) -> list[TilePlan]:
-        """Spend what all blocks alike leave: tile by tile, then on blocks of one more tile."""
-        tiles = range(len(self.grids))
-        # one grain finer: an image step, or a level where the steps end
-        by_step = level == BASE_LEVEL and step > MIN_IMAGE_STEP
-        finer = (step - 1, level) if by_step else (step, min(level + 1, LEVELS))
-        chosen = dict.fromkeys(tiles, (step, level))
-        taken = self._all_bytes(finer[0], tiles, finer[1])
-        extra = {t: taken[t] - self._bytes(t, step, level) for t in tiles}
-        # the error a grain removes grows with the coded bits, the price with the extra bytes
-        for t in sorted(tiles, key=lambda t: (extra[t] / max(self._bytes(t, step, level), 1), t)):
-            if finer != chosen[t] and extra[t] <= spare:
-                chosen[t] = finer
-                spare -= extra[t]
-        plans = [TilePlan(chosen[t][0], self.levels(t, chosen[t][1])) for t in tiles]
-        candidates = [t for t in tiles if chosen[t] == (step, level) and self.grids[t][0]]
-        if level < LEVELS and candidates:
-            t = max(candidates, key=lambda t: self._bytes(t, step, level))
+    def _uniform(self, place: int, spare: float) -> list[TilePlan]:
+        """All tiles at a place of the ladder, and what that leaves on blocks of one of them."""
+        rungs = self._ladder.rungs(place)
+        plans = [TilePlan(step, self.levels(t, level)) for t, (step, level) in enumerate(rungs)]
+        step, level = max(rungs, key=lambda rung: (rung[0], -rung[1]))  # the coarser of the two
+        tiles = [t for t, r in enumerate(rungs) if r == (step, level) and self.grids[t][0]]
+        if level < LEVELS and tiles:
+            taken = self._bytes(tiles, rungs)
+            t = tiles[int(np.argmax(taken))]
             plans[t] = self._raise_blocks(t, plans[t], level, spare)
         return plans
+
+    def _bytes(self, tiles: Iterable[int], rungs: list[tuple[int, int]]) -> list[float]:
+        """Bytes of some tiles, each at its (image step, level) of those of all."""
+        return self._ladder.bytes_of((t, *rungs[t]) for t in tiles)
 
     def _raise_blocks(self, tile: int, plan: TilePlan, level: int, spare: float) -> TilePlan:
         """Raise single blocks by one level while they and the level map's bits fit."""
@@ -237,7 +190,7 @@ class Allocator:
         choice = _Choice(self.grids, steps, bits, worth, self._map_bits)
         # what is not in the blocks: headers, hyper-latents, coder states, empty tiles
         base = np.full(choice.bits.shape[1], BASE_LEVEL - 1)
-        fixed = sum(self._bytes(t, step) for t, step in enumerate(steps))
+        fixed = sum(self._bytes(range(len(steps)), [(step, BASE_LEVEL) for step in steps]))
         room = 8 / CODER_OVERHEAD * (budget - fixed) + choice.total(base)
         best = np.concatenate([plan.levels.ravel() for plan in uniform]).astype(np.int64) - 1
         map_bits = 0.0

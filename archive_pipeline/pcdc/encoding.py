@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -24,12 +23,9 @@ from archive_pipeline.pcdc.allocation import (
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, HEADER_BYTES, Header
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import (
-    BLOCK,
+    BASE_LEVEL,
     BLOCK_SIDE,
-    ERROR_WEIGHT,
     FIRST_CODED_SCALE,
-    HYPER_LIMIT,
-    HYPER_STRIDE,
     LEVEL_OFFSETS,
     MAX_IMAGE_STEP,
     SCALE_COUNT,
@@ -37,13 +33,14 @@ from archive_pipeline.pcdc.constants import (
     STRIDE,
 )
 from archive_pipeline.pcdc.decoding import Symbols, grid, residuals_from_levels
+from archive_pipeline.pcdc.ladder import EXPONENTS
 from archive_pipeline.pcdc.parallel import each
-from archive_pipeline.pcdc.transforms import pad_to, step_size
+from archive_pipeline.pcdc.quantiser import Coded, Quantised, Rounding, expected_bytes, quantise
+from archive_pipeline.pcdc.transforms import pad_to
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-SYMBOL_LIMIT = 1 << 15
 MAX_PASSES = 8  # of planning and coding; nearly always one or two
 UNSPENT_SHARE = 0.01  # of the budget, small enough to be left
 
@@ -97,32 +94,6 @@ def encode_tiles(
     return job.sparing(budget, strict)
 
 
-@dataclass
-class _Quantised:
-    """A tile at one image step: hyper-latents, and what latents are coded against.
-
-    Most latents are too small to be coded at any level; of the n others there are
-
-    Attributes:
-        place: (M, h, w) bool, which ones they are; they are kept in this array's order.
-        index: (n,) int64 scale indices, not yet shifted by a level nor clamped.
-        v: (n,) float32, (y - mean) / step(g).
-        left_out: (h, w) float64, sums of v^2 of those that are not coded.
-    """
-
-    z: NDArray[np.int64]
-    z_index: NDArray[np.int64]
-    z_bits: float
-    place: NDArray[np.bool_]
-    index: NDArray[np.int64]
-    v: NDArray[np.float32]
-    left_out: NDArray[np.float64]
-
-    def of_columns(self, plane: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The values (n,) that a plane of h x w has where the latents are."""
-        return np.broadcast_to(plane, self.place.shape)[self.place]
-
-
 class Encoding:
     """An image on its way through the encoder: latents of all tiles, costs on demand."""
 
@@ -137,11 +108,12 @@ class Encoding:
         self.tiles = tiles
         self.worth = worth
         self.latents = self.each(self._analyse, tiles)
-        self._error_weight = ERROR_WEIGHT
-        self._least_kept = least_kept(codec.model.tables, ERROR_WEIGHT)
-        self._corrected = False
-        # the two image steps last looked at: the plan mostly takes one of them
-        self._recent: list[dict[int, _Quantised]] = [{} for _ in tiles]
+        self.rounding = Rounding(codec.model.tables)
+        self._corrected: set[int] | None = None  # tiles, once a plan was asked for
+        # of every tile the symbols last looked at, by image step and levels: a plan takes one of
+        # them; and what blocks were last valued with
+        self._coded: list[dict[tuple[int, bytes], Coded]] = [{} for _ in tiles]
+        self._quantised: list[tuple[int, Quantised] | None] = [None] * len(tiles)
         grids = [
             (grid(tile.shape[0], BLOCK_SIDE), grid(tile.shape[1], BLOCK_SIDE))
             if tile.size
@@ -156,6 +128,7 @@ class Encoding:
             self.block_worth if worth else None,
             self.each,
             raised,
+            np.reshape(self.each(self._expected, self.latents), (len(tiles), len(EXPONENTS))).T,
         )
 
     def within(self, budget: int) -> list[bytes]:
@@ -167,7 +140,7 @@ class Encoding:
         allowed, best = float(budget), None
         for _ in range(MAX_PASSES):
             try:
-                streams = self.streams(self._plan(allowed))
+                streams = self.streams(self.plan(allowed))
             except BudgetTooSmall as error:
                 if best is not None:
                     return best
@@ -216,31 +189,47 @@ class Encoding:
 
     def _set_error_weight(self, weight: float) -> None:
         """Round symbols with another weight of error against bits from now on."""
-        self._error_weight = weight
-        self._least_kept = least_kept(self.codec.model.tables, weight)
-        self._recent = [{} for _ in self.tiles]
-        self.allocator.forget(range(len(self.tiles)))
+        self.rounding = Rounding(self.codec.model.tables, weight)
+        self._forget(range(len(self.tiles)))
 
-    def _plan(self, budget: float) -> list[TilePlan]:
+    def _forget(self, tiles: Iterable[int]) -> None:
+        """Quantise tiles anew: something about them has changed."""
+        for t in tiles:
+            self._coded[t], self._quantised[t] = {}, None
+        self.allocator.forget(tiles)
+
+    def plan(self, budget: float) -> list[TilePlan]:
         """A plan for every tile; at fine steps, of latents that are corrected for it first.
 
         Raises:
             BudgetTooSmall: even the coarsest coding takes more.
         """
+        if self._corrected is None:
+            self._corrected = set()
+            step = self.allocator.likely_step(budget)
+            if step <= CORRECTED_UP_TO:
+                levels = (self.allocator.levels(t, BASE_LEVEL) for t in range(len(self.tiles)))
+                self._correct_all([TilePlan(step, part) for part in levels])
         plans = self.allocator.plan(budget)
+        while self._correct_all(plans):
+            plans = self.allocator.plan(budget)
+        return plans
+
+    def _correct_all(self, plans: list[TilePlan]) -> bool:
+        """Correct latents of tiles that are planned at fine steps; whether there were any left."""
+        assert self._corrected is not None
         fine = [
             t
             for t, plan in enumerate(plans)
-            if plan.image_step <= CORRECTED_UP_TO and self.tiles[t].size
+            if plan.image_step <= CORRECTED_UP_TO
+            and self.latents[t] is not None
+            and t not in self._corrected
         ]
-        if self._corrected or not fine:
-            return plans
-        self._corrected = True
         for t, y in zip(fine, self.each(lambda t: self._correct(t, plans[t]), fine), strict=True):
             self.latents[t] = y
-            self._recent[t] = {}
-        self.allocator.forget(fine)
-        return self.allocator.plan(budget)
+        self._corrected.update(fine)
+        self._forget(fine)
+        return bool(fine)
 
     def streams(self, plans: list[TilePlan]) -> list[bytes]:
         """The streams of all tiles, coded as planned."""
@@ -294,98 +283,53 @@ class Encoding:
             [gradient] = torch.autograd.grad(error.square().sum() / 2, y)
         return y.detach() - CORRECTION * gradient
 
-    def _quantise(self, t: int, image_step: int) -> _Quantised:
-        recent = self._recent[t]
-        if image_step not in recent:
+    def _expected(self, y: Tensor | None) -> NDArray[np.float64]:
+        """About the bytes of a tile on each rung of the allocator's ladder."""
+        if y is None:
+            return np.full(len(EXPONENTS), float(EMPTY_BYTES))
+        return HEADER_BYTES + entropy.STATE_BYTES + expected_bytes(y, EXPONENTS)
+
+    def quantised(self, t: int, image_step: int) -> Quantised:
+        """A tile, not empty, at an image step."""
+        known = self._quantised[t]
+        if known is not None and known[0] == image_step:
+            return known[1]
+        quantised = quantise(self.codec, self.latents_of(t), image_step, self.rounding)
+        if self.worth is not None:
+            self._quantised[t] = image_step, quantised  # blocks will be valued
+        return quantised
+
+    def coded(self, t: int, plan: TilePlan) -> Coded:
+        """The symbols of a tile, not empty, coded as planned."""
+        key = plan.image_step, plan.levels.tobytes()
+        recent = self._coded[t]
+        if key not in recent:
+            quantised = self.quantised(t, plan.image_step)
+            level = plan.levels[0, 0]
+            offset: int | NDArray[np.int64] = LEVEL_OFFSETS[level - 1]
+            if (plan.levels != level).any():
+                [offset] = self.codec.exponents(0, plan.levels, *quantised.v.shape[1:])
             if len(recent) == 2:
                 del recent[next(iter(recent))]
-            recent[image_step] = self._quantise_anew(t, image_step)
-        return recent[image_step]
-
-    @torch.no_grad()
-    def _quantise_anew(self, t: int, image_step: int) -> _Quantised:
-        """Hyper-latents of a tile, and its latents against the means that these predict."""
-        y = self.latents_of(t)
-        codec, networks = self.codec, self.codec.model.networks
-        step = torch.tensor([image_step], device=y.device)
-        h, w = y.shape[-2:]
-        exact = networks.h_a(pad_to(y, HYPER_STRIDE), step)[0].cpu()
-        z_index = codec.z_index(image_step, *exact.shape[1:])
-        tables = codec.model.tables
-        if self._error_weight < ERROR_WEIGHT:
-            z = self._round(exact.float().numpy(), z_index)
-        else:
-            z = torch.round(exact).numpy().astype(np.int64)
-        # hyper-latents never escape: they stay one inside their table's ends
-        bound = np.minimum(tables.limit(z_index) - 1, HYPER_LIMIT)
-        bound = np.where(z_index < FIRST_CODED_SCALE, 0, bound)
-        z = np.clip(z, -bound, bound)
-        mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
-        v = ((y - mean[..., :h, :w]) / step_size(step)).float()[0].cpu().numpy()
-        index = codec.q_index(z, image_step, None)[:, :h, :w]
-        z_bits = float(_bits(tables, z_index, z).sum())
-        place = index - min(LEVEL_OFFSETS) >= FIRST_CODED_SCALE
-        left_out = np.where(place, 0, v**2).sum(0, dtype=np.float64)
-        return _Quantised(z, z_index, z_bits, place, index[place], v[place], left_out)
-
-    def _round(self, v: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Symbols of v: the nearest integers, or those below where that saves bits enough."""
-        q = np.clip(np.rint(v), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64, order="C")
-        q[index < FIRST_CODED_SCALE] = 0
-        flat = q.reshape(-1)
-        at = np.flatnonzero(flat)
-        size, table = np.abs(flat[at]), index.reshape(-1)[at]
-        tables = self.codec.model.tables
-        limit = tables.limit(table)
-        entry = tables.start[table] + limit + np.minimum(size, limit)
-        lower = np.abs(v.reshape(-1)[at]) < self._least_kept[entry]
-        lower &= size < limit  # an escape's bits depend on more than its table
-        at = at[lower]
-        flat[at] -= np.sign(flat[at])
-        return q
-
-    def _symbols(
-        self, quantised: _Quantised, offset: int | NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Scale indices and symbols (n,) at level offsets, one for all or one for each."""
-        index = np.clip(quantised.index - offset, 0, SCALE_COUNT - 1)
-        relative = np.exp2(np.divide(offset, STEPS_PER_OCTAVE)).astype(np.float32)
-        return index, self._round(quantised.v / relative, index)
+            recent[key] = quantised.symbols(self.rounding, offset)
+        return recent[key]
 
     def _tile_bytes(self, t: int, image_step: int, level: int) -> float:
         if self.latents[t] is None:
             return float(EMPTY_BYTES)
-        quantised = self._quantise(t, image_step)
-        levels = self.allocator.levels(t, level)
-        if (levels == levels[0, 0]).all():
-            index, q = self._symbols(quantised, LEVEL_OFFSETS[levels[0, 0] - 1])
-            map_bits = 0.0
-        else:
-            index, q = self._planned(t, TilePlan(image_step, levels))
-            map_bits = self.codec.level_map_bits(levels)
-        bits = float(_bits(self.codec.model.tables, index, q).sum()) + map_bits
-        lanes = 1 << entropy.lanes_log2(int((index >= FIRST_CODED_SCALE).sum()) + quantised.z.size)
-        fixed = HEADER_BYTES + entropy.STATE_BYTES * lanes + 2
-        return fixed + (bits + quantised.z_bits) / 8 * CODER_OVERHEAD
+        plan = TilePlan(image_step, self.allocator.levels(t, level))
+        coded = self.coded(t, plan)
+        bits = coded.bits
+        if (plan.levels != plan.levels[0, 0]).any():
+            bits += self.codec.level_map_bits(plan.levels)
+        lanes = 1 << entropy.lanes_log2(len(coded.q) + coded.z.size)
+        return HEADER_BYTES + entropy.STATE_BYTES * lanes + 2 + bits / 8 * CODER_OVERHEAD
 
     def block_costs(self, t: int, image_step: int) -> BlockCosts:
         """Exact costs of a tile's blocks at every level."""
-        quantised = self._quantise(t, image_step)
-        rows, columns = self.allocator.grids[t]
-        h, w = quantised.place.shape[1:]
-        block = np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK
-        left_out = np.bincount(block.ravel(), quantised.left_out.ravel(), rows * columns)
-        block = quantised.of_columns(block)
-        bits, error = [], []
-        for offset in LEVEL_OFFSETS:
-            index, q = self._symbols(quantised, offset)
-            taken = _bits(self.codec.model.tables, index, q)
-            bits.append(np.bincount(block, taken, rows * columns))
-            step = np.float32(math.exp2(offset / STEPS_PER_OCTAVE))
-            missed = (quantised.v - q.astype(np.float32) * step) ** 2
-            error.append(np.bincount(block, missed, rows * columns) + left_out)
-        shape = (len(LEVEL_OFFSETS), rows, columns)
-        return BlockCosts(np.reshape(bits, shape), np.reshape(error, shape))
+        quantised = self.quantised(t, image_step)
+        self._quantised[t] = image_step, quantised  # its levels are about to be chosen
+        return quantised.block_costs(self.rounding)
 
     def block_worth(self, t: int, image_step: int, costs: BlockCosts) -> NDArray[np.float64]:
         """Worth (K, B_h, B_w) of the levels of a tile's blocks, given their costs."""
@@ -398,69 +342,32 @@ class Encoding:
         assert latents is not None
         return latents
 
-    def _planned(self, t: int, plan: TilePlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Scale indices and symbols (n,) of a tile's latents, coded as planned."""
-        quantised = self._quantise(t, plan.image_step)
-        offsets = self.codec.exponents(0, plan.levels, *quantised.place.shape[1:])
-        return self._symbols(quantised, quantised.of_columns(offsets))
-
     def reconstruct(self, t: int, plan: TilePlan) -> Symbols:
         """The symbols that decoding a tile, coded as planned, would give."""
         height, width = self.tiles[t].shape[:2]
-        quantised = self._quantise(t, plan.image_step)
-        q = np.zeros(quantised.place.shape, np.int64)
-        q[quantised.place] = self._planned(t, plan)[1]
-        return Symbols(height, width, plan.image_step, plan.levels, quantised.z, q)
+        coded = self.coded(t, plan)
+        q = np.zeros(self.latents_of(t).shape[1:], np.int64)
+        q.reshape(-1)[coded.place] = coded.q
+        return Symbols(height, width, plan.image_step, plan.levels, coded.z, q)
 
     def _phases(self, t: int, plan: TilePlan) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
         """Return the coder's phases, the level table and the escapes of a tile."""
-        tables = self.codec.model.tables
-        index, q = self._planned(t, plan)
-        quantised = self._quantise(t, plan.image_step)
-        coded = index >= FIRST_CODED_SCALE
-        limit = tables.limit(index[coded])
-        values = np.clip(q[coded], -limit, limit)
-        beyond = (np.abs(q[coded]) - limit)[np.abs(values) == limit]
+        coded = self.coded(t, plan)
+        limit = self.codec.model.tables.limits.take(coded.index)
+        values = np.clip(coded.q, -limit, limit)
+        escaped = np.flatnonzero(np.abs(values) == limit)
+        beyond = np.abs(coded.q[escaped]) - limit[escaped]
 
         residuals = residuals_from_levels(plan.levels).reshape(-1)
         level_table = int(np.argmin(self.codec.level_table_bits(residuals)))
-        z_coded = quantised.z_index >= FIRST_CODED_SCALE
-        phases = [
+        z_coded = coded.z_index >= FIRST_CODED_SCALE
+        phases: list[tuple[NDArray, NDArray]] = [
             (np.full(residuals.shape, SCALE_COUNT + level_table), residuals),
-            (quantised.z_index[z_coded], quantised.z[z_coded]),
-            (index[coded], values),
+            (coded.z_index[z_coded], coded.z[z_coded]),
+            (coded.index, values),
         ]
         return phases, level_table, entropy.pack_escapes(beyond)
 
 
-def _bits(
-    tables: entropy.Tables, index: NDArray[np.int64], symbols: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Bits of every symbol under its table, escapes included."""
-    limit = tables.limit(index)
-    size = np.abs(symbols)
-    bits = tables.bits[tables.start[index] + limit + np.clip(symbols, -limit, limit)]
-    bits[index < FIRST_CODED_SCALE] = 0
-    escaped = size >= np.maximum(limit, 1)
-    escaped &= index >= FIRST_CODED_SCALE
-    if escaped.any():
-        beyond = size[escaped] - limit[escaped]
-        bits[escaped] += 8 * (1 + (beyond > 127) + (beyond > 16383))
-    return bits
-
-
 def _total(streams: list[bytes]) -> int:
     return sum(map(len, streams))
-
-
-def least_kept(tables: entropy.Tables, error_weight: float) -> NDArray[np.float64]:
-    """For every entry of the tables the least magnitude that is coded as its symbol.
-
-    Rate-distortion optimised quantisation: a symbol s > 0 costs bits(s) + w (v - s)^2 with w =
-    `error_weight`; below this v, s - 1 costs less. Entries of symbols <= 0 are not asked for.
-    """
-    count = len(tables.bits)
-    table = np.searchsorted(tables.start[1:], np.arange(count), side="right")
-    symbol = np.arange(count) - tables.start[table] - tables.zero[table]
-    dearer = np.diff(tables.bits, prepend=tables.bits[0])
-    return symbol - 0.5 + dearer / (2 * error_weight)

@@ -110,7 +110,8 @@ class Tables:
         before[:-1] -= np.repeat(before[start[:-1]], sizes)
         self.cumulative = before.astype(np.int64)
         self.entry = np.repeat(np.arange(len(self.frequency), dtype=np.uint16), self.frequency)
-        self.middle = start + self.zero  # entry of symbol 0
+        self.middle = (start + self.zero).astype(np.int32)  # entry of symbol 0
+        self.limits = self.zero.astype(np.int16)  # as `limit`
         self.bits = PRECISION - np.log2(self.frequency.astype(np.float64))
 
     def limit(self, index: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -314,7 +315,7 @@ class Decoder:
         return [self.lanes * STATE_BYTES + 2 * int(p) for p in self.position]
 
 
-def pack_escapes(magnitudes: NDArray[np.int64]) -> bytes:
+def pack_escapes(magnitudes: NDArray[np.integer]) -> bytes:
     """Pack how far escaped symbols lie beyond their tables, as LEB128."""
     out = bytearray()
     for value in magnitudes.tolist():

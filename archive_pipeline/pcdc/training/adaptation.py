@@ -41,7 +41,7 @@ def encode_adapted(
     """
     job = Encoding(codec, tiles, policy.block_worth)
     try:
-        plans = job.allocator.plan(budget)
+        plans = job.plan(budget)
     except BudgetTooSmall:
         return job.sparing(budget, strict)
     price = job.allocator.price
