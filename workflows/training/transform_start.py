@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archive_pipeline.pcdc.constants import (
+    ACTIVATION_BITS,
     FINEST_STEP,
+    LAST_SCALE_SHIFT,
     LATENT_GAIN,
     MIN_IMAGE_STEP,
     SCALE_ZERO,
     STEPS_PER_OCTAVE,
     STRIDE,
+    WEIGHT_BITS,
 )
 from archive_pipeline.pcdc.layers import DepthConvBlock
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
@@ -106,7 +109,7 @@ def scale_biases(codec: TransformCodec, deviation: Tensor) -> Tensor:
     """Biases of h_scale's last layer that say these standard deviations of y / LATENT_GAIN."""
     deviation = (LATENT_GAIN * deviation).clamp_min(1e-3)
     index = SCALE_ZERO + STEPS_PER_OCTAVE * torch.log2(deviation / FINEST_STEP)
-    return index / 2**codec.h_scale.GAIN_BITS
+    return index / 2 ** (WEIGHT_BITS + ACTIVATION_BITS - LAST_SCALE_SHIFT)
 
 
 @torch.no_grad()
