@@ -3,6 +3,7 @@ from .api import check as check
 from .api import info as info
 from .api import ingest as ingest
 from .api import open as open
+from .api import remove as remove
 from .api import restore as restore
 from .api import verify_detection as verify_detection
 from .detection.verification import Verification as Verification
@@ -12,4 +13,5 @@ from .jobs.ingest import IngestReport as IngestReport
 from .jobs.opened import OpenArchive as OpenArchive
 from .jobs.opened import OpenImage as OpenImage
 from .jobs.opened import Pixels as Pixels
+from .jobs.remove import RemoveReport as RemoveReport
 from .jobs.restoring import RestoreReport as RestoreReport

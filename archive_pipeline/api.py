@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from archive_pipeline.jobs.ingest import IngestReport
     from archive_pipeline.jobs.ingest_task import Outcome
     from archive_pipeline.jobs.opened import OpenArchive
+    from archive_pipeline.jobs.remove import RemoveReport
     from archive_pipeline.jobs.restoring import RestoreReport
     from archive_pipeline.pcdc.precision import Precision
 
@@ -340,6 +341,39 @@ def check(
     from archive_pipeline.jobs.check import check as run
 
     return run(str(archive), progress, stage, repair=repair)
+
+
+def remove(
+    flight: str,
+    image: str | Iterable[str] = (),
+    *,
+    archive: str | Path = DEFAULT_ARCHIVE,
+    yes: bool = False,
+    progress: Count = _silent,
+    stage: Stage = _silent,
+) -> RemoveReport:
+    """Take images of a flight out of an archive for good, or all of it with its documents.
+
+    Args:
+        flight: its id.
+        image: only this image, or these: ids.
+        archive: path or fsspec URL.
+        yes: remove them; else only tell what would go.
+        progress: called after each image and document with their number.
+        stage: called with what is done before the first and after the last.
+
+    Raises:
+        ArchiveError: there is no such archive, flight or image; or the store fails.
+
+    >>> import archive_pipeline as ap
+    >>> report = ap.remove("beach", "DJI_0001.JPG", archive="archive.zarr")
+    >>> list(report.images), report.done
+    (['beach/DJI_0001.JPG'], False)
+    """
+    from archive_pipeline.jobs.remove import remove as run
+
+    images = texts("image", image)
+    return run(str(archive), flight, images, yes=yes, progress=progress, stage=stage)
 
 
 def info(archive: str | Path = DEFAULT_ARCHIVE) -> dict[str, Any]:

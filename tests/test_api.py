@@ -22,7 +22,7 @@ from archive_pipeline import api
 from archive_pipeline.commands.cli import main
 from archive_pipeline.errors import UsageError
 
-COMMANDS = ("ingest", "restore", "check", "info", "verify_detection")
+COMMANDS = ("ingest", "restore", "check", "info", "verify_detection", "remove")
 # loaded only where something of them is used
 HEAVY = {
     "torch", "zarr", "rasterio", "boto3", "pyproj", "PIL", "dask", "distributed", "fsspec",
@@ -38,7 +38,7 @@ def test_examples_of_the_functions_run(
     shutil.copytree(flight, tmp_path / "beach")
     monkeypatch.chdir(tmp_path)
     found = {test.name.rpartition(".")[2]: test for test in doctest.DocTestFinder().find(api)}
-    order = ["api", "ingest", "open", "restore", "check", "info", "verify_detection"]
+    order = ["api", "ingest", "open", "restore", "check", "info", "verify_detection", "remove"]
     assert {name for name, test in found.items() if test.examples} == set(order)
     if importlib.util.find_spec("ultralytics") is None:
         order.remove("verify_detection")

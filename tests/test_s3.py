@@ -109,6 +109,19 @@ def test_the_same_bytes_as_on_disk(
     assert len(ours) <= 15
 
 
+def test_images_are_removed(run: Run, s3: str, archive: Path) -> None:
+    record = Archive.open(archive).entry("flights/beach/DJI_0002.JPG").record  # type: ignore[union-attr]
+    fsspec.filesystem("s3").put(f"{archive}/", f"{s3}/", recursive=True)
+    done = run("remove", "beach", "DJI_0002.JPG", "--archive", s3, "--yes", "--json")
+    assert done.code == 0, done.err
+    left = objects(s3)
+    parts = b"DJI_0002.JPG", record["sha256"].encode()
+    assert not [k for k, data in left.items() if any(p in data or p in k.encode() for p in parts)]
+    assert run("check", "--archive", s3, "--json").json["images"] == FRAMES - 1
+    assert run("remove", "beach", "--archive", s3, "--yes").code == 0
+    assert {key for key in objects(s3) if "/" in key} <= {"flights/zarr.json"}
+
+
 def test_info_restore_mosaic_check(
     run: Run, server: S3Server, uploaded: str, archive: Path, tmp_path: Path
 ) -> None:

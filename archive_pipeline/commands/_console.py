@@ -171,7 +171,7 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
         read, stored = (sum(getattr(d, n) for d in kept) for n in ("source_bytes", "archive_bytes"))
         listed = _kinds(d.path for d in kept)
         files = counted(len(kept), "file")
-        say(f"  {files} kept as they are ({listed}): {_size(read)} -> {_size(stored)}")
+        say(f"  {files} kept as they are ({listed}): {byte_size(read)} -> {byte_size(stored)}")
     if report.workers_lost:
         again = f"{counted(report.retries, 'image')} tried again"
         say(f"  {counted(report.workers_lost, 'worker')} died, {again}")
@@ -179,10 +179,8 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
         return
     stored = result["archive_bytes"]
     pixels = sum(o.pixels for o in report.outcomes if o.status == "ingested")
-    say(
-        f"  {_size(result['source_bytes'])} of files, {_size(result['raw_bytes'])} of pixels "
-        f"-> {_size(stored)}"
-    )
+    files, raw = byte_size(result["source_bytes"]), byte_size(result["raw_bytes"])
+    say(f"  {files} of files, {raw} of pixels -> {byte_size(stored)}")
     say(
         f"  ratio to pixels {result['raw_bytes'] / stored:.1f}, "
         f"to files {result['source_bytes'] / stored:.1f}, {8 * stored / pixels:.3f} bits a pixel"
@@ -193,8 +191,8 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
     if report.over_budget:
         excess = sum(over.excess_bytes for _, over in report.over_budget)
         images = counted(len(report.over_budget), "image")
-        say(f"  over budget: {images}, by {_size(excess)}")
-    say(f"  models, stored once: {_size(result['model_bytes'])}")
+        say(f"  over budget: {images}, by {byte_size(excess)}")
+    say(f"  models, stored once: {byte_size(result['model_bytes'])}")
     say(f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time")
     say(f"  {seconds_of_work(report.stages)}")
 
@@ -233,7 +231,7 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
             source, archived = (
                 sum(image[name] for image in images) for name in ("source_bytes", "archive_bytes")
             )
-            said.append(f"{_size(source)} of files -> {_size(archived)}")
+            said.append(f"{byte_size(source)} of files -> {byte_size(archived)}")
         say(", ".join(said))
         if quiet:
             continue
@@ -241,15 +239,15 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
         if documents:
             stored = sum(document["archive_bytes"] for document in documents)
             files, kinds = counted(len(documents), "file"), _kinds(d["path"] for d in documents)
-            say(f"  {files} kept as they are, {_size(stored)}: {kinds}")
+            say(f"  {files} kept as they are, {byte_size(stored)}: {kinds}")
         for line in _table([_cells(image) for image in images[:most]]):
             say(line)
         if most is not None and len(images) > most:
             say(f"  ... and {len(images) - most} more (--all lists them)")
     totals = result["totals"]
     say(
-        f"{counted(totals['images'], 'image')}, {_size(totals['source_bytes'])} of files -> "
-        f"{_size(totals['archive_bytes'])}, models {_size(totals['model_bytes'])}"
+        f"{counted(totals['images'], 'image')}, {byte_size(totals['source_bytes'])} of files -> "
+        f"{byte_size(totals['archive_bytes'])}, models {byte_size(totals['model_bytes'])}"
     )
     if result["written_by"] != __version__:
         say(f"made by version {result['written_by'] or '0.1.0'}, this is {__version__}")
@@ -263,7 +261,7 @@ def _cells(image: dict[str, Any]) -> tuple[str, ...]:
         unknown = "" if image["crs"] else "  extent unknown"
         centre = f"{(lon + 180) % 360 - 180:.6f} {lat:.6f}{unknown}"
     size = f"{image['width']}x{image['height']}"
-    sizes = _size(image["source_bytes"]), "->", _size(image["archive_bytes"])
+    sizes = byte_size(image["source_bytes"]), "->", byte_size(image["archive_bytes"])
     return (image["id"], size, image["codec"], *sizes, centre)
 
 
@@ -328,11 +326,11 @@ def print_verification(report: Verification, quiet: bool) -> None:
         f"in {duration(report.seconds)}"
     )
     if report.seconds_per_frame is not None and not quiet:
-        memory = report.peak_memory and f", {_size(report.peak_memory)} of memory at most"
+        memory = report.peak_memory and f", {byte_size(report.peak_memory)} of memory at most"
         say(f"{report.seconds_per_frame:.1f} s of a worker for 20 megapixels{memory or ''}")
 
 
-def _size(count: float) -> str:
+def byte_size(count: float) -> str:
     """A number of bytes for people, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

@@ -11,6 +11,7 @@ from archive_pipeline._version import __version__
 from archive_pipeline.commands.check import check
 from archive_pipeline.commands.info import info
 from archive_pipeline.commands.ingest import ingest
+from archive_pipeline.commands.remove import remove
 from archive_pipeline.commands.restore import restore
 from archive_pipeline.commands.verify_detection import verify_detection
 
@@ -39,7 +40,7 @@ def main() -> None:
     """Keep drone imagery small: archive flights, restore any area as georeferenced pixels."""
 
 
-for command in (ingest, restore, info, check, verify_detection):
+for command in (ingest, restore, info, check, verify_detection, remove):
     main.add_command(command)
 
 

@@ -185,14 +185,14 @@ def ingest(
     def tell(id: str, done: int, parts: int) -> None:
         part(id, done, parts, len(tasks))
 
-    with leased(archive, (flight for flight, _ in flights)) as leases:
+    # from before the model is looked for: nobody removes it then
+    with leased(archive, (flight for flight, _ in flights)) as leases, archive.writing():
         stage("looking for new files")
         pending = _pending(archive, tasks, note)
         if pending:
             stage("starting")
         pending = _prepared(archive, pending, options)
         with (
-            archive.writing(),
             _index_kept(archive, bool(pending), stage),
             _collected(archive, leases) as replaced,
             cluster.connect(scheduler, workers, len(pending), options.device) as pool,

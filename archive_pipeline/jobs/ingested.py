@@ -44,6 +44,16 @@ def note_sources(archive_url: str, flights: Iterable[tuple[str, Location]]) -> N
             note_file.unlink(missing_ok=True)
 
 
+def forget_sources(archive_url: str, flight: str) -> None:
+    """Remove the notes of a flight that is no longer archived."""
+    with suppress(OSError, RuntimeError):
+        for path in _folder().glob("*.json"):
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                note = json.loads(path.read_text())
+                if (note["archive"], note["flight"]) == (_name(archive_url), flight):
+                    path.unlink(missing_ok=True)
+
+
 def noted_sources(archive_url: str) -> dict[str, list[Location]]:
     """Folders and URLs that this user archived from on this machine, by flight id.
 

@@ -229,6 +229,13 @@ class Archive(Keys):
         with nullcontext(False) if path is None else locked(path, 0, shared=True):
             yield
 
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Wait until nobody is `writing`, and let nobody begin; on local file systems."""
+        path = self._lock_file()
+        with nullcontext(False) if path is None else locked(path, 0) as held:
+            yield held
+
     def is_written(self) -> bool:
         """Whether some process is `writing`, as far as that can be known."""
         path = self._lock_file()
