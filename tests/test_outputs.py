@@ -286,8 +286,11 @@ def test_nodata_outside_the_type_matches_nothing() -> None:
     assert storable_nodata(-9999, "float32") == -9999
 
 
-def test_reads_follow_the_tile_grid_and_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "READ_PIXELS", 4 * 64 * 48)
+@pytest.mark.parametrize(("limit", "most"), [("READ_PIXELS", 1), ("READ_BYTES", 3)])
+def test_reads_follow_the_tile_grid_and_stay_small(
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(_blocks, limit, most * 4 * 64 * 48)
     source = SourceImage(Path("x"), "x", "", 0, "GTiff", 5000, 3000, 3, "uint8")
     window = (70, 50, 4000, 2000)
     covered = np.zeros((3000, 5000), np.uint8)

@@ -18,7 +18,8 @@ BLOCK_BYTES = 16 << 20
 WRITE_BYTES = 64 << 20
 """Written at a time, so that GDAL's cache holds all blocks until they are full."""
 READ_PIXELS = 1 << 23
-"""No single `Raster.read` asks for more pixels than this, unless one block alone is larger."""
+READ_BYTES = 64 << 20
+"""No single `Raster.read` asks for more than these, unless one block alone is larger."""
 
 
 def read_windows(raster: Raster) -> Iterator[Window]:
@@ -29,14 +30,16 @@ def read_windows(raster: Raster) -> Iterator[Window]:
 
     Yields:
         ``(col, row, width, height)`` in image pixels, each a run of whole tiles (cut at the
-        window's edge) of at most `READ_PIXELS`, or one tile. Rows of few tiles are read together,
-        up to half of that: the tiles of a small window are decoded at once.
+        window's edge) of at most `READ_PIXELS` and `READ_BYTES`, or one tile. Rows of few tiles are
+        read together, up to half of that: the tiles of a small window are decoded at once.
     """
     col, row, width, height = raster.window
     block_width, block_height = raster.block
-    run = max(1, READ_PIXELS // (block_width * block_height)) * block_width
+    pixel = raster.source.bands * np.dtype(raster.source.dtype).itemsize
+    most = min(READ_PIXELS, READ_BYTES // pixel)
+    run = max(1, most // (block_width * block_height)) * block_width
     across = -(-(col % block_width + width) // block_width) * block_width
-    rows = max(1, READ_PIXELS // 2 // (across * block_height)) * block_height
+    rows = max(1, most // 2 // (across * block_height)) * block_height
     for top, bottom in _cuts(row, row + height, block_height, rows):
         for left, right in _cuts(col, col + width, block_width, run):
             yield left, top, right - left, bottom - top
