@@ -67,6 +67,7 @@ def ingest(
     overwrite: bool = False,
     ground_elevation: float | None = None,
     dem: str | Path | None = None,
+    poses: str | Path | None = None,
     salvage: bool = False,
     detect: Iterable[str] = (),
     device: str = "auto",
@@ -92,6 +93,8 @@ def ingest(
         overwrite: encode images again that the archive has.
         ground_elevation: metres, for frames without altitude above take-off.
         dem: a raster of the ground's heights, for frames to be projected to.
+        poses: positions and directions that photogrammetry found, which beat the frames' tags:
+            ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml.
         salvage: archive damaged JPEGs as far as they can be decoded.
         detect: detectors whose detections in the originals are stored.
         device: "auto", "cpu" or "cuda".
@@ -157,6 +160,7 @@ def ingest(
         adapt,
         precision,
         None if dem is None else str(Path(dem).absolute()),
+        None if poses is None else str(Path(poses).absolute()),
         salvage,
     )
     return run(

@@ -22,7 +22,8 @@ from test_odd_files import jpeg
 
 from archive_pipeline.flight.camera_dialects import DIALECTS
 from archive_pipeline.flight.camera_tags import read_pose
-from archive_pipeline.flight.read import Ground, read_source
+from archive_pipeline.flight.placing import Ground
+from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.flight.xmp import EXTENDED_PREFIX, Xmp, read_xmp, xmp_packet
 from archive_pipeline.geo.camera import camera_georef, field_of_view_pitch, locate

@@ -83,6 +83,13 @@ if TYPE_CHECKING:
     help="Project frames to the ground of this raster of heights, in any CRS, not to a plane.",
 )
 @click.option(
+    "--poses",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Place frames by what photogrammetry found, not by their tags: ODM's shots.geojson or "
+    "geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml.",
+)
+@click.option(
     "--salvage",
     is_flag=True,
     help="Archive damaged JPEGs as far as they can be decoded, with a warning.",

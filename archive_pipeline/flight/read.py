@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,30 +15,22 @@ import numpy.typing as npt
 import rasterio
 from PIL import Image
 from rasterio._err import CPLE_BaseError
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from archive_pipeline.errors import root_cause
-from archive_pipeline.flight._beside import beside
 from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
-from archive_pipeline.flight.camera_tags import read_pose
-from archive_pipeline.flight.formats import IMAGE_SUFFIXES, no_network, open_image, settle
+from archive_pipeline.flight.formats import no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import walk
-from archive_pipeline.flight.locations import Location, open_file, sha256
+from archive_pipeline.flight.locations import Location, sha256
+from archive_pipeline.flight.placing import FLAT, Ground, placed
 from archive_pipeline.flight.source_image import (
-    EXIF_PREFIX,
     SourceError,
     SourceImage,
 )
 from archive_pipeline.flight.tiff_directory import count_pages
-from archive_pipeline.flight.xmp import read_xmp
-from archive_pipeline.geo.camera import locate
-from archive_pipeline.geo.georef import Georef, Window
-from archive_pipeline.geo.mapping import raster_georef
-from archive_pipeline.geo.pose import CameraPose
-from archive_pipeline.geo.terrain import Terrain
+from archive_pipeline.geo.georef import Window
 
 T = TypeVar("T")
 # Tag namespaces that GDAL derives from the file and that are kept in a better place.
@@ -52,29 +44,11 @@ EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
 # Colours that GDAL converts to RGB.
 CONVERTED = frozenset(("CMYK", "YCbCrK", "CIELAB", "ICCLAB", "ITULAB"))
 
-MAX_PROJECTION = 1 << 16  # bytes of a `.prj`
 SALVAGED_ROWS = 512  # that are looked through at a time
 
 # MB of GDAL's block cache unless the user says otherwise; its own value is a share of the machine's
 # memory, which every worker process would take.
 os.environ.setdefault("GDAL_CACHEMAX", "256")
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What camera frames are projected to.
-
-    Attributes:
-        elevation: height of flat ground, metres, in the datum of the cameras' GPS altitude, for
-            frames that carry no height above take-off.
-        terrain: the ground as it is.
-    """
-
-    elevation: float | None = None
-    terrain: Terrain | None = None
-
-
-FLAT = Ground()
 
 
 def read_source(path: Path, id: str, ground: Ground = FLAT, salvage: bool = False) -> SourceImage:
@@ -204,7 +178,7 @@ def _describe(
     if len({repr(value) for value in dataset.nodatavals}) > 1:
         notes.append("bands have different nodata values; the first band's is kept")
 
-    georef, camera, captured = _placed(dataset, path, metadata, notes, ground)
+    georef, camera, captured = placed(dataset, path, id, metadata, notes, ground)
     if structure.get("SOURCE_COLOR_SPACE") in CONVERTED and "red" in [i.name for i in interps]:
         notes.append(f"its {structure['SOURCE_COLOR_SPACE']} pixels are archived as RGB")
     rows, cols = dataset.block_shapes[0]
@@ -256,28 +230,6 @@ def _mask_kind(dataset: rasterio.DatasetReader, alpha: bool, notes: list[str]) -
     if masked:
         return "mask"  # also of pixels that are nodata in every band (NODATA_VALUES)
     return "nodata" if MaskFlags.nodata in flags else "none"
-
-
-def _placed(
-    dataset: rasterio.DatasetReader,
-    path: Path,
-    metadata: list[Block],
-    notes: list[str],
-    ground: Ground,
-) -> tuple[Georef, CameraPose | None, str | None]:
-    """Where an image lies, by its own georeference or its camera's tags; the pose; the time."""
-    georef = raster_georef(dataset, _projection(path, notes) if not dataset.crs else None)
-    camera, captured = read_pose(_exif(dataset.driver, metadata), read_xmp(metadata))
-    if georef.footprint is None:
-        if camera is not None:
-            located, assumptions = locate(
-                camera, dataset.width, dataset.height, ground.elevation, ground.terrain
-            )
-            georef = located if located.footprint is not None else georef
-            notes += [*camera.warnings, *assumptions]
-        elif georef.method == "none":
-            notes.append("no position: neither a georeference nor a camera's tags")
-    return georef, camera, captured
 
 
 def _strict(source: SourceImage | None = None) -> rasterio.Env:
@@ -382,32 +334,6 @@ def _animation(path: Path) -> list[str]:
     except Exception:  # of what Pillow cannot read, GDAL says what it is
         return []
     return [f"{pictures - 1} further pictures are not archived"] if pictures > 1 else []
-
-
-def _projection(path: Path, notes: list[str]) -> CRS | None:
-    """The CRS in the `.prj` beside an image, as ESRI writes it next to a world file."""
-    name = f"{path.stem}.prj".casefold()
-    for folded, other in beside(path.parent, IMAGE_SUFFIXES).starting(name):
-        if folded == name:
-            try:
-                with open_file(path.with_name(other)) as file:
-                    text = file.read(MAX_PROJECTION).decode("utf-8", "replace")
-                crs = CRS.from_wkt(text, morph_from_esri_dialect=True)
-                epsg = crs.to_epsg()  # ESRI's names for what EPSG has
-                return crs if epsg is None else CRS.from_epsg(epsg)
-            except (OSError, CRSError) as error:
-                notes.append(f"its {other} is not read: {' '.join(str(error).split())}")
-    return None
-
-
-def _exif(driver: str, metadata: list[Block]) -> bytes:
-    """Pick the EXIF block out of a format's metadata; empty where there is none."""
-    for name, payload in metadata:
-        if name in ("EXIF", "eXIf"):
-            return payload
-        if driver == "JPEG" and name == "APP1" and payload.startswith(EXIF_PREFIX):
-            return payload
-    return b""
 
 
 def _bands(dataset: rasterio.DatasetReader) -> tuple[list[int], int | None]:

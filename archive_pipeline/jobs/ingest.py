@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.find import find_flight
 from archive_pipeline.flight.locations import Location
+from archive_pipeline.flight.poses import read_poses
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._documents import DocumentOutcome, ingest_documents
 from archive_pipeline.jobs._neighbouring import Warned, compare_neighbours
@@ -151,6 +152,7 @@ def ingest(
         ModelError: there is no such model, or it lacks the policy that is asked for.
         UtilityError: what `adapt` needs cannot be had.
         DetectorError: there is no such detector.
+        PosesError: the file of poses cannot be used.
         ArchiveError: the archive cannot be written, or no longer.
         ClusterError: there is no such scheduler, or it was lost.
     """
@@ -166,6 +168,8 @@ def ingest(
     looked = [(flight, directory, find_flight(directory)) for flight, directory in flights]
     listed = [(flight, found.images) for flight, _, found in looked]
     left_out = [f"{directory}/{other}" for _, directory, found in looked for other in found.others]
+    if options.poses is not None:
+        read_poses(options.poses)  # a bad file is said once, before anything is written
     if options.detect:
         stage("loading detectors")
     detectors = _find_detectors(options)

@@ -18,7 +18,9 @@ from archive_pipeline.codec.settings import Settings
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import local_file
 from archive_pipeline.flight.pixels import SourcePixels
-from archive_pipeline.flight.read import Ground, read_source
+from archive_pipeline.flight.placing import Ground
+from archive_pipeline.flight.poses import PosesError, read_poses
+from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.restored_tag import is_restored
 from archive_pipeline.flight.sidecars import digest
 from archive_pipeline.flight.source_image import SourceError, SourceImage
@@ -145,6 +147,8 @@ def _ingest_image(task: IngestTask, tell: Tell) -> Outcome:
                     entry, over, replaced = _write(archive, task, pixels, sidecars, settings, tell)
     except SourceError as error:
         return failed(task, error.reason)
+    except PosesError as error:  # a worker has another file, or none
+        return failed(task, str(error))
     except expected as error:
         cause = _store_error(error)
         if cause is not None:
@@ -211,9 +215,10 @@ def _cleared(archive: Archive, key: str, expected: tuple[type[Exception], ...]) 
 
 
 def _ground(options: IngestOptions) -> Ground:
-    """What frames are projected to."""
+    """What places frames beside their own tags."""
     terrain = None if options.dem is None else Terrain(options.dem)
-    return Ground(options.ground_elevation, terrain)
+    poses = None if options.poses is None else read_poses(options.poses)
+    return Ground(options.ground_elevation, terrain, poses)
 
 
 @contextmanager

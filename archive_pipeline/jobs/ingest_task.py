@@ -53,6 +53,7 @@ class IngestOptions:
     adapt: int = 0  # updates that the policy is given on every image
     precision: Precision = "auto"  # of the codec's large networks
     dem: str | None = None  # a raster of the ground's heights
+    poses: str | None = None  # a file of what photogrammetry found
     salvage: bool = False  # damaged JPEGs as far as they can be decoded
 
 

@@ -1,0 +1,298 @@
+"""Positions and directions that photogrammetry found, which beat a camera's own tags.
+
+Rotations are from OpenSfM's documentation of its reconstruction file and OpenDroneMap's
+opendm/shots.py (world to camera, whose axes are the image's right, its down and the optical axis),
+and from Metashape's manual (camera to chunk, and the chunk to geocentric coordinates).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+from pyproj import CRS, Proj, Transformer
+from pyproj.exceptions import CRSError
+
+from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.geo.pose import CameraPose
+
+Array = npt.NDArray[np.float64]
+
+
+class PosesError(ArchivePipelineError):
+    """A file of poses that cannot be used; one line that names it."""
+
+
+@dataclass(frozen=True)
+class FoundPose:
+    """Where one image was taken.
+
+    Attributes:
+        lon, lat: degrees, WGS 84.
+        altitude_m: in the vertical datum of the file.
+        rotation: rows are the image's right, its down and the optical axis, in east, north, up.
+        focal: focal length as a share of the image's longer side.
+        centre: principal point from the image's middle, right and down, in the same shares.
+        ground_m: the middle height of what was reconstructed, in the same datum.
+    """
+
+    lon: float
+    lat: float
+    altitude_m: float | None = None
+    rotation: Array | None = None
+    focal: float | None = None
+    centre: tuple[float, float] = (0.0, 0.0)
+    ground_m: float | None = None
+
+
+@dataclass(frozen=True)
+class Poses:
+    """What a file says of images, by their names.
+
+    Attributes:
+        name: the file's own name.
+        source: what wrote it.
+        found: poses by the names of images, in small letters; some formats leave suffixes out.
+    """
+
+    name: str
+    source: str
+    found: dict[str, FoundPose]
+
+    def find(self, id: str) -> FoundPose | None:
+        """The pose of an image; of one whose name repeats in its flight, only by its path."""
+        name = id.casefold()
+        for known in (name, str(PurePosixPath(name).with_suffix(""))):
+            if known in self.found:
+                return self.found[known]
+        return None
+
+    def placed(
+        self, id: str, camera: CameraPose | None, size: tuple[int, int], ground_given: bool
+    ) -> CameraPose | None:
+        """An image's pose as this file has it.
+
+        Args:
+            camera: what its tags say.
+            size: width and height, pixels.
+            ground_given: the user says where the ground is, which heights then refer to.
+
+        Returns:
+            None where the file has none.
+        """
+        pose = self.find(id)
+        if pose is None:
+            return None
+        own = camera or CameraPose()
+        above = None if ground_given else own.altitude_relative_m
+        if pose.altitude_m is not None and pose.ground_m is not None and not ground_given:
+            above = pose.altitude_m - pose.ground_m
+        longer = max(size)
+        made = replace(
+            own,
+            lon=pose.lon,
+            lat=pose.lat,
+            altitude_gps_m=own.altitude_gps_m if pose.altitude_m is None else pose.altitude_m,
+            altitude_relative_m=above,
+            dialect=self.source,
+            warnings=(),
+        )
+        if pose.rotation is not None:
+            yaw, pitch, roll = _angles(pose.rotation)
+            made = replace(made, mount="body", yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll)
+        if pose.focal is not None:
+            x, y = (n / 2 + longer * c for n, c in zip(size, pose.centre, strict=True))
+            made = replace(made, focal_px=pose.focal * longer, centre_px=(x, y))
+            # what was found is of the image as it is, whatever the tags say of lens and zoom
+            made = replace(made, focal_35mm=None, focal_mm=None, digital_zoom=None)
+        return made
+
+
+def read_poses(path: str) -> Poses:
+    """Read a file of poses.
+
+    ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, or Metashape's cameras.xml.
+
+    Raises:
+        PosesError: it cannot be read, is of none of these, or says nothing of any image.
+    """
+    try:
+        found = Path(path).stat()
+        return _read(path, found.st_mtime_ns, found.st_size)
+    except OSError as error:
+        raise PosesError(f"{path}: {error.strerror or error}") from error
+    except PosesError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, CRSError) as error:
+        line = " ".join(str(error).split())
+        raise PosesError(f"{path}: no poses that are understood: {line}") from error
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, version: int, size: int) -> Poses:
+    """`read_poses`, once for each state of the file."""
+    text = Path(path).read_text("utf-8-sig")
+    start = text.lstrip()[:1]
+    if start in ("{", "["):
+        document = json.loads(text)
+        is_shots = isinstance(document, dict) and document.get("type") == "FeatureCollection"
+        source, poses = ("ODM", _shots(document)) if is_shots else ("OpenSfM", _opensfm(document))
+    elif start == "<":
+        try:
+            source, poses = "Metashape", _metashape(ElementTree.fromstring(text))
+        except ElementTree.ParseError as error:
+            raise ValueError(str(error)) from error
+    else:
+        source, poses = "geo.txt", _geo_txt(text)
+    found = {name.casefold(): pose for name, pose in poses}
+    for name, pose in found.items():
+        numbers = [pose.lon, pose.lat, *np.ravel(pose.rotation if pose.rotation is not None else 0)]
+        if not np.isfinite(numbers).all() or abs(pose.lat) > 90.0 or abs(pose.lon) > 360.0:
+            raise ValueError(f"{name}: its position or direction is none")
+    if not found:
+        raise PosesError(f"{path}: says nothing of any image")
+    return Poses(Path(path).name, source, found)
+
+
+def _shots(document: dict[str, Any]) -> Iterator[tuple[str, FoundPose]]:
+    """ODM's shots.geojson: rotations against the grid north of the UTM zone."""
+    for feature in document["features"]:
+        said = feature["properties"]
+        lon, lat, altitude = (float(v) for v in feature["geometry"]["coordinates"][:3])
+        number = min(int((lon + 180) // 6) + 1, 60)
+        zone = Proj(proj="utm", zone=number, south=lat < 0, ellps="WGS84")
+        turn = math.radians(zone.get_factors(lon, lat).meridian_convergence)
+        grid = np.array(
+            [
+                [math.cos(turn), -math.sin(turn), 0.0],
+                [math.sin(turn), math.cos(turn), 0.0],
+                [0.0, 0.0, 1.0],
+            ]
+        )
+        rotation = _rotation(said["rotation"]) @ grid
+        focal = float(said["focal"]) if said.get("focal") else None
+        yield str(said["filename"]), FoundPose(lon, lat, altitude, rotation, focal)
+
+
+def _opensfm(document: list[dict[str, Any]]) -> Iterator[tuple[str, FoundPose]]:
+    """OpenSfM's reconstruction.json: metres east, north and up of a reference."""
+    for part in document:
+        reference = part["reference_lla"]
+        lon, lat, height = (float(reference[k]) for k in ("longitude", "latitude", "altitude"))
+        if lon == 0.0 and lat == 0.0:
+            raise ValueError("its reference_lla is no place")
+        to_degrees = Transformer.from_pipeline(
+            f"+proj=pipeline +step +inv +proj=topocentric +ellps=WGS84 +lon_0={lon!r} "
+            f"+lat_0={lat!r} +h_0={height!r} +step +inv +proj=cart +ellps=WGS84 "
+            "+step +proj=unitconvert +xy_in=rad +xy_out=deg"
+        )
+        points = np.array([p["coordinates"] for p in part.get("points", {}).values()], float)
+        ground = float(np.median(to_degrees.transform(*points.T)[2])) if len(points) else None
+        for name, shot in part["shots"].items():
+            rotation = _rotation(shot["rotation"])
+            place = -rotation.T @ np.array(shot["translation"], float)
+            x, y, z = (float(v) for v in to_degrees.transform(*place))
+            camera = part["cameras"][shot["camera"]]
+            focal = camera.get("focal", camera.get("focal_x"))
+            centre = float(camera.get("c_x", 0.0)), float(camera.get("c_y", 0.0))
+            local = rotation @ _east_north_up(lon, lat) @ _east_north_up(x, y).T
+            yield str(name), FoundPose(x, y, z, local, focal and float(focal), centre, ground)
+
+
+def _metashape(root: ElementTree.Element) -> Iterator[tuple[str, FoundPose]]:
+    """Metashape's cameras.xml."""
+    to_degrees = Transformer.from_crs("EPSG:4978", "EPSG:4979", always_xy=True)
+    for chunk in root.iter("chunk"):
+        placed = chunk.find("transform")
+        if placed is None or placed.find("rotation") is None:
+            raise ValueError("its chunk is not georeferenced")
+        turn = _numbers(placed, "rotation", 9).reshape(3, 3)
+        scale, move = _numbers(placed, "scale", 1)[0], _numbers(placed, "translation", 3)
+        lenses = {s.get("id"): _metashape_lens(s) for s in chunk.iter("sensor")}
+        for camera in chunk.iter("camera"):
+            if camera.find("transform") is None:
+                continue  # it was not aligned
+            matrix = _numbers(camera, "transform", 16).reshape(4, 4)
+            x, y, z = to_degrees.transform(*(scale * turn @ matrix[:3, 3] + move))
+            rotation = (turn @ matrix[:3, :3]).T @ _east_north_up(x, y).T
+            focal, centre = lenses.get(camera.get("sensor_id"), (None, (0.0, 0.0)))
+            pose = FoundPose(float(x), float(y), float(z), rotation, focal, centre)
+            yield str(camera.attrib["label"]), pose
+
+
+def _metashape_lens(sensor: ElementTree.Element) -> tuple[float | None, tuple[float, float]]:
+    """Focal length and principal point of a sensor, those that were adjusted if there are."""
+    found = sensor.findall("calibration")
+    adjusted = [one for one in found if one.get("class") == "adjusted"]
+    size = sensor.find("resolution")
+    for one in adjusted or found:
+        if one.find("f") is not None and size is not None:
+            longer = max(float(size.attrib["width"]), float(size.attrib["height"]))
+            cx, cy = (float(one.findtext(name, "0")) / longer for name in ("cx", "cy"))
+            return float(one.findtext("f", "")) / longer, (cx, cy)
+    return None, (0.0, 0.0)
+
+
+def _geo_txt(text: str) -> Iterator[tuple[str, FoundPose]]:
+    """ODM's geo.txt. Its angles are left out: releases of ODM read them differently."""
+    head, *lines = (line.strip() for line in text.strip().splitlines())
+    crs = CRS.from_user_input(_crs_of(head))
+    transformer = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    for line in lines:
+        if not line or line.startswith("#"):
+            continue
+        name, *numbers = line.split()
+        if len(numbers) < 2:
+            raise ValueError(f"{line!r} is no name with a position")
+        lon, lat = transformer.transform(float(numbers[0]), float(numbers[1]))
+        yield name, FoundPose(lon, lat, float(numbers[2]) if len(numbers) > 2 else None)
+
+
+def _crs_of(head: str) -> str:
+    """The CRS of a header: a code, a PROJ string, or "WGS84 UTM 32N"."""
+    words = head.upper().split()
+    if len(words) == 3 and words[:2] == ["WGS84", "UTM"] and words[2][-1:] in ("N", "S"):
+        return f"EPSG:{(32600 if words[2][-1] == 'N' else 32700) + int(words[2][:-1])}"
+    return head
+
+
+def _numbers(element: ElementTree.Element, name: str, count: int) -> Array:
+    numbers = np.array((element.findtext(name) or ("1" if name == "scale" else "")).split(), float)
+    if len(numbers) != count:
+        raise ValueError(f"{name} has {len(numbers)} numbers, not {count}")
+    return numbers
+
+
+def _rotation(axis_angle: Any) -> Array:
+    """The matrix of an axis times its angle (radians)."""
+    vector = np.array(axis_angle, np.float64)
+    if vector.shape != (3,):
+        raise ValueError(f"rotation {axis_angle!r} is not three numbers")
+    import cv2  # of the extra `ingest`; reading images does without
+
+    return np.asarray(cv2.Rodrigues(vector)[0], np.float64)
+
+
+def _east_north_up(lon: float, lat: float) -> Array:
+    """Rows: east, north and up at a place, in geocentric coordinates."""
+    east, north = math.radians(lon), math.radians(lat)
+    ce, se, cn, sn = math.cos(east), math.sin(east), math.cos(north), math.sin(north)
+    return np.array([[-se, ce, 0.0], [-sn * ce, -sn * se, cn], [cn * ce, cn * se, sn]])
+
+
+def _angles(rotation: Array) -> tuple[float, float, float]:
+    """Yaw, pitch and roll of a camera in a body, as `CameraPose` counts them."""
+    right, down, axis = rotation
+    # the body's axes in north, east, down: its forward is the image's top, its down what is seen
+    (fn, fe, fd), (_, _, rd), (_, _, dd) = ((v[1], v[0], -v[2]) for v in (-down, right, axis))
+    yaw = math.degrees(math.atan2(fe, fn)) % 360.0
+    pitch = math.degrees(math.asin(max(-1.0, min(1.0, -fd))))
+    return yaw, pitch - 90.0, math.degrees(math.atan2(rd, dd))

@@ -1,0 +1,217 @@
+"""Poses that photogrammetry found, in the words of its programs: each puts a frame where it was.
+
+One camera is written into all formats by their own rules, from its place and its axes in geocentric
+coordinates; where its pixels see the ground is computed from those axes alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Run
+from PIL import Image
+from pyproj import Transformer
+
+from archive_pipeline.flight.placing import Ground
+from archive_pipeline.flight.poses import PosesError, read_poses
+from archive_pipeline.flight.read import read_source
+from archive_pipeline.geo.camera import rotation
+
+LON, LAT, HEIGHT, ABOVE = 8.9, 47.5, 500.0, 80.0  # far from the zone's meridian
+SIZE, FOCAL = (400, 300), 0.9  # of the longer side
+UTM = "EPSG:32632"
+TO_ECEF = Transformer.from_crs("EPSG:4979", "EPSG:4978", always_xy=True)
+TO_UTM = Transformer.from_crs("EPSG:4326", UTM, always_xy=True)
+
+
+def geocentric(lon: float, lat: float, height: float) -> np.ndarray:
+    return np.array(TO_ECEF.transform(lon, lat, height))
+
+
+def local_axes(lon: float = LON, lat: float = LAT, height: float = HEIGHT) -> np.ndarray:
+    """Rows: east, north, up in geocentric coordinates, by differences."""
+    here = geocentric(lon, lat, height)
+    steps = [(lon + 1e-6, lat, height), (lon, lat + 1e-6, height), (lon, lat, height + 1)]
+    rows = [geocentric(*step) - here for step in steps]
+    return np.array([row / np.linalg.norm(row) for row in rows])
+
+
+def camera(tilt: float = 25.0) -> np.ndarray:
+    """Rows: right, down and axis in east, north, up, of a camera tilted ahead, heading 130."""
+    yaw, tilt, roll = np.radians([130.0, tilt, 8.0])
+    ahead, right = np.array([np.sin(yaw), np.cos(yaw), 0]), np.array([np.cos(yaw), -np.sin(yaw), 0])
+    axis = np.sin(tilt) * ahead - np.cos(tilt) * np.array([0, 0, 1.0])
+    down = np.cross(axis, right)
+    cr, sr = np.cos(roll), np.sin(roll)
+    return np.array([cr * right + sr * down, cr * down - sr * right, axis])
+
+
+def shots(tilt: float) -> str:
+    """ODM's: axes against the grid of the zone, by differences of projected coordinates."""
+    east = np.subtract(TO_UTM.transform(LON + 1e-6, LAT), TO_UTM.transform(LON, LAT))
+    turn = np.arctan2(east[1], east[0])  # of true east from the grid's
+    grid = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    properties = {
+        "filename": "a.png", "focal": FOCAL, "width": SIZE[0], "height": SIZE[1],
+        "translation": [*TO_UTM.transform(LON, LAT), HEIGHT],
+        "rotation": cv2.Rodrigues(camera(tilt) @ grid.T)[0].ravel().tolist(),
+    }  # fmt: skip
+    point = {"type": "Point", "coordinates": [LON, LAT, HEIGHT]}
+    feature = {"type": "Feature", "properties": properties, "geometry": point}
+    return json.dumps({"type": "FeatureCollection", "features": [feature]})
+
+
+def opensfm(tilt: float) -> str:
+    """OpenSfM's: about a reference some way off."""
+    lon, lat, height = LON - 0.01, LAT + 0.008, 400.0
+    axes = local_axes(lon, lat, height)
+    place = axes @ (geocentric(LON, LAT, HEIGHT) - geocentric(lon, lat, height))
+    world = camera(tilt) @ local_axes() @ axes.T
+    ground = axes @ (geocentric(LON, LAT, HEIGHT - ABOVE) - geocentric(lon, lat, height))
+    part = {
+        "reference_lla": {"latitude": lat, "longitude": lon, "altitude": height},
+        "cameras": {"c": {"projection_type": "perspective", "width": SIZE[0], "height": SIZE[1],
+                          "focal": FOCAL, "k1": 0.0, "k2": 0.0}},
+        "shots": {"a.png": {"rotation": cv2.Rodrigues(world)[0].ravel().tolist(),
+                            "translation": (-world @ place).tolist(), "camera": "c"}},
+        "points": {str(n): {"coordinates": ground.tolist(), "color": [0, 0, 0]} for n in range(3)},
+    }  # fmt: skip
+    return json.dumps([part])
+
+
+def metashape(tilt: float) -> str:
+    """Metashape's: a chunk that is turned, scaled and moved; cameras to the chunk."""
+    turn, scale = cv2.Rodrigues(np.array([0.3, -0.8, 0.5]))[0], 12.5
+    move = geocentric(LON, LAT, HEIGHT) - np.array([5.0, 7.0, -3.0])
+    place = turn.T @ np.array([5.0, 7.0, -3.0]) / scale
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn.T @ (camera(tilt) @ local_axes()).T
+    matrix[:3, 3] = place
+
+    def text(numbers: np.ndarray) -> str:
+        return " ".join(map(repr, np.ravel(numbers).tolist()))
+
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<document version="1.5.0"><chunk label="Chunk 1" enabled="true">
+<sensors next_id="1"><sensor id="0" label="s" type="frame">
+<resolution width="{SIZE[0]}" height="{SIZE[1]}"/>
+<calibration type="frame" class="initial"><f>1.0</f></calibration>
+<calibration type="frame" class="adjusted"><resolution width="{SIZE[0]}" height="{SIZE[1]}"/>
+<f>{FOCAL * max(SIZE)}</f><cx>0</cx><cy>0</cy></calibration></sensor></sensors>
+<cameras next_id="2" next_group_id="0">
+<camera id="0" sensor_id="0" label="a"><transform>{text(matrix)}</transform></camera>
+<camera id="1" sensor_id="0" label="not-aligned"/></cameras>
+<transform><rotation locked="false">{text(turn)}</rotation>
+<translation locked="false">{text(move)}</translation>
+<scale locked="false">{scale}</scale></transform></chunk></document>"""
+
+
+FORMATS: dict[str, Callable[[float], str]] = {
+    "shots.geojson": shots,
+    "reconstruction.json": opensfm,
+    "cameras.xml": metashape,
+}
+
+
+def seen(col: float, row: float, tilt: float) -> np.ndarray:
+    """Metres east and north of the camera where a pixel sees the ground."""
+    right, down, axis = camera(tilt)
+    focal = FOCAL * max(SIZE)
+    ray = (col - SIZE[0] / 2) * right + (row - SIZE[1] / 2) * down + focal * axis
+    return ray[:2] * ABOVE / -ray[2]
+
+
+@pytest.fixture
+def frame(tmp_path: Path) -> Path:
+    """A frame without any tags."""
+    Image.fromarray(np.zeros((SIZE[1], SIZE[0]), np.uint8)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("tilt", [0.0, 25.0])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_frame_lies_where_its_camera_was(frame: Path, name: str, tilt: float) -> None:
+    path = frame.with_name(name)
+    path.write_text(FORMATS[name](tilt))
+    poses = read_poses(str(path))
+    # only the reconstruction knows where the ground is
+    ground = Ground(None if name == "reconstruction.json" else HEIGHT - ABOVE, poses=poses)
+    source = read_source(frame, "a.png", ground)
+    assert source.camera is not None
+    np.testing.assert_allclose(rotation(source.camera), camera(tilt), atol=2e-6)
+    assert source.georef.method == "camera"
+    ring = source.georef.footprint
+    assert ring is not None
+    corners = [(0, 0), (SIZE[0], 0), (SIZE[0], SIZE[1]), (0, SIZE[1])]
+    for (lon, lat), corner in zip(ring[:4], corners, strict=True):
+        offset = local_axes() @ (geocentric(lon, lat, HEIGHT) - geocentric(LON, LAT, HEIGHT))
+        np.testing.assert_allclose(offset[:2], seen(*corner, tilt), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("head", "place"),
+    [
+        ("EPSG:4326", (LON, LAT)),
+        ("WGS84 UTM 32N", TO_UTM.transform(LON, LAT)),
+        ("+proj=utm +zone=32 +datum=WGS84 +units=m +no_defs", TO_UTM.transform(LON, LAT)),
+    ],
+)
+def test_geo_txt(frame: Path, head: str, place: tuple[float, float]) -> None:
+    path = frame.with_name("geo.txt")
+    lines = [head, "# a comment", "", f"A.PNG {place[0]!r} {place[1]!r} 500.5", "b.png 1 2"]
+    path.write_text("\n".join(lines))
+    source = read_source(frame, "a.png", Ground(poses=read_poses(str(path))))
+    assert source.camera is not None
+    assert (source.camera.lon, source.camera.lat) == pytest.approx((LON, LAT), abs=1e-8)
+    assert source.camera.altitude_gps_m == 500.5
+    assert source.georef.method == "point"
+
+
+def test_a_frame_that_is_not_in_the_file_is_named(frame: Path) -> None:
+    path = frame.with_name("reconstruction.json")
+    path.write_text(opensfm(0.0))
+    ground = Ground(poses=read_poses(str(path)))
+    # and one whose name repeats in the flight is told by its path alone
+    for id in ("other.png", "b/a.png"):
+        source = read_source(frame, id, ground)
+        assert "not in reconstruction.json: placed by its tags" in source.warnings
+        assert source.georef.method == "none"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", "[]", "[1]", '{"type": "FeatureCollection", "features": []}', "<document/>",
+        "<document><chunk/></document>", "<broken", "EPSG:4326\n", "nonsense\na.png 1 2",
+        "EPSG:4326\na.png one two", "EPSG:4326\na.png 8 nan", '[{"shots": {}}]', "\udcff",
+        '[{"reference_lla": {"latitude": 0, "longitude": 0, "altitude": 0}, "shots": {"a": {}}}]',
+    ],
+)  # fmt: skip
+def test_files_of_no_poses(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "poses"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(PosesError, match=f"^{path}: ") as raised:
+        read_poses(str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_command_takes_them(frame: Path, tmp_path: Path, run: Run) -> None:
+    flight = tmp_path / "f"
+    flight.mkdir()
+    frame.rename(flight / "a.png")
+    path, url = tmp_path / "reconstruction.json", tmp_path / "a.zarr"
+    args = ("ingest", flight, "--archive", url, "--workers", 0, "--poses", path)
+    path.write_text("[]")
+    assert run(*args).code == 1
+    assert not url.exists()
+    path.write_text(opensfm(0.0))
+    result = run(*args)
+    assert result.code == 0, result.err
+    (found,) = run("info", "--archive", url, "--json").json["flights"]
+    middle = np.mean(found["images"][0]["footprint"][:4], axis=0)
+    assert middle == pytest.approx((LON, LAT), abs=2e-4)
