@@ -24,6 +24,7 @@ from archive_pipeline.flight.formats import FORMAT_NAMES
 from archive_pipeline.store import leases
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.documents import write_document
 from archive_pipeline.store.layout import ArchiveError
 
 BUCKET = "drones"
@@ -551,3 +552,19 @@ def test_without_the_environment_there_is_one_line(flight: Path, tmp_path: Path)
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_documents_of_a_flight(run: Run, server: S3Server, s3: str, tmp_path: Path) -> None:
+    archive = Archive.create(s3)
+    contents = {"geo.txt": b"third", "odd [*] %.MRK": bytes(range(256)), "empty.obs": b""}
+    for text in (b"first", b"second"):  # each is replaced by the next, and its chunk goes
+        write_document(archive, "f", "geo.txt", text)
+    for path, data in contents.items():
+        write_document(archive, "f", path, data)
+    stored = [name for name in objects(s3) if name.startswith("documents/f/geo.txt/")]
+    assert len(stored) == 2
+    result = run("check", "--archive", s3, "--json")
+    assert (result.code, result.json["documents"]) == (0, 3)
+    assert run("restore", "--archive", s3, "-o", tmp_path, "--workers", 0).code == 0
+    back = {path.suffix: path.read_bytes() for path in (tmp_path / "f").iterdir()}
+    assert back == {Path(path).suffix: data for path, data in contents.items()}
