@@ -287,3 +287,27 @@ def test_further_pictures_of_an_animation_are_named(suffix: str, tmp_path: Path)
     assert "2 further pictures are not archived" in read_source(path, path.name).warnings
     pictures[0].save(path)
     assert not any("further" in warning for warning in read_source(path, path.name).warnings)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_soft_mask_is_alpha(tmp_path: Path, dtype: str, soft: bool) -> None:
+    path = tmp_path / "a.tif"
+    profile = {"driver": "GTiff", "width": 64, "height": 48}
+    with rasterio.open(path, "w", count=3, dtype=dtype, photometric="RGB", **profile) as out:
+        out.write(noise(3, dtype, 48, 64))
+    mask = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+    mask = mask if soft else np.where(mask > 100, 255, 0).astype(np.uint8)
+    with rasterio.open(f"{path}.msk", "w", count=1, dtype="uint8", **profile) as out:
+        out.write(mask, 1)
+        out.update_tags(INTERNAL_MASK_FLAGS_1="2")
+    source = read_source(path, "a.tif")
+    assert source.mask == ("alpha" if soft else "mask")
+    assert ("its mask is soft: archived as alpha" in source.warnings) == soft
+    write_gtiff(tmp_path / "o.tif", whole(source))
+    with rasterio.open(tmp_path / "o.tif") as back:
+        assert back.count == 3 + soft
+        assert np.array_equal(back.dataset_mask(), mask)
+        if soft:
+            opaque = 257 if dtype == "uint16" else 1
+            assert np.array_equal(back.read(4), mask.astype(dtype) * opaque)

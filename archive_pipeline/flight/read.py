@@ -44,7 +44,7 @@ EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
 # Colours that GDAL converts to RGB.
 CONVERTED = frozenset(("CMYK", "YCbCrK", "CIELAB", "ICCLAB", "ITULAB"))
 
-SALVAGED_ROWS = 512  # that are looked through at a time
+CHECKED_ROWS = 512  # that are looked through at a time
 
 # MB of GDAL's block cache unless the user says otherwise; its own value is a share of the machine's
 # memory, which every worker process would take.
@@ -144,9 +144,10 @@ def read_window(
             raise SourceError(source.path, reason) from error
         mask = None
         if source.mask == "alpha":
-            mask = dataset.read(alpha, window=area)
+            soft = alpha is None
+            mask = dataset.read_masks(1, window=area) if soft else dataset.read(alpha, window=area)
             flags = dataset.mask_flag_enums[0]
-            if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+            if not soft and MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
                 mask[dataset.read_masks(1, window=area) == 0] = 0
         elif source.mask != "none":
             mask = dataset.dataset_mask(window=area)
@@ -174,6 +175,8 @@ def _describe(
 
     flags = dataset.mask_flag_enums[0]
     mask = _mask_kind(dataset, alpha is not None, notes)
+    if mask == "alpha" and alpha is None:
+        interps = (*interps, ColorInterp.alpha)
     # Not the values themselves: NaN differs from NaN.
     if len({repr(value) for value in dataset.nodatavals}) > 1:
         notes.append("bands have different nodata values; the first band's is kept")
@@ -227,9 +230,25 @@ def _mask_kind(dataset: rasterio.DatasetReader, alpha: bool, notes: list[str]) -
         if masked:
             notes.append("it has alpha and a mask: alpha is archived as 0 where the mask is")
         return "alpha"
+    if masked and dataset.colorinterp[0] != ColorInterp.palette and _is_soft(dataset):
+        notes.append("its mask is soft: archived as alpha")
+        return "alpha"
     if masked:
         return "mask"  # also of pixels that are nodata in every band (NODATA_VALUES)
     return "nodata" if MaskFlags.nodata in flags else "none"
+
+
+def _is_soft(dataset: rasterio.DatasetReader) -> bool:
+    """Whether a mask beside an image says how much of pixels is valid, which no GeoTIFF's can."""
+    if dataset.dtypes[0] not in ("uint8", "uint16"):
+        return False
+    if not any(name.casefold().endswith(".msk") for name in dataset.files):
+        return False
+    for row in range(0, dataset.height, CHECKED_ROWS):
+        mask = dataset.read_masks(1, window=RasterWindow(0, row, dataset.width, CHECKED_ROWS))
+        if ((mask > 0) & (mask < 255)).any():
+            return True
+    return False
 
 
 def _strict(source: SourceImage | None = None) -> rasterio.Env:
@@ -246,8 +265,8 @@ def _damage(path: Path, dataset: rasterio.DatasetReader) -> str:
         if walk(path.read_bytes()).end is None:
             return "truncated: the JPEG ends inside its image data"
         with _strict(), open_image(path) as strict:
-            for row in range(0, strict.height, SALVAGED_ROWS):
-                strict.read(window=RasterWindow(0, row, strict.width, SALVAGED_ROWS))
+            for row in range(0, strict.height, CHECKED_ROWS):
+                strict.read(window=RasterWindow(0, row, strict.width, CHECKED_ROWS))
     except ValueError as error:
         return str(error)
     except (RasterioError, CPLE_BaseError) as error:
