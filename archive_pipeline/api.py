@@ -94,7 +94,8 @@ def ingest(
         ground_elevation: metres, for frames without altitude above take-off.
         dem: a raster of the ground's heights, for frames to be projected to.
         poses: positions and directions that photogrammetry found, which beat the frames' tags:
-            ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml.
+            ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml,
+            COLMAP's images.txt or images.bin.
         salvage: archive damaged JPEGs as far as they can be decoded.
         detect: detectors whose detections in the originals are stored.
         device: "auto", "cpu" or "cuda".

@@ -7,6 +7,7 @@ coordinates; where its pixels see the ground is computed from those axes alone.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from conftest import Run
 from PIL import Image
 from pyproj import Transformer
+from scipy.spatial.transform import Rotation
 
 from archive_pipeline.flight.placing import Ground
 from archive_pipeline.flight.poses import PosesError, read_poses
@@ -111,6 +113,31 @@ def metashape(tilt: float) -> str:
 <scale locked="false">{scale}</scale></transform></chunk></document>"""
 
 
+def colmap(tilt: float, binary: bool) -> dict[str, bytes]:
+    """COLMAP's, in geocentric coordinates: quaternions from the world to the camera."""
+    world = Rotation.from_matrix(camera(tilt) @ local_axes())
+    x, y, z, w = world.as_quat()
+    pose = [w, x, y, z, *(-world.apply(geocentric(LON, LAT, HEIGHT)))]
+    lens = [FOCAL * max(SIZE), FOCAL * max(SIZE), SIZE[0] / 2, SIZE[1] / 2]
+    ground = geocentric(LON, LAT, HEIGHT - ABOVE)
+    if binary:
+        image = struct.pack("<QI7dI", 1, 7, *pose, 3) + b"100MEDIA/a.png\0"
+        image += struct.pack("<Qddq", 1, 1.0, 2.0, 5)
+        cameras = struct.pack("<QiiQQ", 1, 3, 1, *SIZE) + struct.pack("<4d", *lens)
+        point = struct.pack("<QQ3d3BdQII", 1, 5, *ground, 1, 2, 3, 0.5, 1, 7, 0)
+        return {"images.bin": image, "cameras.bin": cameras, "points3D.bin": point}
+
+    def text(*values: object) -> str:
+        return " ".join(str(value) for value in values)
+
+    files = {
+        "images.txt": f"# IMAGE_ID, ...\n{text(7, *pose, 3, '100MEDIA/a.png')}\n1.0 2.0 5\n",
+        "cameras.txt": f"# CAMERA_ID, ...\n{text(3, 'PINHOLE', *SIZE, *lens)}\n",
+        "points3D.txt": f"# POINT3D_ID, ...\n{text(5, *ground, 1, 2, 3, 0.5, 7, 0)}\n",
+    }
+    return {name: content.encode() for name, content in files.items()}
+
+
 FORMATS: dict[str, Callable[[float], str]] = {
     "shots.geojson": shots,
     "reconstruction.json": opensfm,
@@ -134,13 +161,18 @@ def frame(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tilt", [0.0, 25.0])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*FORMATS, "images.txt", "images.bin"])
 def test_a_frame_lies_where_its_camera_was(frame: Path, name: str, tilt: float) -> None:
     path = frame.with_name(name)
-    path.write_text(FORMATS[name](tilt))
+    if name in FORMATS:
+        path.write_text(FORMATS[name](tilt))
+    else:
+        for other, content in colmap(tilt, name.endswith("bin")).items():
+            frame.with_name(other).write_bytes(content)
     poses = read_poses(str(path))
-    # only the reconstruction knows where the ground is
-    ground = Ground(None if name == "reconstruction.json" else HEIGHT - ABOVE, poses=poses)
+    # reconstructions know where the ground is
+    known = name not in ("shots.geojson", "cameras.xml")
+    ground = Ground(None if known else HEIGHT - ABOVE, poses=poses)
     source = read_source(frame, "a.png", ground)
     assert source.camera is not None
     np.testing.assert_allclose(rotation(source.camera), camera(tilt), atol=2e-6)
@@ -198,6 +230,31 @@ def test_files_of_no_poses(tmp_path: Path, text: str) -> None:
     with pytest.raises(PosesError, match=f"^{path}: ") as raised:
         read_poses(str(path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["images.txt", "images.bin"])
+def test_damaged_models_of_colmap(tmp_path: Path, name: str) -> None:
+    files = colmap(0.0, name.endswith("bin"))
+    for other, content in files.items():
+        (tmp_path / other).write_bytes(content)
+    path = tmp_path / name
+    for content in (files[name][:40], b"", b"1 2 3\n\n", files[name].replace(b" 3 ", b" 4 ")[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(PosesError, match=f"^{path}: "):
+            read_poses(str(path))
+    path.write_bytes(files[name])
+    (tmp_path / f"cameras.{name[-3:]}").unlink()
+    with pytest.raises(PosesError, match="No such file"):
+        read_poses(str(path))
+
+
+def test_a_model_of_colmap_that_is_nowhere(tmp_path: Path) -> None:
+    for other, content in colmap(0.0, False).items():
+        (tmp_path / other).write_bytes(content)
+    pose = "7 1 0 0 0 0.5 0.25 3 3 a.png"
+    (tmp_path / "images.txt").write_text(f"{pose}\n\n")
+    with pytest.raises(PosesError, match="not geocentric"):
+        read_poses(str(tmp_path / "images.txt"))
 
 
 def test_the_command_takes_them(frame: Path, tmp_path: Path, run: Run) -> None:

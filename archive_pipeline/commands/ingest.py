@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False),
     help="Place frames by what photogrammetry found, not by their tags: ODM's shots.geojson or "
-    "geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml.",
+    "geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml, COLMAP's images.txt or .bin.",
 )
 @click.option(
     "--salvage",

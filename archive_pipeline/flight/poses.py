@@ -2,13 +2,17 @@
 
 Rotations are from OpenSfM's documentation of its reconstruction file and OpenDroneMap's
 opendm/shots.py (world to camera, whose axes are the image's right, its down and the optical axis),
-and from Metashape's manual (camera to chunk, and the chunk to geocentric coordinates).
+and from Metashape's manual (camera to chunk, and the chunk to geocentric coordinates). `colmap`
+reads COLMAP's.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,9 +26,14 @@ from pyproj import CRS, Proj, Transformer
 from pyproj.exceptions import CRSError
 
 from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.flight.colmap import read_model
 from archive_pipeline.geo.pose import CameraPose
 
 Array = npt.NDArray[np.float64]
+
+COLMAP = re.compile(r"images\.(txt|bin)", re.IGNORECASE)
+EARTH_M = 6.3e6, 6.5e6  # from the Earth's middle to where drones fly
+_DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 class PosesError(ArchivePipelineError):
@@ -119,7 +128,8 @@ class Poses:
 def read_poses(path: str) -> Poses:
     """Read a file of poses.
 
-    ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, or Metashape's cameras.xml.
+    ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml, or
+    COLMAP's images.txt or images.bin, aligned to geocentric coordinates.
 
     Raises:
         PosesError: it cannot be read, is of none of these, or says nothing of any image.
@@ -131,7 +141,7 @@ def read_poses(path: str) -> Poses:
         raise PosesError(f"{path}: {error.strerror or error}") from error
     except PosesError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, CRSError) as error:
+    except (*_DAMAGE, CRSError, struct.error) as error:
         line = " ".join(str(error).split())
         raise PosesError(f"{path}: no poses that are understood: {line}") from error
 
@@ -139,6 +149,8 @@ def read_poses(path: str) -> Poses:
 @lru_cache(maxsize=4)
 def _read(path: str, version: int, size: int) -> Poses:
     """`read_poses`, once for each state of the file."""
+    if COLMAP.fullmatch(Path(path).name):
+        return _named(path, "COLMAP", _colmap(Path(path)))
     text = Path(path).read_text("utf-8-sig")
     start = text.lstrip()[:1]
     if start in ("{", "["):
@@ -152,7 +164,16 @@ def _read(path: str, version: int, size: int) -> Poses:
             raise ValueError(str(error)) from error
     else:
         source, poses = "geo.txt", _geo_txt(text)
-    found = {name.casefold(): pose for name, pose in poses}
+    return _named(path, source, poses)
+
+
+def _named(path: str, source: str, poses: Iterator[tuple[str, FoundPose]]) -> Poses:
+    """Poses by names: with their folders, and without where that is no other's."""
+    found = {name.replace("\\", "/").casefold(): pose for name, pose in poses}
+    short = Counter(name.rpartition("/")[2] for name in found)
+    for name, pose in list(found.items()):
+        if short[name.rpartition("/")[2]] == 1:
+            found[name.rpartition("/")[2]] = pose
     for name, pose in found.items():
         numbers = [pose.lon, pose.lat, *np.ravel(pose.rotation if pose.rotation is not None else 0)]
         if not np.isfinite(numbers).all() or abs(pose.lat) > 90.0 or abs(pose.lon) > 360.0:
@@ -195,7 +216,10 @@ def _opensfm(document: list[dict[str, Any]]) -> Iterator[tuple[str, FoundPose]]:
             "+step +proj=unitconvert +xy_in=rad +xy_out=deg"
         )
         points = np.array([p["coordinates"] for p in part.get("points", {}).values()], float)
-        ground = float(np.median(to_degrees.transform(*points.T)[2])) if len(points) else None
+        ground = None
+        if len(points):
+            *_, heights = to_degrees.transform(points[:, 0], points[:, 1], points[:, 2])
+            ground = float(np.median(heights))
         for name, shot in part["shots"].items():
             rotation = _rotation(shot["rotation"])
             place = -rotation.T @ np.array(shot["translation"], float)
@@ -239,6 +263,22 @@ def _metashape_lens(sensor: ElementTree.Element) -> tuple[float | None, tuple[fl
             cx, cy = (float(one.findtext(name, "0")) / longer for name in ("cx", "cy"))
             return float(one.findtext("f", "")) / longer, (cx, cy)
     return None, (0.0, 0.0)
+
+
+def _colmap(path: Path) -> Iterator[tuple[str, FoundPose]]:
+    """A model of COLMAP's that its model_aligner brought to geocentric coordinates."""
+    to_degrees = Transformer.from_crs("EPSG:4978", "EPSG:4979", always_xy=True)
+    shots, points = read_model(path)
+    ground = None
+    if len(points):
+        *_, heights = to_degrees.transform(points[:, 0], points[:, 1], points[:, 2])
+        ground = float(np.median(heights))
+    for shot in shots:
+        if not EARTH_M[0] < np.linalg.norm(shot.place) < EARTH_M[1]:
+            raise ValueError("its coordinates are not geocentric (colmap model_aligner makes them)")
+        x, y, z = (float(v) for v in to_degrees.transform(*shot.place))
+        rotation = shot.rotation @ _east_north_up(x, y).T
+        yield shot.name, FoundPose(x, y, z, rotation, *shot.lens, ground)
 
 
 def _geo_txt(text: str) -> Iterator[tuple[str, FoundPose]]:
