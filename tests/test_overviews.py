@@ -316,6 +316,31 @@ def test_rasters_of_all_kinds_are_made_smaller(run: Run, tmp_path: Path) -> None
         assert np.abs(f.read() - wanted).max() <= 0.51
 
 
+def test_smaller_pixels_in_python(run: Run, own: Path, tmp_path: Path) -> None:
+    import archive_pipeline as ap
+
+    args = ("restore", "--archive", own, "-o", tmp_path, "--max-size", 120, "--workers", 0)
+    (file,) = run(*args, "--json").json["files"]
+    west, south, east, north = rasterio.warp.transform_bounds(
+        "EPSG:32615", "EPSG:4326", *_bounds(own, (300, 200, 700, 500))
+    )
+    break_pixels(own)
+    opened = ap.open(own)
+    (image,) = opened.images
+    found = image.read(max_size=120)
+    with rasterio.open(file["path"]) as written:
+        np.testing.assert_array_equal(np.moveaxis(written.read(), 0, 2), found)
+        assert written.transform.almost_equals(Affine(*found.transform), 1e-9)
+    box = west, south, east, north
+    assert max(image.window(box, max_size=40).shape[:2]) == 40
+    pitch = float(np.hypot(*image.transform[0:4:3]))
+    mosaic = opened.window(box, resolution=10 * pitch)
+    assert mosaic.transform[0] == pytest.approx(10 * pitch)
+    for size in (0, 1.5, True, "9"):
+        with pytest.raises(ap.ArchivePipelineError, match="is not a number of pixels"):
+            image.read(max_size=size)
+
+
 def test_sizes_that_make_no_sense(run: Run, kept: Path) -> None:
     assert run("restore", "--archive", kept, "--max-size", 0).code == 2
     for resampled in ("--mosaic", "--ortho"):

@@ -147,12 +147,16 @@ class OpenImage:
     def __repr__(self) -> str:
         return f"OpenImage({self.name!r}, {self.width} x {self.height})"
 
-    def read(self, window: Window | None = None) -> Pixels:
+    def read(self, window: Window | None = None, max_size: int | None = None) -> Pixels:
         """Pixels of a window (col, row, width, height), or all of them.
+
+        Args:
+            max_size: pixels on the longer side at most, each the mean of those it stands for; from
+                an overview where that is fine enough, so that little is decoded.
 
         Raises:
             ArchiveError: tiles are damaged, each is named.
-            UsageError: the window is not inside the image.
+            UsageError: the window is not inside the image, or `max_size` is no size.
         """
         from archive_pipeline.geo.mapping import window_transform
 
@@ -164,6 +168,8 @@ class OpenImage:
             raise UsageError(f"{self.name}: {window} is not inside {self.width} x {self.height}")
         area = (col, row, width, height)
         image = self._opened.reader(self._entry)
+        if max_size is not None:
+            return self._smaller(image, area, max_size)
         mask = image.read_mask(area)
         return Pixels(
             image.read(area),
@@ -172,11 +178,22 @@ class OpenImage:
             (self.name,),
         )
 
-    def window(self, bbox: Bbox, crs: str = "EPSG:4326") -> Pixels:
+    def _smaller(self, image: ArchivedImage, area: Window, max_size: int) -> Pixels:
+        from archive_pipeline.geo.mapping import window_transform
+        from archive_pipeline.jobs.views import View, check_size, reduced
+
+        check_size(max_size)
+        view = reduced(View(image, area), max_size)
+        mask, values = view.read_mask(view.window), view.read(view.window)
+        georef = window_transform(view.source.georef, view.window)
+        return Pixels(values, None if mask is None else mask > 0, georef, (self.name,))
+
+    def window(self, bbox: Bbox, crs: str = "EPSG:4326", max_size: int | None = None) -> Pixels:
         """The smallest window of its own pixel grid that covers what a box shows of it.
 
         Args:
             bbox: (west, south, east, north) in `crs`.
+            max_size: as `read` has it.
 
         Raises:
             ArchiveError: the image shows nothing of the box, or its tiles are damaged.
@@ -185,7 +202,7 @@ class OpenImage:
         window = self._window(bbox, crs)
         if window is None:
             raise ArchiveError(f"{self.name}: shows nothing of {bbox} ({crs})")
-        return self.read(window)
+        return self.read(window, max_size)
 
     def _window(self, bbox: Bbox, crs: str) -> Window | None:
         from archive_pipeline.geo.mapping import bbox_to_window
@@ -239,10 +256,21 @@ class OpenArchive:
         """
         return [image for image in self.images if image._window(bbox, crs) is not None]
 
-    def window(self, bbox: Bbox, crs: str = "EPSG:4326", *, flight: str | None = None) -> Pixels:
+    def window(
+        self,
+        bbox: Bbox,
+        crs: str = "EPSG:4326",
+        *,
+        flight: str | None = None,
+        resolution: float | None = None,
+    ) -> Pixels:
         """A box (west, south, east, north) as one north-up array, of all images that show it.
 
         What `archive restore --mosaic` writes; one image's own pixels are `OpenImage.window`'s.
+
+        Args:
+            resolution: pixel size in units of the array's CRS; by default the finest image's. A
+                coarse one comes from overviews, so that little is decoded.
 
         Raises:
             ArchiveError, OutputError: no image shows the box, or one of them is damaged.
@@ -265,6 +293,7 @@ class OpenArchive:
                 Selection(bbox, crs, flight),
                 Path(folder),
                 mosaic=True,
+                resolution=resolution,
                 steps=decoding.steps,
                 seed=decoding.seed,
                 precision=decoding.precision,

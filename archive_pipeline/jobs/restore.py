@@ -24,6 +24,7 @@ from archive_pipeline.jobs.restoring import (
     restore_ortho,
 )
 from archive_pipeline.jobs.selection import Selection, select
+from archive_pipeline.jobs.views import check_size
 from archive_pipeline.outputs.paths import OutputError, output_path
 from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.stages import summed
@@ -182,8 +183,7 @@ def _check_size(max_size: int | None, resampled: bool) -> None:
     """Raise `UsageError` unless images can be given this size."""
     if max_size is None:
         return
-    if type(max_size) is not int or max_size < 1:
-        raise UsageError(f"max_size {max_size!r} is not a number of pixels")
+    check_size(max_size)
     if resampled:
         raise UsageError("--max-size is of images in their own grid; here --resolution is meant")
 

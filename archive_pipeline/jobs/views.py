@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from archive_pipeline.errors import UsageError
 from archive_pipeline.flight.raster import Mask, Pixels, Raster
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
@@ -95,6 +96,12 @@ def coarser(view: View, factor: float) -> Raster:
     left, top = col // f, row // f
     window = left, top, -(-(col + width) // f) - left, -(-(row + height) // f) - top
     return OverviewView(view.image, f, window)
+
+
+def check_size(max_size: object) -> None:
+    """Raise `UsageError` unless images can be made so small."""
+    if type(max_size) is not int or max_size < 1:
+        raise UsageError(f"max_size {max_size!r} is not a number of pixels")
 
 
 def reduced(view: View, most: int) -> Raster:
