@@ -225,6 +225,8 @@ def open(
     from archive_pipeline.jobs.opened import OpenArchive
 
     check_decoding(device, precision, steps, seed)
+    if steps:
+        require("torch", "--steps")
     return OpenArchive(str(archive), device, steps, seed, precision)
 
 
@@ -297,6 +299,8 @@ def restore(
     from archive_pipeline.jobs.selection import Selection
 
     check_decoding(device, precision, steps, seed)
+    if steps and scheduler is None:
+        require("torch", "--steps")
     check_workers(workers)
     return run(
         str(archive),

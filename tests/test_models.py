@@ -252,7 +252,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget models that other tests made known."""
     monkeypatch.setattr(models, "_files", {})
     monkeypatch.setattr(models, "_codecs", {})
-    models._folder_digest.cache_clear()
+    monkeypatch.setattr(models, "_readers", {})
+    monkeypatch.setattr(models, "_digests", {})
     monkeypatch.delenv(models.SEARCH_PATH, raising=False)
 
 

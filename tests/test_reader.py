@@ -318,6 +318,7 @@ assert (lazy[50:90, 60:80].values == array[50:90, 60:80]).all()
         (["ingest", "{flight}", "--archive", "{out}"], "torch"),
         (["restore", "--archive", "{archive}", "-o", "{out}", "--device", "cuda"], "torch"),
         (["restore", "--archive", "{archive}", "-o", "{out}", "--workers", "2"], "distributed"),
+        (["restore", "--archive", "{archive}", "-o", "{out}", "--steps", "1"], "torch"),
     ],
 )
 def test_what_needs_the_extra_says_so(
@@ -329,14 +330,6 @@ def test_what_needs_the_extra_says_so(
     [line] = done.stderr.strip().splitlines()
     assert f"needs {needs}: pip install 'archive-pipeline[ingest]'" in line
     assert not (tmp_path / "out").exists()
-
-
-def test_steps_without_pytorch_are_refused_by_name(archive: Path, tmp_path: Path) -> None:
-    args = ("restore", "--archive", archive, "-o", tmp_path, "--steps", 1, "--image")
-    done = without_extras(COMMAND, *args, "DJI_0001.JPG")
-    assert done.returncode == 1
-    assert "--steps needs torch: pip install 'archive-pipeline[ingest]'" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_writing_an_array_without_pytorch_is_refused_by_name(archive: Path) -> None:

@@ -7,7 +7,6 @@ import sys
 import threading
 from contextlib import suppress
 from ctypes import CDLL
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -45,6 +44,7 @@ _lock = threading.RLock()
 _files: dict[str, dict[str, bytes]] = {}  # the least recently used first
 _codecs: dict[tuple[str, str, Precision], Codec] = {}
 _readers: dict[tuple[str, Precision], Reader] = {}
+_digests: dict[Path, str] = {}  # of the models in folders that were looked at
 _policies: dict[str, Policy] = {}
 
 
@@ -102,17 +102,17 @@ def _folders() -> list[Path]:
     return found
 
 
-@cache
-def _folder_digest(folder: Path) -> str:
-    return digest(read_folder(folder))
-
-
 def register(files: dict[str, bytes]) -> str:
     """Make a model known by its files' contents; returns its SHA-256.
 
     Of many models those that were not used for long are forgotten: an archive may hold any number.
     """
     sha256 = digest(files)
+    _keep(sha256, files)
+    return sha256
+
+
+def _keep(sha256: str, files: dict[str, bytes]) -> None:
     with _lock:
         _files[sha256] = _files.pop(sha256, files)
         while len(_files) > 1 and sum(map(_size, _files.values())) > MAX_KEPT:
@@ -121,7 +121,6 @@ def register(files: dict[str, bytes]) -> str:
             for kept in cast(tuple[dict[Any, Any], ...], (_codecs, _readers)):
                 for key in [key for key in kept if key[0] == oldest]:
                     del kept[key]
-    return sha256
 
 
 def _size(files: dict[str, bytes]) -> int:
@@ -239,7 +238,7 @@ def decoder_for(sha256: str, settings: Settings) -> TileDecoder:
         _require(sha256)
         key = (sha256, settings.precision)
         if key not in _readers:
-            _readers[key] = Reader(_files[sha256], settings.precision)
+            _readers[key] = Reader(_files[sha256], settings.precision, sha256)
         return _readers[key]
 
 
@@ -313,7 +312,12 @@ def is_known(sha256: str) -> bool:
             return True
         for folder in _folders():
             with suppress(ModelError):
-                # read again: the folder may have changed since it was first looked at
-                if _folder_digest(folder) == sha256 and register(read_folder(folder)) == sha256:
+                if _digests.get(folder, sha256) != sha256:
+                    continue
+                # read again, even if it was seen before: the folder may have changed since
+                files = read_folder(folder)
+                _digests[folder] = digest(files)
+                if _digests[folder] == sha256:
+                    _keep(sha256, files)
                     return True
         return False

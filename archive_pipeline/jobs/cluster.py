@@ -121,7 +121,9 @@ def connect(
         with Pool(None) as pool:
             yield pool
         return
-    gpus = 0 if device == "cpu" else gpu_count()
+    from archive_pipeline.codec.models import find_device
+
+    gpus = 0 if find_device(device) == "cpu" else gpu_count()
     if workers is None and gpus:
         count = min(gpus, tasks)
     with (

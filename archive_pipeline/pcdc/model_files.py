@@ -48,6 +48,7 @@ FORMATS: dict[str, dict[str, int]] = {
     FORMAT: {},
 }
 FULL_PRECISION = ("pcdc-transform-1", "pcdc-transform-2", "pcdc-transform-3")
+ENCODER = ("g_a.", "h_a.")  # networks that decoding does without
 EXACT = ("h_scale.", "prior.")  # networks that entropy decoding depends on, in any format
 MAX_BYTES = {
     CONFIG: 64 << 10,
@@ -181,20 +182,26 @@ def reported(sha256: str) -> Iterator[None]:
         raise ModelError(f"model {sha256[:12]} cannot be read: {error}") from error
 
 
-def read(files: dict[str, bytes]) -> Contents:
+def read(
+    files: dict[str, bytes], sha256: str | None = None, without: tuple[str, ...] = ()
+) -> Contents:
     """Read a model's files and check all that can be checked without its networks.
+
+    Args:
+        sha256: the files' `digest`, where it is known.
+        without: networks that are not wanted, by the beginnings of their tensors' names.
 
     Raises:
         ModelError: they are damaged or of an unknown kind.
     """
-    sha256 = digest(files)
+    sha256 = sha256 or digest(files)
     with reported(sha256):
-        contents = _read(files, sha256)
+        contents = _read(files, sha256, without)
     _check_tables(contents)
     return contents
 
 
-def _read(files: dict[str, bytes], sha256: str) -> Contents:
+def _read(files: dict[str, bytes], sha256: str, without: tuple[str, ...]) -> Contents:
     config = json.loads(files[CONFIG])
     kind = config.pop("format")
     implied = FORMATS.get(kind)
@@ -210,6 +217,7 @@ def _read(files: dict[str, bytes], sha256: str) -> Contents:
             raise ModelError(f"model {sha256[:12]}: {name}={value!r} is out of range")
     check_header(files[WEIGHTS])
     arrays = load_arrays(files[WEIGHTS])
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(without)}
     tables = [arrays.pop(f"tables.{name}") for name in ("frequency", "size", "zero")]
     for name, array in arrays.items():
         if array.dtype.name != (expected := stored_as(name, kind)):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.pcdc.decoding import R, Symbols, T, TileDecoder
-from archive_pipeline.pcdc.model_files import Contents, read, reported
+from archive_pipeline.pcdc.model_files import ENCODER, Contents, read, reported
 from archive_pipeline.pcdc.precision import Precision, bfloat16_is_fast
 from archive_pipeline.pcdc.reader.scales import Prior, ScaleNetwork
 from archive_pipeline.pcdc.reader.synthesis import (
@@ -38,16 +38,19 @@ class Reader(TileDecoder):
     for some that differ by one level.
     """
 
-    def __init__(self, files: dict[str, bytes], precision: Precision = "auto") -> None:
+    def __init__(
+        self, files: dict[str, bytes], precision: Precision = "auto", sha256: str | None = None
+    ) -> None:
         """Build the decoder from a model's files.
 
         Args:
             precision: of the large layers, see `pcdc.precision`; NumPy multiplies in float32.
+            sha256: the model's, where it is known.
 
         Raises:
             ModelError: the files are damaged or of an unknown kind.
         """
-        contents = read(files)
+        contents = read(files, sha256, without=ENCODER)
         config, tensors = contents.config, contents.tensors
         super().__init__(contents.sha256, contents.tables, contents.level_tables, config.latents)
         with reported(contents.sha256):
