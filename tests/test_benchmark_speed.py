@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import benchmark_speed
-import click
 import pytest
 from benchmark_speed import HERE, PEER_CODECS, Sample, measure_peer, summary, table
 from click.testing import CliRunner
@@ -51,8 +50,8 @@ def test_peers_get_no_more_bytes(name: str) -> None:
         (task, run) for run in range(2) for task in ("encode", "decode")
     ]
     assert all(0.3 * sum(budgets) < s.bytes <= sum(budgets) for s in samples)
-    with pytest.raises(click.ClickException, match="cannot code"):
-        measure_peer(name, PEER_CODECS[name], crops, 12, [3, 3], 1)
+    coarsest = measure_peer(name, PEER_CODECS[name], crops, 12, [3, 3], 1)
+    assert coarsest[0].bytes > 6
 
 
 def test_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,12 +241,10 @@ class TileDecoder(ABC):
         return np.broadcast_to(column[:, None, None], (len(column), height, width))
 
     def q_index(
-        self, z: NDArray[np.int64], image_step: int, levels: NDArray[np.uint8] | None
+        self, z: NDArray[np.int64], image_step: int, levels: NDArray[np.uint8]
     ) -> NDArray[np.int64]:
-        """Scale indices (M, 4 z_h, 4 z_w) int64, shifted by the levels and clamped if given."""
+        """Scale indices (M, 4 z_h, 4 z_w) int64, shifted by the levels and clamped."""
         base = self.scale_index(z, image_step)
-        if levels is None:
-            return base
         offsets = self.exponents(0, levels, *base.shape[1:])
         h, w = offsets.shape[1:]
         base[:, :h, :w] = np.clip(base[:, :h, :w] - offsets, 0, SCALE_COUNT - 1)
