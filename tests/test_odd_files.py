@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import Run
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from test_outputs import noise, whole
 
+from archive_pipeline.flight._metadata_blocks import jp2_blocks, webp_blocks
 from archive_pipeline.flight.find import find_images
 from archive_pipeline.flight.read import read_pixels, read_source
 from archive_pipeline.flight.source_image import XMP_PREFIX, SourceError
@@ -311,3 +312,57 @@ def test_a_soft_mask_is_alpha(tmp_path: Path, dtype: str, soft: bool) -> None:
         if soft:
             opaque = 257 if dtype == "uint16" else 1
             assert np.array_equal(back.read(4), mask.astype(dtype) * opaque)
+
+
+def webp(path: Path, blocks: dict[str, bytes]) -> None:
+    pixels = Image.fromarray(np.moveaxis(noise(3), 0, -1))
+    names = {"EXIF": "exif", "XMP": "xmp", "ICC": "icc_profile"}
+    pixels.save(path, "WEBP", **{names[name]: data for name, data in blocks.items()})
+
+
+def jp2(path: Path, blocks: dict[str, bytes]) -> None:
+    """A JPEG 2000 file with the blocks in boxes behind its header, as others write them."""
+
+    def box(kind: bytes, payload: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(payload)) + kind + payload
+
+    coded = io.BytesIO()
+    Image.fromarray(np.moveaxis(noise(3), 0, -1)).save(coded, "JPEG2000", no_jp2=False)
+    data = coded.getvalue()
+    at = data.index(b"jp2c") - 4
+    uuids = {
+        "EXIF": b"JpgTiffExif->JP2",
+        "XMP": bytes.fromhex("be7acfcb97a942e89c71999491e3afac"),
+    }
+    boxes = b"".join(box(b"uuid", uuids[n] + d) for n, d in blocks.items() if n in uuids)
+    header = data.index(b"jp2h") - 4
+    size = int.from_bytes(data[header : header + 4], "big")
+    inner = data[header + 8 : header + size]
+    colr = inner.index(b"colr") - 4
+    length = int.from_bytes(inner[colr : colr + 4], "big")
+    profile = box(b"colr", b"\2\0\0" + blocks["ICC"])
+    inner = inner[:colr] + profile + inner[colr + length :]
+    head = data[:header] + box(b"jp2h", inner) + data[header + size : at]
+    path.write_bytes(head + boxes + data[at:])
+
+
+@pytest.mark.parametrize(("name", "make"), [("a.webp", webp), ("a.jp2", jp2)])
+def test_documents_in_webp_and_jpeg_2000(tmp_path: Path, name: str, make: Callable) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    blocks = {"EXIF": exif().removeprefix(b"Exif\0\0"), "XMP": XMP, "ICC": profile}
+    make(tmp_path / name, blocks)
+    source = read_source(tmp_path / name, name)
+    found = {kind: data.removeprefix(b"Exif\0\0") for kind, data in source.metadata}
+    assert found == blocks
+    assert source.camera is not None
+    assert (source.camera.lat, source.camera.altitude_relative_m) == (47.5, 100.0)
+    write_gtiff(tmp_path / "o.tif", whole(source))
+    back = read_source(tmp_path / "o.tif", "o.tif")
+    assert {"XMP", "ICC", "EXIF"} <= dict(back.metadata).keys()
+    assert dict(back.metadata)["ICC"] == profile
+    # cut off or damaged anywhere, nothing is raised for them
+    data = (tmp_path / name).read_bytes()
+    for end in range(0, len(data), max(1, len(data) // 60)):
+        (tmp_path / "cut").write_bytes(data[:end])
+        blocks_of = webp_blocks if make is webp else jp2_blocks
+        assert all(kind in blocks for kind, _ in blocks_of(tmp_path / "cut"))

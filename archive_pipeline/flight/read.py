@@ -20,7 +20,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from archive_pipeline.errors import root_cause
-from archive_pipeline.flight._metadata_blocks import Block, png_blocks, tiff_blocks
+from archive_pipeline.flight._metadata_blocks import (
+    Block,
+    jp2_blocks,
+    png_blocks,
+    tiff_blocks,
+    webp_blocks,
+)
 from archive_pipeline.flight.formats import no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import walk
 from archive_pipeline.flight.locations import Location, sha256
@@ -39,7 +45,7 @@ DERIVED_NAMESPACES = frozenset(
 )
 # Copies of what `SourceImage.metadata` holds byte for byte, for the formats it reads.
 EMBEDDED_NAMESPACES = frozenset(("EXIF", "xml:XMP", "COLOR_PROFILE"))
-EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG"))
+EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG", "WEBP", "JP2OpenJPEG"))
 
 # Colours that GDAL converts to RGB.
 CONVERTED = frozenset(("CMYK", "YCbCrK", "CIELAB", "ICCLAB", "ITULAB"))
@@ -342,7 +348,11 @@ def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list
             reason = f"a TIFF of {pages} pages, which are images of their own: split it (tiffsplit)"
             raise SourceError(path, reason)
         return tiff_blocks(path), []
-    return [], _animation(path) if driver in ("GIF", "WEBP") else []
+    if driver == "WEBP":
+        return webp_blocks(path), _animation(path)
+    if driver == "JP2OpenJPEG":
+        return jp2_blocks(path), []
+    return [], _animation(path) if driver == "GIF" else []
 
 
 def _animation(path: Path) -> list[str]:
