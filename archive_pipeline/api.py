@@ -147,6 +147,8 @@ def ingest(
     from archive_pipeline.jobs.ingest import ingest as run
     from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
 
+    if flight == "":
+        raise UsageError("--flight is empty: leave it out for the directory's name")
     named = [(flight or name_of(p) or "flight", p) for p in map(location, directories)]
     if len({id for id, _ in named}) < len(named):
         raise UsageError("two FLIGHT_DIRs have the same name; ingest one with --flight")

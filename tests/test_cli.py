@@ -312,3 +312,20 @@ def test_a_terminal_is_told_what_is_being_done(tmp_path: Path) -> None:
     assert told[-2] < max(n for n, line in enumerate(lines) if "/3 [" in line) < told[-1]
     assert all(len(line) <= 80 for line in lines if line.startswith("ingest:"))
     assert not shown.decode().split("\r")[-1].strip()  # nothing of it stays
+
+
+def test_options_that_mean_nothing_alone(run: Run, archive: Path, flight: Path) -> None:
+    for args, said in (
+        (("restore", "--bbox-crs", "EPSG:32615"), "--bbox-crs is of a --bbox"),
+        (("ingest", flight, "--flight", ""), "--flight is empty"),
+    ):
+        refused = run(*args, "--archive", archive)
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+
+
+def test_a_mosaic_of_nothing_says_why(run: Run, archive: Path, tmp_path: Path) -> None:
+    args = ("restore", "--archive", archive, "-o", tmp_path, "--mosaic", "--resolution", 5000)
+    refused = run(*args)
+    assert refused.code == 1
+    assert "at the centre of one of 5000" in refused.err
+    assert "bounding box" not in refused.err

@@ -416,3 +416,18 @@ def test_another_folders_file_of_the_same_name_is_not_an_earlier_one(
         assert result.code == 3
         assert "--flight" in result.json["failed"][0]["error"]
         assert run("info", "--archive", url, "--json").json == before
+
+
+def test_a_relative_flight_is_overwritten_from_the_same_directory(
+    run: Run, flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").mkdir()
+    for name in ("DJI_0001.JPG", "DJI_0002.JPG"):
+        shutil.copy(flight / name, "s")
+    args = ("ingest", "s", "--archive", "a.zarr", "--ratio", 16, "--workers", 0, "--json")
+    assert run(*args).json["ingested"] == 2
+    shutil.copy(flight / "DJI_0003.JPG", "s/DJI_0001.JPG")
+    assert run(*args).code == 3
+    done = run(*args, "--overwrite")
+    assert (done.code, done.json["ingested"]) == (0, 2), done.err

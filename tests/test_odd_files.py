@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 import time
 from collections.abc import Callable
@@ -366,3 +367,41 @@ def test_documents_in_webp_and_jpeg_2000(tmp_path: Path, name: str, make: Callab
         (tmp_path / "cut").write_bytes(data[:end])
         blocks_of = webp_blocks if make is webp else jp2_blocks
         assert all(kind in blocks for kind, _ in blocks_of(tmp_path / "cut"))
+
+
+def test_a_jpeg_with_more_bytes_than_pixels_is_doubted(
+    run: Run, flight: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    data = bytearray((flight / "DJI_0001.JPG").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(40)
+    (folder / "bad.jpg").write_bytes(data)
+    shutil.copy(flight / "DJI_0002.JPG", folder / "good.jpg")
+    report = run("ingest", folder, "--archive", tmp_path / "a.zarr", "--workers", 0, "--json").json
+    doubted, trusted = sorted(report["images"], key=lambda image: image["id"])
+    assert any("may be damaged" in warning for warning in doubted["warnings"])
+    assert not any("may be damaged" in warning for warning in trusted["warnings"])
+
+
+def test_heights_that_are_of_no_use_are_named(run: Run, flight: Path, tmp_path: Path) -> None:
+    form = {"driver": "GTiff", "width": 20, "height": 20, "count": 1, "dtype": "float32"}
+    args = ("ingest", flight, "--archive", tmp_path / "a.zarr", "--workers", 0, "--json", "--dem")
+    with rasterio.open(tmp_path / "none.tif", "w", **form) as file:
+        file.write(np.zeros((1, 20, 20), np.float32))
+    (tmp_path / "text.tif").write_text("heights")
+    for name in ("none.tif", "text.tif", "missing.tif"):
+        refused = run(*args, tmp_path / name)
+        assert (refused.code, name in refused.err) == (2, True), refused.err
+    assert not (tmp_path / "a.zarr").exists()
+    place = rasterio.Affine(30, 0, 6e5, 0, -30, 32e5)  # 300 km away
+    with rasterio.open(
+        tmp_path / "far.tif", "w", crs="EPSG:32615", transform=place, **form
+    ) as file:
+        file.write(np.zeros((1, 20, 20), np.float32))
+    report = run(*args, tmp_path / "far.tif").json
+    assert all(
+        any("--dem do not reach" in warning for warning in image["warnings"])
+        for image in report["images"]
+    )

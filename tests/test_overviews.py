@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import Affine
 
+from archive_pipeline.flight.source_image import SourceImage
+from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.jobs._overviews import SHARE, factors_of, reduced
+from archive_pipeline.outputs.reduced import Reduced
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import overview_name
@@ -339,6 +342,51 @@ def test_smaller_pixels_in_python(run: Run, own: Path, tmp_path: Path) -> None:
     for size in (0, 1.5, True, "9"):
         with pytest.raises(ap.ArchivePipelineError, match="is not a number of pixels"):
             image.read(max_size=size)
+
+
+class Slope:
+    """A raster whose values say where they are: red rises by columns, green by rows."""
+
+    def __init__(self, width: int, height: int) -> None:
+        georef = Georef("EPSG:32615", (2.0, 0.0, 3e5, 0.0, -2.0, 3e6), method="transform")
+        self.source = SourceImage(
+            Path("slope.tif"), "slope.tif", "0" * 64, 1, "GTiff", width, height, 2, "float32",
+            "none", None, ("gray", "undefined"), {}, georef=georef,
+        )  # fmt: skip
+        self.window = (0, 0, width, height)
+        self.block = (64, 64)
+
+    def read(self, window: Window) -> NDArray:
+        col, row, width, height = window
+        rows, cols = np.mgrid[row : row + height, col : col + width] + 0.5
+        return np.stack([cols, rows], axis=2).astype(np.float32)
+
+    def read_mask(self, window: Window) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ((0, 0, 175, 112.5), (175, 112)),
+        ((0, 0, 175, 112.5), (174, 112)),
+        ((10.25, 20.5, 130.25, 100.5), (37, 25)),
+        ((8, 16, 168, 96), (20, 10)),
+    ],
+)
+def test_smaller_pixels_lie_where_they_say(
+    box: tuple[float, float, float, float], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archive_pipeline.outputs.reduced.READ_PIXELS", 4000)  # in strips
+    made = Reduced(Slope(175, 113), box, *size)
+    values = made.read(made.window)
+    rows, cols = np.mgrid[0 : size[1], 0 : size[0]] + 0.5
+    a, b, c, d, e, f = made.source.georef.transform or ()
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    # all but the outermost, whose means have one side alone
+    inner = np.s_[1:-1, 1:-1]
+    assert np.abs(values[..., 0] - (x - 3e5) / 2)[inner].max() < 0.05 * (box[2] - box[0]) / size[0]
+    assert np.abs(values[..., 1] - (3e6 - y) / 2)[inner].max() < 0.05 * (box[3] - box[1]) / size[1]
 
 
 def test_sizes_that_make_no_sense(run: Run, kept: Path) -> None:

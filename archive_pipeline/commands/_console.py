@@ -171,7 +171,7 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
         read, stored = (sum(getattr(d, n) for d in kept) for n in ("source_bytes", "archive_bytes"))
         listed = _kinds(d.path for d in kept)
         files = counted(len(kept), "file")
-        say(f"  {files} kept as they are ({listed}): {byte_size(read)} -> {byte_size(stored)}")
+        say(f"  {files} kept byte for byte ({listed}): {byte_size(read)} -> {byte_size(stored)}")
     if report.workers_lost:
         again = f"{counted(report.retries, 'image')} tried again"
         say(f"  {counted(report.workers_lost, 'worker')} died, {again}")
@@ -239,7 +239,7 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
         if documents:
             stored = sum(document["archive_bytes"] for document in documents)
             files, kinds = counted(len(documents), "file"), _kinds(d["path"] for d in documents)
-            say(f"  {files} kept as they are, {byte_size(stored)}: {kinds}")
+            say(f"  {files} kept byte for byte, {byte_size(stored)}: {kinds}")
         for line in _table([_cells(image) for image in images[:most]]):
             say(line)
         if most is not None and len(images) > most:

@@ -134,7 +134,9 @@ def _place(
     east, north = (rays[:, :2] * (above_ground / -rays[:, 2:])).T
     lon, lat = _geodesic_ends(camera, east, north)
     z = np.zeros_like(lon)
-    if terrain is not None:
+    if terrain is not None and not terrain.reaches(camera):
+        warnings.append("the heights of --dem do not reach below it: projected to a plane")
+    elif terrain is not None:
         flat = lon, lat
         lon, lat, z = terrain.meet(camera, above_ground, rays)
         moved = WGS84.inv(*flat, lon, lat)[2]

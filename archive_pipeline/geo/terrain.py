@@ -47,6 +47,10 @@ class Terrain:
         x, y = np.asarray(x), np.asarray(y)
         return _bilinear(heights, d * x + e * y + f - 0.5, a * x + b * y + c - 0.5)
 
+    def reaches(self, camera: CameraPose) -> bool:
+        """Whether there is a height below a camera."""
+        return not math.isnan(self._below(camera))
+
     def trusts(self, camera: CameraPose) -> bool:
         """Whether a camera's absolute height is better than that above its take-off."""
         return camera.altitude_gps_m is not None and camera.survey.get("RtkFlag") in FIXED_RTK

@@ -14,6 +14,7 @@ from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.find import find_flight
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.poses import read_poses
+from archive_pipeline.geo.terrain import check_dem
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._documents import DocumentOutcome, ingest_documents
 from archive_pipeline.jobs._neighbouring import Warned, compare_neighbours
@@ -164,6 +165,8 @@ def ingest(
         flights = [(flight, sources.absolute(directory)) for flight, directory in flights]
     workers = cluster.workers_in_reach(archive_url, scheduler, workers)
     cluster.check_device(options.device, scheduler)
+    if options.dem is not None and scheduler is None:  # the file is on the workers' machines
+        check_dem(options.dem)
     stage("listing files")
     looked = [(flight, directory, find_flight(directory)) for flight, directory in flights]
     listed = [(flight, found.images) for flight, _, found in looked]

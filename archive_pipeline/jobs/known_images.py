@@ -309,6 +309,8 @@ def _was_at(archive: Archive, entry: ImageEntry, file: ImageFile) -> bool:
     except ArchiveError:  # nobody knows; it is damaged, and may be replaced
         return True
     below = PurePosixPath(file.below).parts
+    if isinstance(recorded, Path):  # as ingest was told it, perhaps from this very directory
+        recorded = recorded.absolute()
     mine, theirs = _parts(_place_of(file)), _parts(recorded)
     root = mine[: -len(below)]
     if theirs[: len(root)] == root:

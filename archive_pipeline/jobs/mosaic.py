@@ -175,7 +175,8 @@ def write_mosaic(
     crs = _pick_crs(group, bbox, bbox_crs) if group and out_crs is None else str(out_crs)
     images = _place(group, crs, take_out)
     if not images:
-        raise EmptyMosaic(f"{path}: no image with a position touches the bounding box")
+        where = "touches the bounding box" if bbox is not None else "and an extent is chosen"
+        raise EmptyMosaic(f"{path}: no image with a position {where}")
     size = resolution or min(image.pitch for image in images)
     grid = _grid(path, _extent(images, bbox, bbox_crs, crs), crs, size)
     images = [_coarser(image, crs, size, coarser) for image in images]
@@ -187,7 +188,9 @@ def write_mosaic(
                 stage.set_band_description(band, name)
         used = _fill(stage, grid, composer, nodata, progress)
         if not used:
-            raise EmptyMosaic(f"{path}: no image has valid pixels in the bounding box")
+            within = " in the bounding box" if bbox is not None else ""
+            reason = f"no image has a valid pixel{within} at the centre of one of {size:g}"
+            raise EmptyMosaic(f"{path}: {reason}")
     names = tuple(sorted({image.id for image in used}))
     return Mosaic(
         crs_to_text(CRS.from_user_input(crs)) or crs,

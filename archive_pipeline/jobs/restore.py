@@ -141,6 +141,8 @@ def _check_usage(
         raise UsageError(f"{option} is made by this process: leave out --scheduler and --workers")
     if not (mosaic or ortho) and (resolution is not None or crs is not None):
         raise UsageError("--resolution and --crs are a mosaic's: they need --mosaic or --ortho")
+    if selection.bbox is None and selection.bbox_crs != "EPSG:4326" and not (mosaic or ortho):
+        raise UsageError("--bbox-crs is of a --bbox, which is not given")
     try:
         check_crs(selection.bbox_crs)
         if selection.bbox is not None:

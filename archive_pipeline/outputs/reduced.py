@@ -17,13 +17,14 @@ from archive_pipeline.outputs.paths import OutputError
 
 BLOCK = 512  # pixels a side
 READ_PIXELS = 40_000_000  # of the raster at a time: a frame at once
+ROUNDING = 1e-6  # pixels
 LEAST_SHARE = 1e-6  # of a pixel that is valid, where sums of floats are not exact
 
 Box = tuple[float, float, float, float]
 
 
 class Reduced:
-    """Part of a raster with fewer pixels, each the mean of the valid ones that it stands for.
+    """Part of a raster with fewer pixels, each a mean of the valid ones that it stands for.
 
     A `flight.raster.Raster`, of an image that is as large as it is. Pixels of a palette are picked,
     not averaged. EXIF gives the new size; lens and focal plane still refer to the whole frame.
@@ -46,6 +47,8 @@ class Reduced:
         self._box = box
         left, top, right, bottom = box
         self._across, self._down = (right - left) / width, (bottom - top) / height
+        numbers = left, top, self._across, self._down
+        self._exact = all(abs(n - round(n)) < ROUNDING for n in numbers)
         moved = window_transform(source.georef, (left, top, right - left, bottom - top))
         self.source = replace(
             source,
@@ -87,28 +90,41 @@ class Reduced:
         col, row, width, height = window
         left, top = self._box[0] + col * self._across, self._box[1] + row * self._down
         right, bottom = left + width * self._across, top + height * self._down
-        c0, r0, w, h = self._raster.window
-        c1, r1 = min(c0 + w, math.ceil(right - 1e-6)), min(r0 + h, math.ceil(bottom - 1e-6))
-        c0, r0 = max(c0, math.floor(left + 1e-6)), max(r0, math.floor(top + 1e-6))
-        area = c0, r0, c1 - c0, r1 - r0
+        # means that are not exact reach as far as the next ones' centres
+        beside, below = (0, 0) if self._exact else map(math.ceil, (self._across, self._down))
+        c, r, w, h = self._raster.window
+        c0, c1 = max(c, math.floor(left + ROUNDING) - beside), math.ceil(right - ROUNDING) + beside
+        r0, r1 = max(r, math.floor(top + ROUNDING) - below), math.ceil(bottom - ROUNDING) + below
+        area = c0, r0, min(c + w, c1) - c0, min(r + h, r1) - r0
         pixels, mask = self._raster.read(area), self._raster.read_mask(area)
-        box = max(0.0, left - c0), max(0.0, top - r0), min(right, c1) - c0, min(bottom, r1) - r0
+        box = max(0.0, left - c0), max(0.0, top - r0), right - c0, bottom - r0
+        box = *box[:2], min(box[2], area[2]), min(box[3], area[3])
         size = width, height
         if self.source.colormap is not None:
             at = _centres(box, size)
             return pixels[at], None if mask is None else mask[at]
         if mask is None:
-            return _mean(pixels, size, box), None
+            return self._mean(pixels, size, box), None
         known = mask[..., None] != 0
-        share = _mean(known.astype(np.float32), size, box)
-        total = _mean(np.where(known, pixels, 0).astype(np.float32), size, box)
+        share = self._mean(known.astype(np.float32), size, box)
+        total = self._mean(np.where(known, pixels, 0).astype(np.float32), size, box)
         means = np.where(share > LEAST_SHARE, total / np.maximum(share, LEAST_SHARE), 0)
         if self.source.mask == "alpha":
-            return _typed(means, pixels.dtype), _mean(mask[..., None], size, box)[..., 0]
+            return _typed(means, pixels.dtype), self._mean(mask[..., None], size, box)[..., 0]
         valid = share[..., 0] >= 0.5
         if self.source.mask == "nodata" and self.source.nodata is not None:
             means[~valid] = self.source.nodata
         return _typed(means, pixels.dtype), np.where(valid, 255, 0).astype(np.uint8)
+
+    def _mean(self, pixels: Pixels, size: tuple[int, int], box: Box) -> Pixels:
+        """Means (height, width, bands) of the pixels in a box."""
+        # Pillow's box filter counts pixels whole: it is right where they are not cut
+        kind = Image.Resampling.BOX if self._exact else Image.Resampling.BILINEAR
+        is_byte = pixels.dtype == np.uint8
+        planes = np.moveaxis(pixels if is_byte else pixels.astype(np.float32), 2, 0)
+        pictures = (Image.fromarray(np.ascontiguousarray(plane)) for plane in planes)
+        made = [np.asarray(picture.resize(size, kind, box)) for picture in pictures]
+        return _typed(np.stack(made, axis=2), pixels.dtype)
 
 
 def _centres(box: Box, size: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -117,19 +133,6 @@ def _centres(box: Box, size: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray
     cols = left + (np.arange(size[0]) + 0.5) * (right - left) / size[0]
     rows = top + (np.arange(size[1]) + 0.5) * (bottom - top) / size[1]
     return rows.astype(np.intp)[:, None], cols.astype(np.intp)[None, :]
-
-
-def _mean(pixels: Pixels, size: tuple[int, int], box: Box) -> Pixels:
-    """Means (height, width, bands) of the pixels in a box."""
-    is_byte = pixels.dtype == np.uint8
-    planes = np.moveaxis(pixels if is_byte else pixels.astype(np.float32), 2, 0)
-    made = [
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX, box)
-        )
-        for plane in planes
-    ]
-    return _typed(np.stack(made, axis=2), pixels.dtype)
 
 
 def _typed(values: Pixels, dtype: np.dtype) -> Pixels:
