@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -116,15 +116,13 @@ def _trunk(contents: Contents, precision: Precision) -> Trunk:
 
 def _one_thread_a_product() -> AbstractContextManager[Any]:
     """Within it, NumPy multiplies matrices by the calling thread alone."""
-    libraries = _libraries()
-    return nullcontext() if libraries is None else libraries.limit(limits=1, user_api="blas")
+    limited: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    return limited
 
 
 @cache
 def _libraries() -> Any:
-    """What multiplies matrices in this process; None where that cannot be told."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ModuleNotFoundError:  # then last bits may depend on the number of cores
-        return None
+    """What multiplies matrices in this process."""
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
