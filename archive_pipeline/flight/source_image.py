@@ -116,9 +116,10 @@ class SourceImage:
         camera, nodata, palette = data["camera"], data["nodata"], data["colormap"]
         tuples = ("colorinterp", "descriptions", "units", "band_tags", "warnings")
         numbers = ("scales", "offsets")
+        known = {field.name for field in fields(cls)}  # later releases may have more
         return cls(
             **{
-                **data,
+                **{name: value for name, value in data.items() if name in known},
                 **{name: tuple(data[name]) for name in tuples},
                 **{name: tuple(_number(v) for v in data[name]) for name in numbers},
                 "path": location(data["path"]),

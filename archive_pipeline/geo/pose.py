@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -62,4 +62,6 @@ class CameraPose:
         """Rebuild a pose from `to_json`'s dict."""
         centre = data.get("centre_px")
         tuples = {"centre_px": None if centre is None else (centre[0], centre[1])}
-        return cls(**{**data, **tuples, "warnings": tuple(data["warnings"])})
+        known = {field.name for field in fields(cls)}  # later releases may have more
+        given = {**data, **tuples, "warnings": tuple(data["warnings"])}
+        return cls(**{name: value for name, value in given.items() if name in known})
