@@ -587,17 +587,17 @@ def test_errors_that_a_reduced_picture_shows_count_more() -> None:
 
 
 def test_bfloat16_is_used_where_it_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(precision: str, **capabilities: bool) -> bool:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    def chosen(precision: str, amx: bool = False) -> bool:
+        monkeypatch.setattr("archive_pipeline.pcdc.precision._has_amx", lambda: amx)
         return settings(tmp_path, precision=precision).in_bfloat16
 
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    assert chosen("auto", amx_bf16=True)
-    assert not chosen("auto", avx512_bf16=True)
+    assert chosen("auto", amx=True)
+    assert not chosen("auto")
     assert chosen("bfloat16")
-    assert not chosen("float32", amx_bf16=True)
+    assert not chosen("float32", amx=True)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
-    assert not chosen("auto", amx_bf16=True)
+    assert not chosen("auto", amx=True)
 
 
 def test_bfloat16_autocast_keeps_the_integer_network_exact() -> None:
