@@ -327,5 +327,5 @@ def test_a_mosaic_of_nothing_says_why(run: Run, archive: Path, tmp_path: Path) -
     args = ("restore", "--archive", archive, "-o", tmp_path, "--mosaic", "--resolution", 5000)
     refused = run(*args)
     assert refused.code == 1
-    assert "at the centre of one of 5000" in refused.err
+    assert "where those of size 5000 have centres" in refused.err
     assert "bounding box" not in refused.err

@@ -175,7 +175,7 @@ def write_mosaic(
     crs = _pick_crs(group, bbox, bbox_crs) if group and out_crs is None else str(out_crs)
     images = _place(group, crs, take_out)
     if not images:
-        where = "touches the bounding box" if bbox is not None else "and an extent is chosen"
+        where = "touches the bounding box" if bbox is not None else "and a known extent"
         raise EmptyMosaic(f"{path}: no image with a position {where}")
     size = resolution or min(image.pitch for image in images)
     grid = _grid(path, _extent(images, bbox, bbox_crs, crs), crs, size)
@@ -189,7 +189,7 @@ def write_mosaic(
         used = _fill(stage, grid, composer, nodata, progress)
         if not used:
             within = " in the bounding box" if bbox is not None else ""
-            reason = f"no image has a valid pixel{within} at the centre of one of {size:g}"
+            reason = f"no image has valid pixels{within} where those of size {size:g} have centres"
             raise EmptyMosaic(f"{path}: {reason}")
     names = tuple(sorted({image.id for image in used}))
     return Mosaic(
