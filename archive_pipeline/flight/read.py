@@ -50,6 +50,8 @@ EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG", "WEBP", "JP2OpenJPE
 # Colours that GDAL converts to RGB.
 CONVERTED = frozenset(("CMYK", "YCbCrK", "CIELAB", "ICCLAB", "ITULAB"))
 
+DOUBTED_PIXELS = 1 << 26
+DOUBTED_DENSITY = 256  # pixels for a byte of a file, of which no photograph has so many
 CHECKED_ROWS = 512  # that are looked through at a time
 
 # MB of GDAL's block cache unless the user says otherwise; its own value is a share of the machine's
@@ -80,7 +82,7 @@ def read_source(path: Path, id: str, ground: Ground = FLAT, salvage: bool = Fals
         damage = _damage(path, dataset) if salvage else ""
         metadata, notes = _embedded(path, dataset.driver, bool(damage))
         if not damage and dataset.driver == "JPEG":
-            notes += _doubts(path)
+            notes += _doubts(path, dataset.width * dataset.height)
         if damage:
             notes.append(f"damaged, archived as far as it can be decoded: {damage}")
         notes += [f"its metadata are damaged, and kept as they are: {c}" for c in complaints]
@@ -283,12 +285,17 @@ def _damage(path: Path, dataset: rasterio.DatasetReader) -> str:
     return ""
 
 
-def _doubts(path: Path) -> list[str]:
+def _doubts(path: Path, pixels: int) -> list[str]:
     """A word on a JPEG in which more lies than its pixels take: they may be others.
 
     Bytes that changed inside a scan mostly give wrong pixels and no error. libjpeg notices it at
     the scan's end, which GDAL does not read.
+
+    Args:
+        pixels: of the picture; libjpeg holds six bytes for each of a progressive one.
     """
+    if pixels > min(DOUBTED_PIXELS, DOUBTED_DENSITY * path.stat().st_size):
+        return []
     import simplejpeg
 
     try:  # an eighth as large: nearly all of the work is in what is not needed
