@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 
 def cpu_count() -> int:
     """Cores that this process may use, by affinity and container limits."""
     try:
         from dask.system import CPU_COUNT
     except ModuleNotFoundError:  # an install that only reads
-        affinity = getattr(os, "sched_getaffinity", None)
-        return len(affinity(0)) if affinity else os.cpu_count() or 1
+        from archive_pipeline.pcdc.reader.decoder import core_count
+
+        return core_count()
     return int(CPU_COUNT)

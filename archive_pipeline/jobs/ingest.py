@@ -29,7 +29,7 @@ from archive_pipeline.jobs.ingested import note_sources
 from archive_pipeline.jobs.known_images import Place, find_places
 from archive_pipeline.stages import summed
 from archive_pipeline.store.archive import Archive, absolute
-from archive_pipeline.store.index import is_current, read_images, write_index
+from archive_pipeline.store.index import read_images, settle_index, write_index
 from archive_pipeline.store.layout import (
     ArchiveError,
     ImageEntry,
@@ -43,7 +43,6 @@ from archive_pipeline.store.stored_models import add_model, add_policy
 if TYPE_CHECKING:
     from archive_pipeline.detection.detectors import DetectorFile
 
-INDEX_PASSES = 3  # of writing the index while others commit images; the last of them mends it
 TOPIC = "archive_pipeline.shards"  # of events between workers and client
 
 
@@ -324,11 +323,7 @@ def _index_kept(archive: Archive, changed: bool, stage: Callable[[str], None]) -
     stage("writing the index")
     if changed:
         write_index(archive)
-    # who writes last has then seen what all others committed
-    for _ in range(INDEX_PASSES):
-        if is_current(archive):
-            break
-        write_index(archive)
+    settle_index(archive)
 
 
 def _add_model(archive: Archive, options: IngestOptions) -> tuple[str, str]:

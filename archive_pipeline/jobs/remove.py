@@ -10,7 +10,7 @@ from archive_pipeline.errors import did_you_mean
 from archive_pipeline.jobs.ingested import forget_sources
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.documents import document_keys, document_name
-from archive_pipeline.store.index import is_current, read_images, read_index, write_index
+from archive_pipeline.store.index import read_images, read_index, settle_index, write_index
 from archive_pipeline.store.layout import (
     ArchiveError,
     RecordError,
@@ -20,8 +20,6 @@ from archive_pipeline.store.layout import (
 )
 from archive_pipeline.store.leases import leased
 from archive_pipeline.store.leftovers import committed, may_be_whole
-
-INDEX_PASSES = 3  # who writes last has seen what all others did
 
 
 @dataclass
@@ -101,10 +99,8 @@ def remove(
         if not images:
             forget_sources(archive_url, flight)
         stage("writing the index")
-        for _ in range(INDEX_PASSES):
-            write_index(archive)
-            if is_current(archive):
-                break
+        write_index(archive)
+        settle_index(archive)
     stage("looking for models that nothing uses")
     _remove_models(archive, report)
     return report

@@ -4,10 +4,10 @@ from .archive import in_process_only as in_process_only
 from .archived_image import ArchivedImage as ArchivedImage
 from .image_writer import LEAST_BITS as LEAST_BITS
 from .image_writer import ImageWriter as ImageWriter
-from .index import is_current as is_current
 from .index import look as look
 from .index import read_images as read_images
 from .index import read_index as read_index
+from .index import settle_index as settle_index
 from .index import write_index as write_index
 from .layout import TILE as TILE
 from .layout import ArchiveError as ArchiveError

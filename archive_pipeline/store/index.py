@@ -60,6 +60,7 @@ PLACE = b"archive_pipeline:place"  # `_place` where the versions are from
 SETTLED = 3_000_000_000  # ns
 BATCH = 1000  # images
 ROW_GROUP = 16_384  # images
+PASSES = 3  # of writing the index while others commit images; the last of them mends it
 
 Damaged = Callable[[str, ArchiveError], None]
 Found = ImageEntry | ArchiveError | None
@@ -316,6 +317,20 @@ def write_index(archive: Archive) -> int:
             writer.write_table(to_file(rows))
     archive.write_key(KEY, sink.getvalue().to_pybytes())
     return len(contents.images)
+
+
+def settle_index(archive: Archive) -> None:
+    """Write the index until it agrees with the records, beside others who commit.
+
+    Who writes last has then seen what all others committed.
+
+    Raises:
+        ArchiveError: the archive cannot be read or written.
+    """
+    for _ in range(PASSES):
+        if is_current(archive):
+            break
+        write_index(archive)
 
 
 def _damaged(archive: Archive, error: Exception) -> ArchiveError:

@@ -100,6 +100,11 @@ def thread_count() -> int:
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdecimal() and int(said):
         return int(said)
+    return core_count()
+
+
+def core_count() -> int:
+    """Cores that this process may use, by affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
