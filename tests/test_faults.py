@@ -296,9 +296,11 @@ def test_several_commands_at_once(
     assert checked.json == {
         "passed": True,
         "images": 12 + FRAMES,
+        "documents": 0,
         "models": 1,
         "problems": [],
         "notes": [],
+        "leftover_bytes": 0,
     }
     both = tree(url)
     alone = tree(undisturbed)
@@ -321,6 +323,7 @@ def test_check_does_not_blame_images_that_are_written_anew(
     assert finish(again).json["ingested"] == 12
     assert len(notes) == 1
     assert "an ingest is running" in notes.pop()
+    assert command(*args, "--overwrite").code == 0  # the generation of the first ingest again
     assert tree(url) == tree(undisturbed)
 
 
