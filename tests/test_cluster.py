@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import distributed  # noqa: F401  what `dask.config.set` undoes would else be all of its settings
 import psutil
 import pytest
 
