@@ -17,7 +17,7 @@ import rasterio
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.geo.mapping import with_footprint
-from archive_pipeline.jobs import _composing, mosaic
+from archive_pipeline.jobs import composing, mosaic
 from archive_pipeline.jobs.mosaic import EmptyMosaic, write_mosaic
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.store import tile_cache
@@ -217,7 +217,7 @@ def tiles_of(col: int, row: int, width: int, height: int) -> list[tuple[int, int
 def test_reads_stay_small_and_tiles_are_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_composing, "READ_BYTES", 40_000)
+    monkeypatch.setattr(composing, "READ_BYTES", 40_000)
     frames = [frame("a", yaw=40, size=(500, 400)), frame("b", east=20, yaw=44, size=(500, 400))]
     write_mosaic(tmp_path / "m.tif", frames)
     for one in frames:

@@ -13,6 +13,7 @@ from archive_pipeline.commands.info import info
 from archive_pipeline.commands.ingest import ingest
 from archive_pipeline.commands.remove import remove
 from archive_pipeline.commands.restore import restore
+from archive_pipeline.commands.serve import serve
 from archive_pipeline.commands.verify_detection import verify_detection
 
 EXAMPLE = """\b
@@ -40,7 +41,7 @@ def main() -> None:
     """Keep drone imagery small: archive flights, restore any area as georeferenced pixels."""
 
 
-for command in (ingest, restore, info, check, verify_detection, remove):
+for command in (ingest, restore, info, serve, check, verify_detection, remove):
     main.add_command(command)
 
 

@@ -29,8 +29,8 @@ from archive_pipeline.geo.mapping import (
     crs_transformer,
     longitude_period,
 )
-from archive_pipeline.jobs._composing import EDGE_POINTS, Composer, PlacedImage
 from archive_pipeline.jobs._cores import cpu_count
+from archive_pipeline.jobs.composing import EDGE_POINTS, Composer, PlacedImage
 from archive_pipeline.outputs.nodata import avoid_nodata, storable_nodata
 from archive_pipeline.outputs.paths import OutputError
 from archive_pipeline.outputs.publish import NOTHING, Stamps

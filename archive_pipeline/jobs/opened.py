@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.errors import UsageError, did_you_mean
 from archive_pipeline.geo.georef import Affine6, Bbox, Georef, Window
-from archive_pipeline.jobs._decoding import Decoding
+from archive_pipeline.jobs.decoding import Decoding
 from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage

@@ -10,9 +10,9 @@ from archive_pipeline.errors import UsageError
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import check_bbox, check_crs
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs._decoding import Decoding
 from archive_pipeline.jobs._documents import restore_documents
 from archive_pipeline.jobs._targets import Targets
+from archive_pipeline.jobs.decoding import Decoding
 from archive_pipeline.jobs.mosaic import check_grid
 from archive_pipeline.jobs.restoring import (
     MosaicTask,

@@ -11,8 +11,8 @@ from archive_pipeline.flight.raster import Raster
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import window_transform
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs._decoding import Decoding
 from archive_pipeline.jobs._targets import Targets
+from archive_pipeline.jobs.decoding import Decoding
 from archive_pipeline.jobs.mosaic import EmptyMosaic, write_mosaic
 from archive_pipeline.jobs.selection import Selection
 from archive_pipeline.jobs.views import OverviewView, View, coarser, reduced

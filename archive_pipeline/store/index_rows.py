@@ -133,6 +133,11 @@ def _text(value: Any) -> str | None:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
 
 
+def footprint_of(entry: ImageEntry) -> shapely.Geometry | None:
+    """An image's footprint in degrees as GeoJSON has it; None without place."""
+    return _area(entry.record["georef"]["footprint"])
+
+
 def _area(ring: Any) -> shapely.Geometry | None:
     """A footprint as GeoJSON has it."""
     from archive_pipeline.geo.globe import cut_at_antimeridian
@@ -250,7 +255,7 @@ def _rings(column: pa.ChunkedArray) -> list[Any]:
 
     A point is a ring that is one place.
     """
-    shapes = _shapes(column)
+    shapes = _geometries(column)
     kinds = shapely.get_type_id(shapes)
     spots = kinds == shapely.GeometryType.POINT
     if spots.any():
@@ -266,7 +271,12 @@ def _rings(column: pa.ChunkedArray) -> list[Any]:
     ]
 
 
-def _shapes(column: pa.ChunkedArray) -> NDArray[Any]:
+def shapes_of(rows: pa.Table) -> NDArray[Any]:
+    """Footprints in degrees as shapely geometries; None where there is none that is valid."""
+    return _geometries(rows["geometry"])
+
+
+def _geometries(column: pa.ChunkedArray) -> NDArray[Any]:
     """Geometries from WKB; None where there is none, or none that is valid."""
     wkb = np.array(column.to_pylist(), dtype=object)  # several times faster than `to_numpy`
     return np.asarray(shapely.from_wkb(wkb, on_invalid="ignore"))
@@ -284,7 +294,7 @@ def sound(rows: pa.Table) -> NDArray[np.bool_]:
     mask &= pc.is_in(rows["archive:codec"].cast(pa.string()), pa.array(CODECS)).to_numpy()
     transforms = np.isfinite(_numbers(rows[TRANSFORM], AFFINE)).all(axis=1)
     mask &= transforms | rows[TRANSFORM].is_null().to_numpy()
-    shapes = _shapes(rows["geometry"])
+    shapes = shapes_of(rows)
     finite = np.isfinite(shapely.bounds(shapes)).all(axis=1)
     kinds = shapely.GeometryType.POLYGON, shapely.GeometryType.POINT
     finite &= np.isin(shapely.get_type_id(shapes), kinds)

@@ -1,0 +1,327 @@
+"""What an archive holds, in memory: found by place, time, flight and text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from archive_pipeline.geo.georef import Bbox
+from archive_pipeline.serving._errors import NotFound, Unavailable
+from archive_pipeline.serving._queries import Interval, timestamp
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.index import current_rows, look
+from archive_pipeline.store.index_rows import (
+    GROUP,
+    IMAGE,
+    SCHEMA,
+    VERSION,
+    bounds_of,
+    shapes_of,
+    to_records,
+)
+from archive_pipeline.store.layout import (
+    ArchiveError,
+    ImageEntry,
+    image_key,
+    quote_name,
+    unquote_name,
+)
+
+LOOK_EVERY = 1.0  # seconds, at least
+LOOK_SHARE = 0.05  # of the time, at most, is spent looking at what has changed
+QUICK = 0.25  # seconds; a look that takes longer is done while requests see what was there before
+
+
+@dataclass(frozen=True)
+class Found:
+    """Images that a query means.
+
+    Attributes:
+        numbers: of the images, in the order of their names.
+        matched: how many there are in all.
+        next: what to continue after; None at the end.
+    """
+
+    numbers: NDArray[np.intp]
+    matched: int
+    next: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The images of an archive at one moment, numbered in the order of their names.
+
+    Attributes:
+        rows: of the index, one an image, with its record's version where that is known.
+        keys: group path of each image.
+        flights: ids of those that have images, in order.
+        flight: int64 (n,), number of each image's flight.
+        bounds: float64 (n, 4), west, south, east, north of corners in degrees; NaN without place.
+        shapes: object (n,), shapely geometries of footprints in degrees; None without place.
+        times: float64 (n,), seconds since 1970 of capture; NaN where it is not known.
+        damaged: names ("flight/id") of images whose records are damaged, and why.
+    """
+
+    archive: Archive
+    rows: pa.Table
+    keys: list[str]
+    flights: list[str]
+    flight: NDArray[np.int64]
+    bounds: NDArray[np.float64]
+    shapes: NDArray[Any]
+    times: NDArray[np.float64]
+    texts: list[str]
+    damaged: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def entries(self, numbers: Iterable[int]) -> list[ImageEntry]:
+        """Images by their numbers."""
+        chosen = [int(n) for n in numbers]
+        records = to_records(self.rows.take(pa.array(chosen, pa.int64())))
+        pairs = zip(chosen, records, strict=True)
+        return [self.archive.entry_of(self.keys[n], record) for n, record in pairs]
+
+    def version(self, number: int) -> str:
+        """A text that changes whenever the image does."""
+        known = self.rows[VERSION][number].as_py()
+        return f"{self.keys[number]} {known}" if known else version_of(self.entries([number])[0])
+
+    def number(self, flight: str, id: str) -> int | None:
+        """Number of an image; None where there was none at this moment."""
+        key = image_key(flight, id)
+        at = self._place(key)
+        return at if at < len(self) and self.keys[at] == key else None
+
+    def _place(self, key: str) -> int:
+        """Number of the first image that does not come before a key."""
+        import bisect
+
+        return bisect.bisect_left(self.keys, key.split("/"), key=lambda k: k.split("/"))
+
+    def of_flight(self, flight: str) -> slice:
+        """Numbers of a flight's images.
+
+        Raises:
+            NotFound: it has none.
+        """
+        key = f"flights/{quote_name(flight)}" if flight else ""
+        first = self._place(f"{key}/")
+        last = self._place(f"{key}/\U0010ffff")
+        if not key or first == last:
+            raise NotFound(f"no flight {flight!r}")
+        return slice(first, last)
+
+    def find(
+        self,
+        bbox: Bbox | None = None,
+        datetime: Interval | None = None,
+        flights: Sequence[str] | None = None,
+        text: str = "",
+        limit: int | None = None,
+        after: str | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> Found:
+        """Images that meet a box, were taken in an interval, and so on.
+
+        Args:
+            bbox: west, south, east, north in degrees; west may be greater than east.
+            datetime: first and last second; None is open.
+            flights: only these; those that are not there have no images.
+            text: that their name ("flight/id") holds, letter case aside.
+            limit: images at most; all without one.
+            after: `Found.next` of the query before.
+            ids: of images, or "flight/id": only these.
+        """
+        chosen = np.ones(len(self), bool)
+        if flights is not None:
+            chosen[:] = False
+            for flight in flights:
+                try:
+                    chosen[self.of_flight(flight)] = True
+                except NotFound:
+                    continue
+        if datetime is not None:
+            first, last = datetime
+            with np.errstate(invalid="ignore"):
+                chosen &= ~np.isnan(self.times)
+                chosen &= True if first is None else self.times >= first
+                chosen &= True if last is None else self.times <= last
+        if ids is not None:
+            wanted = set(ids)
+            for n in np.flatnonzero(chosen):
+                name = self.name(int(n))
+                chosen[n] = name in wanted or name.partition("/")[2] in wanted
+        if text:
+            folded = text.casefold()
+            chosen &= np.fromiter((folded in t for t in self.texts), bool, len(self))
+        if bbox is not None:
+            chosen &= self.meets(bbox)
+        return self._page(np.flatnonzero(chosen), limit, after)
+
+    def _page(self, numbers: NDArray[np.intp], limit: int | None, after: str | None) -> Found:
+        first = 0
+        if after is not None:
+            key = f"flights/{after}"
+            place = self._place(key)
+            place += place < len(self) and self.keys[place] == key
+            first = int(np.searchsorted(numbers, place))
+        some = numbers[first:] if limit is None else numbers[first : first + limit]
+        more = len(some) and first + len(some) < len(numbers)
+        following = self.keys[some[-1]].removeprefix("flights/") if more else None
+        return Found(some, len(numbers), following)
+
+    def meets(self, bbox: Bbox) -> NDArray[np.bool_]:
+        """Tell of each image whether its footprint, or its place, meets a box, bool (n,)."""
+        west, south, east, north = bbox
+        boxes = (
+            [bbox] if west <= east else [(west, south, 180.0, north), (-180.0, south, east, north)]
+        )
+        found = np.zeros(len(self), bool)
+        for box in boxes:
+            with np.errstate(invalid="ignore"):
+                near = (self.bounds[:, 0] <= box[2]) & (self.bounds[:, 2] >= box[0])
+                near &= (self.bounds[:, 1] <= box[3]) & (self.bounds[:, 3] >= box[1])
+            at = np.flatnonzero(near)
+            area = shapely.box(*box)
+            shapely.prepare(area)
+            found[at] |= shapely.intersects(area, self.shapes[at])
+        return found
+
+    def name(self, number: int) -> str:
+        """ "flight/id" of an image."""
+        return f"{self.flights[self.flight[number]]}/{self.rows[IMAGE][int(number)].as_py()}"
+
+
+def version_of(entry: ImageEntry) -> str:
+    """A text that changes whenever an image's record does."""
+    record = json.dumps(entry.record, sort_keys=True, separators=(",", ":"))
+    return f"{entry.key} {hashlib.sha256(record.encode()).hexdigest()}"
+
+
+def total_bounds(bounds: NDArray[np.float64]) -> list[float] | None:
+    """West, south, east, north of bounds (n, 4); None where none are known."""
+    known = bounds[np.isfinite(bounds).all(axis=1)]
+    return [*known[:, :2].min(0).tolist(), *known[:, 2:].max(0).tolist()] if len(known) else None
+
+
+class Catalogue:
+    """An archive's images in memory, as they are now or were a moment ago.
+
+    Looked at again every second, where a look is quick, and less often where there are very many
+    images: then meanwhile what was seen before is told, so that a request need not wait.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+        self._looked = -np.inf  # when the last look began
+        self._took = 0.0
+
+    @property
+    def now(self) -> Snapshot:
+        """The archive's images.
+
+        Raises:
+            Unavailable: the archive cannot be read.
+        """
+        snapshot = self._snapshot
+        age = time.monotonic() - self._looked
+        if snapshot is not None and age < max(LOOK_EVERY, self._took / LOOK_SHARE):
+            return snapshot
+        if snapshot is None or self._took < QUICK:
+            with self._lock:
+                if self._snapshot is snapshot or self._snapshot is None:
+                    self._look()
+                assert self._snapshot is not None
+                return self._snapshot
+        if self._lock.acquire(blocking=False):  # nobody else looks at it
+            threading.Thread(target=self._look_aside, daemon=True).start()
+        return snapshot
+
+    def _look_aside(self) -> None:
+        try:
+            self._look()
+        except Unavailable:  # the next request is told
+            self._snapshot = None
+        finally:
+            self._lock.release()
+
+    def _look(self) -> None:
+        started = time.monotonic()
+        try:
+            self._snapshot = _snapshot(Archive.open(self.url))
+        except ArchiveError as error:
+            self._snapshot = None
+            raise Unavailable(str(error)) from error
+        self._looked, self._took = started, time.monotonic() - started
+
+    @property
+    def archive(self) -> Archive:
+        return self.now.archive
+
+    def find(self, **query: Any) -> Found:
+        """As `Snapshot.find` has it, of the images that are there now."""
+        return self.now.find(**query)
+
+    def image(self, flight: str, id: str) -> ImageEntry:
+        """An image as its record is at this very moment.
+
+        Raises:
+            NotFound: there is none.
+            Unavailable: the archive cannot be read.
+            ArchiveError: its record is damaged.
+        """
+        name = f"{flight}/{id}"
+        if not flight or not id:
+            raise NotFound(f"no image {name!r}")
+        archive = self.archive
+        entry = archive.entry(image_key(flight, id))
+        if entry is None or (entry.flight, entry.id) != (flight, id):
+            if archive.read_key("zarr.json") is None:
+                raise Unavailable(f"{self.url}: no archive there")
+            raise NotFound(f"no image {name!r}")
+        return entry
+
+
+def _snapshot(archive: Archive) -> Snapshot:
+    damaged: dict[str, str] = {}
+
+    def note(name: str, error: ArchiveError) -> None:
+        damaged[name] = str(error)
+
+    contents = look(archive, damaged=note, in_rows=True)
+    tables = [*current_rows(contents)]
+    rows = pa.concat_tables(tables).unify_dictionaries().combine_chunks() if tables else None
+    rows = SCHEMA.empty_table() if rows is None else rows
+    keys = rows[GROUP].to_pylist()
+    folders = [key.split("/")[1] for key in keys]
+    order = {name: n for n, name in enumerate(dict.fromkeys(folders))}
+    flights = [unquote_name(name) for name in order]
+    flight = np.array([order[name] for name in folders], np.int64)
+    pairs = zip(flight.tolist(), rows[IMAGE].to_pylist(), strict=True)
+    shapes = shapes_of(rows)
+    return Snapshot(
+        archive,
+        rows,
+        keys,
+        flights,
+        flight,
+        bounds_of(rows) if len(rows) else np.zeros((0, 4)),
+        shapes,
+        np.array([timestamp(t) for t in rows["datetime"].to_pylist()], np.float64),
+        [f"{flights[n]}/{id}".casefold() for n, id in pairs],
+        damaged,
+    )

@@ -1,0 +1,148 @@
+"""Windows of images in their own pixel grid: pictures, GeoTIFFs, files as `restore` writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from archive_pipeline.errors import UsageError
+from archive_pipeline.geo.georef import Window
+from archive_pipeline.jobs.restoring import RestoreTask, restore_image
+from archive_pipeline.jobs.views import View, reduced
+from archive_pipeline.outputs.paths import output_path
+from archive_pipeline.serving._pictures import encoded
+from archive_pipeline.serving._queries import parse_window
+from archive_pipeline.serving._responses import MEDIA_TYPES, Made
+from archive_pipeline.serving.catalogue import version_of
+from archive_pipeline.serving.display import Shown, check_shown
+from archive_pipeline.serving.site import Site, name
+from archive_pipeline.store.layout import ImageEntry
+
+MOST_SIDE = 16_384  # pixels of a picture
+MOST_PIXELS = 64 << 20  # of a picture
+LARGE_PIXELS = 4 << 20  # of a picture that is made alone
+FORMATS = {"tif": "gtiff", "jpg": "jpeg", "png": "png"}
+SUFFIXES = {"tif": ".tif", "jpg": ".jpg", "png": ".png"}
+
+Text = Annotated[str | None, Query(max_length=100)]
+MaxSize = Annotated[int | None, Query(ge=1, le=MOST_SIDE)]
+
+
+def router(site: Site) -> APIRouter:
+    """Routes of windows."""
+    routes = APIRouter()
+
+    @routes.get("/flights/{flight}/images/{image:path}/window.{ext}", response_class=Response)
+    async def window(
+        request: Request,
+        flight: str,
+        image: str,
+        ext: Literal["png", "jpg", "webp", "tif"],
+        window: Text = None,
+        max_size: MaxSize = None,
+        steps: int = 0,
+    ) -> Response:
+        def plan() -> Made:
+            entry = site.catalogue.image(name(flight), name(image))
+            return plan_window(site, entry, ext, window, max_size, steps)
+
+        return await site.respond(request, plan)
+
+    @routes.get("/flights/{flight}/images/{image:path}/file.{ext}", response_class=Response)
+    async def file(
+        request: Request,
+        flight: str,
+        image: str,
+        ext: Literal["jpg", "tif", "png"],
+        steps: int = 0,
+    ) -> Response:
+        def plan() -> Made:
+            entry = site.catalogue.image(name(flight), name(image))
+            return plan_file(site, entry, ext, _whole(entry), None, steps)
+
+        return await site.respond(request, plan)
+
+    return routes
+
+
+def _whole(entry: ImageEntry) -> Window:
+    return 0, 0, entry.record["width"], entry.record["height"]
+
+
+def plan_window(
+    site: Site, entry: ImageEntry, ext: str, text: str | None, max_size: int | None, steps: int
+) -> Made:
+    """A window as a picture, or as a GeoTIFF.
+
+    Raises:
+        UsageError: there is no such window, or it is too large.
+    """
+    area = parse_window(text, entry.record["width"], entry.record["height"])
+    if ext == "tif":
+        return plan_file(site, entry, ext, area, max_size, steps)
+    width, height = size_of(area, max_size)
+    site.settings(steps)
+
+    def make() -> bytes:
+        image = site.open(entry, steps)
+        check_shown(image.source)
+        view = View(image, area)
+        shown = Shown(reduced(view, max(width, height)), site.levels(entry))
+        pixels, mask = shown.read(shown.window), shown.read_mask(shown.window)
+        return encoded(pixels, mask, ext)
+
+    tag = f"window {version_of(entry)} {area} {width} {steps} {ext}"
+    return Made(tag, MEDIA_TYPES[ext], make, width * height > LARGE_PIXELS)
+
+
+def size_of(area: Window, max_size: int | None) -> tuple[int, int]:
+    """Width and height of a picture of a window.
+
+    Raises:
+        UsageError: it has too many pixels.
+    """
+    _, _, width, height = area
+    factor = max(1.0, max(width, height) / (max_size or MOST_SIDE))
+    size = max(1, round(width / factor)), max(1, round(height / factor))
+    if size[0] * size[1] > MOST_PIXELS or (max_size is None and factor > 1):
+        raise UsageError(
+            f"{width} x {height} pixels are too many for a picture: give a window or max_size"
+        )
+    return size
+
+
+def plan_file(
+    site: Site, entry: ImageEntry, ext: str, area: Window, max_size: int | None, steps: int
+) -> Made:
+    """A window as `archive restore` writes it.
+
+    Raises:
+        UsageError: it is too large.
+    """
+    width, height = size_of(area, max_size)
+    site.settings(steps)
+    full = area == _whole(entry) and max_size is None
+    path = output_path(Path(), entry.flight, entry.id, area, full, SUFFIXES[ext])
+
+    def make() -> bytes:
+        with TemporaryDirectory(dir=site.temporary.name) as folder:
+            place = Path(folder, path.name)
+            task = RestoreTask(
+                site.options.archive,
+                entry,
+                area,
+                place,
+                {},
+                FORMATS[ext],
+                site.decoding(steps),
+                max_size if max(width, height) < max(area[2:]) else None,
+            )
+            restore_image(task)
+            return place.read_bytes()
+
+    tag = f"file {version_of(entry)} {area} {width} {steps} {ext}"
+    return Made(tag, MEDIA_TYPES[ext], make, width * height > LARGE_PIXELS, path.name)
