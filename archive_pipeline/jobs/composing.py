@@ -149,12 +149,17 @@ class Composer:
         images: list[PlacedImage],
         size: float,
         damaged: Callable[[Raster, Exception], None],
+        tiles: TileCache | None = None,
     ) -> None:
-        """Take images, the mosaic's pixel size, and what to call with each damaged image once."""
+        """Take images, the mosaic's pixel size, and what to call with each damaged image once.
+
+        Args:
+            tiles: of these images and others, decoded before; none by default.
+        """
         self.images = images
         self._size = size
         self._damaged = damaged
-        self._tiles = TileCache()
+        self._tiles = TileCache() if tiles is None else tiles
         self._lock = threading.Lock()
         put_coarse_last(images)
 

@@ -26,6 +26,8 @@ from archive_pipeline.store.index_rows import (
     SCHEMA,
     VERSION,
     bounds_of,
+    have_crs,
+    reaches_of,
     shapes_of,
     to_records,
 )
@@ -67,6 +69,8 @@ class Snapshot:
         flights: ids of those that have images, in order.
         flight: int64 (n,), number of each image's flight.
         bounds: float64 (n, 4), west, south, east, north of corners in degrees; NaN without place.
+        reaches: float64 (n, 4), the same of all of each image; NaN where none are sure to be.
+        mapped: bool (n,), whether it is known where each image's pixels lie.
         shapes: object (n,), shapely geometries of footprints in degrees; None without place.
         times: float64 (n,), seconds since 1970 of capture; NaN where it is not known.
         damaged: names ("flight/id") of images whose records are damaged, and why.
@@ -78,6 +82,8 @@ class Snapshot:
     flights: list[str]
     flight: NDArray[np.int64]
     bounds: NDArray[np.float64]
+    reaches: NDArray[np.float64]
+    mapped: NDArray[np.bool_]
     shapes: NDArray[Any]
     times: NDArray[np.float64]
     texts: list[str]
@@ -319,7 +325,9 @@ def _snapshot(archive: Archive) -> Snapshot:
         keys,
         flights,
         flight,
-        bounds_of(rows) if len(rows) else np.zeros((0, 4)),
+        bounds_of(rows),
+        reaches_of(rows),
+        have_crs(rows) & (shapely.area(shapes) > 0),
         shapes,
         np.array([timestamp(t) for t in rows["datetime"].to_pylist()], np.float64),
         [f"{flights[n]}/{id}".casefold() for n, id in pairs],

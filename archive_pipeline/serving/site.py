@@ -15,6 +15,7 @@ from starlette.responses import Response
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.errors import UsageError, require
 from archive_pipeline.flight.locations import Location
+from archive_pipeline.jobs.composing import PlacedImage
 from archive_pipeline.jobs.decoding import Decoding
 from archive_pipeline.jobs.views import View
 from archive_pipeline.pcdc.reader.decoder import core_count
@@ -28,6 +29,7 @@ from archive_pipeline.serving.options import ServeOptions
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
 from archive_pipeline.store.stored_models import require_denoiser
+from archive_pipeline.store.tile_cache import TileCache
 
 T = TypeVar("T")
 
@@ -37,6 +39,7 @@ LIGHT, WAITING_LIGHT = 4, 512  # threads that look things up, and requests for t
 WAITING = 128  # requests for pixels
 WAITING_LARGE = 8  # requests for whole images and mosaics; one is made at a time
 KEPT_LEVELS = 1000  # images
+KEPT_PLACES = 2000  # images and overviews
 SLASH = "\0"  # stands for a slash inside a name: names hold no NUL
 STEPS = (0, 1)
 
@@ -47,6 +50,8 @@ class Site:
     Attributes:
         options: what the server was started with.
         catalogue: the archive's images.
+        placed: images and overviews of them where they lie in Web Mercator.
+        tiles: of images, decoded.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -57,6 +62,8 @@ class Site:
         self._large = Workers("large", 1, WAITING_LARGE)
         self._encoded: Kept[bytes] = Kept(ENCODED_BYTES)
         self._open: Kept[ArchivedImage] = Kept(METADATA_BYTES)
+        self.placed: Kept[PlacedImage] = Kept(KEPT_PLACES)
+        self.tiles = TileCache()
         self._levels: Kept[tuple[tuple[float, float] | None]] = Kept(KEPT_LEVELS)
 
     @property
@@ -128,7 +135,7 @@ class Site:
             archive = self.catalogue.archive
             if steps:
                 require_denoiser(archive, entry)
-            found = ArchivedImage(archive, entry, self.settings(steps))
+            found = ArchivedImage(archive, entry, self.settings(steps), fixed=("georef",))
             weight = 4096 + sum(len(blob) for _, blob in found.source.metadata)
             self._open.put(key, found, weight)
         return found

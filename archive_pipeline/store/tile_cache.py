@@ -22,7 +22,7 @@ class TileCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int, int], tuple[Pixels, Mask | None]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Raster, int, int], tuple[Pixels, Mask | None]] = OrderedDict()
         self._bytes = 0
 
     def read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
@@ -39,7 +39,7 @@ class TileCache:
             for tx in range(col // across, (col + width - 1) // across + 1)
         }
         # Not the image's id: another flight may have the same.
-        name = id(raster)
+        name = raster
         held = {key: self._kept[name, *key] for key in needed if (name, *key) in self._kept}
         missing = needed - held.keys()
         if missing:
@@ -75,7 +75,7 @@ class TileCache:
                     cut = None if mask is None else mask[here].copy()
                     yield (tx, ty), (pixels[here].copy(), cut)
 
-    def _keep(self, key: tuple[int, int, int], tile: Pixels, mask: Mask | None) -> None:
+    def _keep(self, key: tuple[Raster, int, int], tile: Pixels, mask: Mask | None) -> None:
         if key not in self._kept:
             self._kept[key] = tile, mask
             self._bytes += tile.nbytes + (0 if mask is None else mask.nbytes)
