@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from archive_pipeline.jobs import cluster
+from archive_pipeline.locks import is_locked, locked
 from archive_pipeline.stages import stage, timed
-from archive_pipeline.store._locks import is_locked, locked
 
 POISON = 7
 
@@ -305,7 +305,7 @@ def test_locks_exclude_processes_and_end_with_them(tmp_path: Path) -> None:
     path.write_text("")
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from archive_pipeline.store._locks import locked\n"
+        "from archive_pipeline.locks import locked\n"
         f"with locked(Path({str(path)!r}), 5): print('held', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -263,6 +263,7 @@ def test_restore_survives_its_workers(run: Run, undisturbed: Path, tmp_path: Pat
     result = finish(restore)
     assert result.code == 0, result.err
     assert len(result.json["files"]) == 12
+    assert not [*out.rglob(".restore-*")]
     here = run("restore", "--archive", undisturbed, "-o", tmp_path / "here", "--workers", 0)
     assert here.code == 0
     assert {f.name: f.read_bytes() for f in out.rglob("*.tif")} == {

@@ -585,7 +585,7 @@ def test_without_locks_repair_removes_nothing(
     run: Run, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(begun)
-    monkeypatch.setattr("archive_pipeline.store._locks._lock", lambda *_: False)
+    monkeypatch.setattr("archive_pipeline.locks._lock", lambda *_: False)
     result = run("check", "--archive", begun, "--repair", "--json")
     assert result.code == 0
     assert all("nothing here tells whether" in note for note in result.json["notes"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +130,33 @@ def test_what_is_there_stays_without_overwrite(run: Run, made: Path, tmp_path: P
     assert all(is_restored(Path(file["path"])) for file in result.json["files"])
     assert "somebody's" not in (out / "two" / "DJI_0002.JGW").read_text()
     assert not [p for p in out.rglob("*") if ".restore-" in p.name]
+
+
+def test_what_killed_processes_left_goes_and_what_is_in_use_stays(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code = (
+        "import time; from pathlib import Path\n"
+        "from archive_pipeline.outputs.publish import workdir\n"
+        f"with workdir(Path({str(out / 'one' / 'x.tif')!r})) as work:\n"
+        "    (work / 'stage.tif').write_text('half')\n"
+        "    print(work, flush=True); time.sleep(600)"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    killed, busy = (Path(str(p.stdout and p.stdout.readline()).strip()) for p in running)
+    running[0].kill()
+    running[0].wait()
+    try:
+        assert restore(run, made, out).code == 0
+        assert not killed.exists()
+        assert (busy / "stage.tif").read_text() == "half"
+    finally:
+        running[1].kill()
+        running[1].wait()
 
 
 def test_overwrite_spares_what_was_edited_since(run: Run, place: Path) -> None:

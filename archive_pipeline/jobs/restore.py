@@ -26,6 +26,7 @@ from archive_pipeline.jobs.restoring import (
 from archive_pipeline.jobs.selection import Selection, select
 from archive_pipeline.jobs.views import check_size
 from archive_pipeline.outputs.paths import OutputError, output_path
+from archive_pipeline.outputs.publish import sweep
 from archive_pipeline.pcdc.precision import Precision
 from archive_pipeline.stages import summed
 from archive_pipeline.store.archive import Archive, absolute
@@ -203,14 +204,18 @@ def _restore_images(
     if not tasks:
         return
     spent_by_task: list[dict[str, float]] = []
-    with cluster.connect(scheduler, workers, len(tasks), tasks[0].decoding.device) as pool:
-        for task, result in pool.run(restore_image, tasks):
-            if isinstance(result, BaseException):
-                report.failed.append(failure(task.entry, result))
-            else:
-                file, spent = result
-                report.files.append(file)
-                spent_by_task.append(spent)
-            progress(len(tasks))
+    try:
+        with cluster.connect(scheduler, workers, len(tasks), tasks[0].decoding.device) as pool:
+            for task, result in pool.run(restore_image, tasks):
+                if isinstance(result, BaseException):
+                    report.failed.append(failure(task.entry, result))
+                else:
+                    file, spent = result
+                    report.files.append(file)
+                    spent_by_task.append(spent)
+                progress(len(tasks))
+    finally:
+        for folder in {task.path.parent for task in tasks}:
+            sweep(folder)  # what killed workers, and killed runs before, have left
     report.files.sort(key=lambda f: f["path"])
     report.stages = summed(spent_by_task)

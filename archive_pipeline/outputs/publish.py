@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from archive_pipeline.errors import root_cause
+from archive_pipeline.locks import is_locked, locked
 from archive_pipeline.outputs.paths import OutputError
 
 Stamps = Mapping[Path, tuple[int, int]]
@@ -22,14 +24,21 @@ Stamps = Mapping[Path, tuple[int, int]]
 
 NOTHING: Stamps = {}
 
+PREFIX = ".restore-"
+LOCK = "lock"
+
 
 @contextmanager
 def workdir(path: Path) -> Iterator[Path]:
-    """Make a hidden folder beside ``path``, removed afterwards; failures become `OutputError`."""
+    """Make a hidden folder beside ``path``, removed afterwards; failures become `OutputError`.
+
+    A file in it is locked meanwhile, by which `sweep` tells it from one whose process has died.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(prefix=".restore-", dir=path.parent) as folder,
+            tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent) as folder,
+            _in_use(Path(folder)),
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         ):
             yield Path(folder)
@@ -37,6 +46,27 @@ def workdir(path: Path) -> Iterator[Path]:
         cause = root_cause(error)
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         raise OutputError(f"{path}: {' '.join(reason.split())}") from error
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    new = folder / f"{LOCK}.new"
+    new.touch()
+    with locked(new, 0) as held:
+        if held:
+            new.rename(folder / LOCK)  # so that no lock file was ever there unlocked
+        yield
+
+
+def sweep(folder: Path) -> None:
+    """Remove the hidden folders in one that processes left behind which have died.
+
+    Where file systems know no locks nobody can tell, and all stay.
+    """
+    with suppress(OSError):
+        for left in folder.glob(f"{PREFIX}*"):
+            if (left / LOCK).is_file() and not is_locked(left / LOCK, 0):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def existing(path: Path) -> dict[Path, tuple[int, int]]:

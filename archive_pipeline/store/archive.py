@@ -56,6 +56,7 @@ from zarr.storage import LocalStore
 
 from archive_pipeline._version import __version__
 from archive_pipeline.errors import did_you_mean
+from archive_pipeline.locks import is_locked, locked
 from archive_pipeline.store._backends import (
     has_versions,
     is_url,
@@ -63,7 +64,6 @@ from archive_pipeline.store._backends import (
     open_store,
 )
 from archive_pipeline.store._keys import Keys
-from archive_pipeline.store._locks import is_locked, locked
 from archive_pipeline.store.layout import (
     ATTRIBUTE,
     FORMAT,
