@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 # what is shown now may be replaced: ask each time, which is quick
 REVALIDATE = "no-cache"
@@ -45,25 +47,64 @@ class Made:
         media_type: of the bytes.
         make: makes them; in a worker's thread.
         large: whether to make them takes much memory.
-        filename: to save them under; None: they are shown.
     """
 
     tag: str
     media_type: str
     make: Callable[[], bytes]
     large: bool = False
-    filename: str | None = None
 
     @property
     def etag(self) -> str:
-        return f'"{hashlib.sha256(self.tag.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+        return etag_of(self.tag)
 
     @property
     def headers(self) -> dict[str, str]:
-        headers = {"ETag": self.etag, "Cache-Control": REVALIDATE}
-        if self.filename is not None:
-            headers["Content-Disposition"] = attachment(self.filename)
-        return headers
+        return {"ETag": self.etag, "Cache-Control": REVALIDATE}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that a request is answered with, written when it is needed.
+
+    Attributes:
+        tag, media_type, large: as `Made` has them.
+        filename: to save it under.
+        write: writes it into a folder, and tells where; in a worker's thread.
+    """
+
+    tag: str
+    media_type: str
+    write: Callable[[Path], Path]
+    large: bool
+    filename: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "ETag": etag_of(self.tag),
+            "Cache-Control": REVALIDATE,
+            "Content-Disposition": attachment(self.filename),
+        }
+
+
+class Sent(FileResponse):
+    """A file that goes once it is sent, or once nobody waits for it."""
+
+    def __init__(self, path: Path, done: Callable[[], None], **options: Any) -> None:
+        super().__init__(path, **options)
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._done()
+
+
+def etag_of(tag: str) -> str:
+    """A header that changes whenever a text does."""
+    return f'"{hashlib.sha256(tag.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
 
 
 def is_known(request: Request, etag: str) -> bool:

@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 from archive_pipeline._version import __version__
-from archive_pipeline.errors import NotInstalled, UsageError
+from archive_pipeline.errors import ArchivePipelineError, NotInstalled, UsageError
 from archive_pipeline.outputs.paths import OutputError
-from archive_pipeline.serving import footprints, listing, tiles, windows
+from archive_pipeline.serving import downloads, footprints, listing, originals, tiles, windows
 from archive_pipeline.serving._door import Door
 from archive_pipeline.serving._errors import Gone, NotFound, Unavailable
 from archive_pipeline.serving._responses import Json
@@ -43,7 +43,7 @@ def make_app(options: ServeOptions, site: Site | None = None) -> FastAPI:
     app.state.site = site
     app.add_middleware(Door, options=options)
     _handle_errors(app, site)
-    for part in (listing, footprints, tiles, windows):
+    for part in (listing, footprints, tiles, windows, originals, downloads):
         app.include_router(part.router(site))
     app.include_router(listing.image_router(site))
     if PAGE.is_dir():
@@ -87,8 +87,7 @@ def _handle_errors(app: FastAPI, site: Site) -> None:
     async def unexpected(request: Request, error: Exception) -> Response:
         return _line(500, type(error).__name__, {})
 
-    for kind in (UsageError, OutputError, NotFound, Unavailable, NotInstalled, ArchiveError):
-        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(ArchivePipelineError, answer)
     app.add_exception_handler(HTTPException, answer)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Gone, gone)

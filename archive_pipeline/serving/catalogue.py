@@ -24,6 +24,7 @@ from archive_pipeline.store.index_rows import (
     GROUP,
     IMAGE,
     SCHEMA,
+    SIDES,
     VERSION,
     bounds_of,
     have_crs,
@@ -41,6 +42,7 @@ from archive_pipeline.store.layout import (
 
 LOOK_EVERY = 1.0  # seconds, at least
 LOOK_SHARE = 0.05  # of the time, at most, is spent looking at what has changed
+DEGREE = 2 * np.pi * 6378137.0 / 360  # metres, at the equator
 QUICK = 0.25  # seconds; a look that takes longer is done while requests see what was there before
 
 
@@ -72,6 +74,8 @@ class Snapshot:
         reaches: float64 (n, 4), the same of all of each image; NaN where none are sure to be.
         mapped: bool (n,), whether it is known where each image's pixels lie.
         shapes: object (n,), shapely geometries of footprints in degrees; None without place.
+        pitches: float64 (n,), metres on the ground that a pixel is wide, about; NaN where it is not
+            known.
         times: float64 (n,), seconds since 1970 of capture; NaN where it is not known.
         damaged: names ("flight/id") of images whose records are damaged, and why.
     """
@@ -85,6 +89,7 @@ class Snapshot:
     reaches: NDArray[np.float64]
     mapped: NDArray[np.bool_]
     shapes: NDArray[Any]
+    pitches: NDArray[np.float64]
     times: NDArray[np.float64]
     texts: list[str]
     damaged: dict[str, str]
@@ -216,6 +221,19 @@ def version_of(entry: ImageEntry) -> str:
     return f"{entry.key} {hashlib.sha256(record.encode()).hexdigest()}"
 
 
+def pitches_of(shapes: NDArray[Any], pixels: NDArray[Any]) -> NDArray[np.float64]:
+    """Metres on the ground that a pixel is wide, float64 (n,), about; NaN where it is not known.
+
+    Args:
+        shapes: footprints in degrees, see `Snapshot`.
+        pixels: numbers of the images' pixels.
+    """
+    areas = shapely.area(shapes)
+    latitude = np.radians(shapely.bounds(shapes)[:, 1::2].mean(axis=1))
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.where(areas > 0, areas, np.nan) * DEGREE**2 * np.cos(latitude) / pixels)
+
+
 def total_bounds(bounds: NDArray[np.float64]) -> list[float] | None:
     """West, south, east, north of bounds (n, 4); None where none are known."""
     known = bounds[np.isfinite(bounds).all(axis=1)]
@@ -329,6 +347,7 @@ def _snapshot(archive: Archive) -> Snapshot:
         reaches_of(rows),
         have_crs(rows) & (shapely.area(shapes) > 0),
         shapes,
+        pitches_of(shapes, np.prod([rows[side].to_numpy() for side in SIDES], axis=0)),
         np.array([timestamp(t) for t in rows["datetime"].to_pylist()], np.float64),
         [f"{flights[n]}/{id}".casefold() for n, id in pairs],
         damaged,

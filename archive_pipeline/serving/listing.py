@@ -191,7 +191,7 @@ def describe(site: Site, entry: ImageEntry) -> dict[str, Any]:
         "mask": entry.record["mask"],
         "detections": found,
         "more_detections": more,
-        "original": site.original(entry) is not None,
+        "original": site.originals.find(image) is not None,
         "steps": _steps(site, entry),
     }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import PurePosixPath
-from tempfile import TemporaryDirectory
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -14,14 +16,14 @@ from starlette.responses import Response
 
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.errors import UsageError, require
-from archive_pipeline.flight.locations import Location
 from archive_pipeline.jobs.composing import PlacedImage
 from archive_pipeline.jobs.decoding import Decoding
 from archive_pipeline.jobs.views import View
 from archive_pipeline.pcdc.reader.decoder import core_count
-from archive_pipeline.serving._errors import NotFound
+from archive_pipeline.serving._errors import NotFound, Unavailable
 from archive_pipeline.serving._kept import Kept
-from archive_pipeline.serving._responses import Made, is_known
+from archive_pipeline.serving._original_files import OriginalFiles
+from archive_pipeline.serving._responses import Made, Sent, Written, is_known
 from archive_pipeline.serving._work import Workers
 from archive_pipeline.serving.catalogue import Catalogue, version_of
 from archive_pipeline.serving.display import levels_of
@@ -37,6 +39,7 @@ ENCODED_BYTES = 128 << 20  # of tiles and windows as they were sent
 METADATA_BYTES = 64 << 20  # of images that are open
 LIGHT, WAITING_LIGHT = 4, 512  # threads that look things up, and requests for that
 WAITING = 128  # requests for pixels
+MOST_SENT = 16  # files that lie on disk to be sent
 WAITING_LARGE = 8  # requests for whole images and mosaics; one is made at a time
 KEPT_LEVELS = 1000  # images
 KEPT_PLACES = 2000  # images and overviews
@@ -50,6 +53,7 @@ class Site:
     Attributes:
         options: what the server was started with.
         catalogue: the archive's images.
+        originals: their files, where they are still there.
         placed: images and overviews of them where they lie in Web Mercator.
         tiles: of images, decoded.
     """
@@ -57,9 +61,11 @@ class Site:
     def __init__(self, options: ServeOptions) -> None:
         self.options = options
         self.catalogue = Catalogue(options.archive)
+        self.originals = OriginalFiles(options.archive, options.originals)
         self._light = Workers("look", LIGHT, WAITING_LIGHT)
         self._heavy = Workers("pixels", max(2, core_count()), WAITING)
         self._large = Workers("large", 1, WAITING_LARGE)
+        self._sending = 0
         self._encoded: Kept[bytes] = Kept(ENCODED_BYTES)
         self._open: Kept[ArchivedImage] = Kept(METADATA_BYTES)
         self.placed: Kept[PlacedImage] = Kept(KEPT_PLACES)
@@ -70,10 +76,6 @@ class Site:
     def title(self) -> str:
         """What a page is called: the archive's own name."""
         return PurePosixPath(self.options.archive.rstrip("/")).name or self.options.archive
-
-    def original(self, entry: ImageEntry) -> Location | None:
-        """Where an image's original is; None where it is not there any more."""
-        return None
 
     async def look(self, request: Request, function: Callable[[], T]) -> T:
         """What a function gives that reads little; run by a thread.
@@ -101,6 +103,49 @@ class Site:
             body = await workers.run(request, made.make, made.etag)
             self._encoded.put(made.etag, body, len(body))
         return Response(body, media_type=made.media_type, headers=made.headers)
+
+    async def send(self, request: Request, plan: Callable[[], Written]) -> Response:
+        """Answer with a file that is written for it, and removed after.
+
+        Raises:
+            Unavailable, Gone: as `Workers.run` has it.
+        """
+        written = await self.look(request, plan)
+        if is_known(request, written.headers["ETag"]):
+            return Response(status_code=304, headers=written.headers)
+        path, done = await self.write(request, written.write, written.large)
+        return Sent(path, done, media_type=written.media_type, headers=written.headers)
+
+    async def write(
+        self, request: Request, write: Callable[[Path], Path], large: bool
+    ) -> tuple[Path, Callable[[], None]]:
+        """Write a file into a folder of its own; returns where it is, and what removes it.
+
+        Raises:
+            Unavailable, Gone: as `Workers.run` has it.
+        """
+        if self._sending >= MOST_SENT:
+            raise Unavailable("too many files are being sent")
+        self._sending += 1
+        folder, left = Path(mkdtemp(dir=self.temporary.name)), threading.Event()
+
+        def done() -> None:
+            self._sending -= 1
+            left.set()
+            shutil.rmtree(folder, ignore_errors=True)
+
+        def job() -> Path:
+            try:
+                return write(folder)
+            finally:
+                if left.is_set():  # by whom it was for
+                    shutil.rmtree(folder, ignore_errors=True)
+
+        try:
+            return await (self._large if large else self._heavy).run(request, job), done
+        except BaseException:
+            done()
+            raise
 
     def settings(self, steps: int) -> Settings:
         """How pixels are decoded.

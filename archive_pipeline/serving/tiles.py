@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import shapely
 from fastapi import APIRouter, Path, Query, Request
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from archive_pipeline._version import __version__
@@ -16,14 +17,13 @@ from archive_pipeline.errors import UsageError
 from archive_pipeline.serving._pictures import encoded
 from archive_pipeline.serving._rendering import RADIUS, Grid, chosen, compose
 from archive_pipeline.serving._responses import MEDIA_TYPES, Json, Made
-from archive_pipeline.serving.catalogue import Snapshot, total_bounds, version_of
+from archive_pipeline.serving.catalogue import Snapshot, pitches_of, total_bounds, version_of
 from archive_pipeline.serving.site import Site, href, name
-from archive_pipeline.store.index_rows import SIDES, footprint_of
+from archive_pipeline.store.index_rows import footprint_of
 from archive_pipeline.store.layout import ImageEntry
 
 MOST_ZOOM = 24
 CIRCUMFERENCE = 2 * math.pi * RADIUS
-DEGREE = CIRCUMFERENCE / 360  # metres, at the equator
 
 Ext = Literal["png", "jpg", "webp"]
 Zoom = Annotated[int, Path(ge=0, le=MOST_ZOOM)]
@@ -147,7 +147,8 @@ def _image_json(request: Request, entry: ImageEntry) -> dict[str, Any]:
     shape = footprint_of(entry)
     bounds = None if shape is None or not shape.area else list(shape.bounds)
     width, height = entry.record["width"], entry.record["height"]
-    zoom = 0 if shape is None else _zoom(np.array([shape]), np.array([width * height]))
+    shapes = np.array([shape], dtype=object)
+    zoom = _zoom(pitches_of(shapes, np.array([width * height])), shapely.bounds(shapes))
     return _tilejson(request, entry.id, href(entry.flight, entry.id), bounds, zoom)
 
 
@@ -176,17 +177,13 @@ def _fitting(west: float, east: float) -> int:
 
 def finest_zoom(now: Snapshot, of: slice) -> int:
     """The zoom at which the finest of some images has its own pixels."""
-    if of.stop <= of.start:
-        return 0
-    width, height = (now.rows[side].to_numpy()[of] for side in SIDES)
-    return _zoom(now.shapes[of], width * height)
+    return _zoom(now.pitches[of], now.bounds[of])
 
 
-def _zoom(shapes: Any, pixels: Any) -> int:
-    areas, middles = shapely.area(shapes), shapely.bounds(shapes)[:, 1::2].mean(axis=1)
-    known = areas > 0  # neither without place nor a point
+def _zoom(pitches: NDArray[np.float64], bounds: NDArray[np.float64]) -> int:
+    known = np.isfinite(pitches)
     if not known.any():
         return 0
-    cosine = np.cos(np.radians(np.clip(middles[known], -85, 85)))
-    pitch = np.sqrt(areas[known] * DEGREE**2 / cosine / pixels[known]).min()
-    return int(min(MOST_ZOOM, max(0, math.ceil(math.log2(CIRCUMFERENCE / 256 / pitch)))))
+    middles = np.clip(bounds[known, 1::2].mean(axis=1), -85, 85)
+    finest = float((pitches[known] / np.cos(np.radians(middles))).min())
+    return min(MOST_ZOOM, max(0, math.ceil(math.log2(CIRCUMFERENCE / 256 / finest))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -16,7 +15,7 @@ from archive_pipeline.jobs.views import View, reduced
 from archive_pipeline.outputs.paths import output_path
 from archive_pipeline.serving._pictures import encoded
 from archive_pipeline.serving._queries import parse_window
-from archive_pipeline.serving._responses import MEDIA_TYPES, Made
+from archive_pipeline.serving._responses import MEDIA_TYPES, Made, Written
 from archive_pipeline.serving.catalogue import version_of
 from archive_pipeline.serving.display import Shown, check_shown
 from archive_pipeline.serving.site import Site, name
@@ -46,11 +45,18 @@ def router(site: Site) -> APIRouter:
         max_size: MaxSize = None,
         steps: int = 0,
     ) -> Response:
-        def plan() -> Made:
-            entry = site.catalogue.image(name(flight), name(image))
-            return plan_window(site, entry, ext, window, max_size, steps)
+        def find() -> ImageEntry:
+            return site.catalogue.image(name(flight), name(image))
 
-        return await site.respond(request, plan)
+        def written() -> Written:
+            entry = find()
+            return plan_file(site, entry, ext, _area(entry, window), max_size, steps)
+
+        if ext == "tif":
+            return await site.send(request, written)
+        return await site.respond(
+            request, lambda: plan_window(site, find(), ext, window, max_size, steps)
+        )
 
     @routes.get("/flights/{flight}/images/{image:path}/file.{ext}", response_class=Response)
     async def file(
@@ -60,11 +66,11 @@ def router(site: Site) -> APIRouter:
         ext: Literal["jpg", "tif", "png"],
         steps: int = 0,
     ) -> Response:
-        def plan() -> Made:
+        def plan() -> Written:
             entry = site.catalogue.image(name(flight), name(image))
             return plan_file(site, entry, ext, _whole(entry), None, steps)
 
-        return await site.respond(request, plan)
+        return await site.send(request, plan)
 
     return routes
 
@@ -73,17 +79,19 @@ def _whole(entry: ImageEntry) -> Window:
     return 0, 0, entry.record["width"], entry.record["height"]
 
 
+def _area(entry: ImageEntry, text: str | None) -> Window:
+    return parse_window(text, entry.record["width"], entry.record["height"])
+
+
 def plan_window(
     site: Site, entry: ImageEntry, ext: str, text: str | None, max_size: int | None, steps: int
 ) -> Made:
-    """A window as a picture, or as a GeoTIFF.
+    """A window as a picture.
 
     Raises:
         UsageError: there is no such window, or it is too large.
     """
-    area = parse_window(text, entry.record["width"], entry.record["height"])
-    if ext == "tif":
-        return plan_file(site, entry, ext, area, max_size, steps)
+    area = _area(entry, text)
     width, height = size_of(area, max_size)
     site.settings(steps)
 
@@ -117,7 +125,7 @@ def size_of(area: Window, max_size: int | None) -> tuple[int, int]:
 
 def plan_file(
     site: Site, entry: ImageEntry, ext: str, area: Window, max_size: int | None, steps: int
-) -> Made:
+) -> Written:
     """A window as `archive restore` writes it.
 
     Raises:
@@ -128,21 +136,12 @@ def plan_file(
     full = area == _whole(entry) and max_size is None
     path = output_path(Path(), entry.flight, entry.id, area, full, SUFFIXES[ext])
 
-    def make() -> bytes:
-        with TemporaryDirectory(dir=site.temporary.name) as folder:
-            place = Path(folder, path.name)
-            task = RestoreTask(
-                site.options.archive,
-                entry,
-                area,
-                place,
-                {},
-                FORMATS[ext],
-                site.decoding(steps),
-                max_size if max(width, height) < max(area[2:]) else None,
-            )
-            restore_image(task)
-            return place.read_bytes()
+    def write(folder: Path) -> Path:
+        place = folder / path.name
+        less = max_size if max(width, height) < max(area[2:]) else None
+        how = FORMATS[ext], site.decoding(steps), less
+        restore_image(RestoreTask(site.options.archive, entry, area, place, {}, *how))
+        return place
 
     tag = f"file {version_of(entry)} {area} {width} {steps} {ext}"
-    return Made(tag, MEDIA_TYPES[ext], make, width * height > LARGE_PIXELS, path.name)
+    return Written(tag, MEDIA_TYPES[ext], write, width * height > LARGE_PIXELS, path.name)
