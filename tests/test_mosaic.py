@@ -36,7 +36,7 @@ def ground(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Frame:
     """A raster held in memory that records what is read from it."""
 

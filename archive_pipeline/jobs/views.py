@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -82,7 +83,7 @@ class OverviewView:
         return means if source.mask == "alpha" else np.where(means >= 128, 255, 0).astype(np.uint8)
 
 
-def coarser(view: View, factor: float) -> Raster:
+def coarser(view: View, factor: float) -> View | OverviewView:
     """The smallest overview of an image that is not too small; the view itself without one.
 
     Args:
@@ -104,14 +105,21 @@ def check_size(max_size: object) -> None:
         raise UsageError(f"max_size {max_size!r} is not a number of pixels")
 
 
-def reduced(view: View, most: int) -> Raster:
-    """A view made so small that no side has more than so many pixels; itself where it has none."""
+def reduced(
+    view: View, most: int, through: Callable[[View | OverviewView], Raster] = lambda raster: raster
+) -> Raster:
+    """A view made so small that no side has more than so many pixels; itself where it has none.
+
+    Args:
+        through: what pixels are read through, of the view or of an overview; as they are by
+            default.
+    """
     col, row, width, height = view.window
     factor = max(width, height) / most
     if factor <= 1:
-        return view
+        return through(view)
     size = max(1, round(width / factor)), max(1, round(height / factor))
     raster = coarser(view, factor)
     f = raster.factor if isinstance(raster, OverviewView) else 1
     box = col / f, row / f, (col + width) / f, (row + height) / f
-    return Reduced(raster, box, *size)
+    return Reduced(through(raster), box, *size)

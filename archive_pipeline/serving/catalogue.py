@@ -33,6 +33,7 @@ from archive_pipeline.store.index_rows import (
     to_records,
 )
 from archive_pipeline.store.layout import (
+    MAX_NAME,
     ArchiveError,
     ImageEntry,
     image_key,
@@ -309,8 +310,8 @@ class Catalogue:
             ArchiveError: its record is damaged.
         """
         name = f"{flight}/{id}"
-        if not flight or not id:
-            raise NotFound(f"no image {name!r}")
+        if not id or not 0 < len(quote_name(flight)) <= MAX_NAME:
+            raise NotFound(f"no image {name[:200]!r}")
         archive = self.archive
         entry = archive.entry(image_key(flight, id))
         if entry is None or (entry.flight, entry.id) != (flight, id):

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.flight.raster import Mask, Raster
+from archive_pipeline.flight.raster import Mask, Pixels, Raster
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.outputs.paths import OutputError
+from archive_pipeline.store.tile_cache import TileCache
 
 LOW, HIGH = 2, 98  # percentiles that are black and white
 SAMPLES = 4  # blocks that levels are taken from
@@ -72,6 +73,29 @@ class Shown:
 
     def read_mask(self, window: Window) -> Mask | None:
         return self.raster.read_mask(window)
+
+
+@dataclass(frozen=True)
+class KeptRaster:
+    """A window of a raster whose tiles are kept for the next one that needs them."""
+
+    raster: Raster
+    window: Window
+    tiles: TileCache
+
+    @property
+    def source(self) -> SourceImage:
+        return self.raster.source
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.raster.block
+
+    def read(self, window: Window) -> Pixels:
+        return self.tiles.read(self.raster, window)[0]
+
+    def read_mask(self, window: Window) -> Mask | None:
+        return self.tiles.read(self.raster, window)[1]
 
 
 def check_shown(source: SourceImage) -> None:

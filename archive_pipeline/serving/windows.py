@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,15 +10,16 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from archive_pipeline.errors import UsageError
+from archive_pipeline.flight.raster import Raster
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.jobs.restoring import RestoreTask, restore_image
-from archive_pipeline.jobs.views import View, reduced
+from archive_pipeline.jobs.views import OverviewView, View, reduced
 from archive_pipeline.outputs.paths import output_path
 from archive_pipeline.serving._pictures import encoded
 from archive_pipeline.serving._queries import parse_window
 from archive_pipeline.serving._responses import MEDIA_TYPES, Made, Written
 from archive_pipeline.serving.catalogue import version_of
-from archive_pipeline.serving.display import Shown, check_shown
+from archive_pipeline.serving.display import KeptRaster, Shown, check_shown
 from archive_pipeline.serving.site import Site, name
 from archive_pipeline.store.layout import ImageEntry
 
@@ -95,16 +97,26 @@ def plan_window(
     width, height = size_of(area, max_size)
     site.settings(steps)
 
+    large = width * height > LARGE_PIXELS
+
     def make() -> bytes:
         image = site.open(entry, steps)
         check_shown(image.source)
-        view = View(image, area)
-        shown = Shown(reduced(view, max(width, height)), site.levels(entry))
-        pixels, mask = shown.read(shown.window), shown.read_mask(shown.window)
-        return encoded(pixels, mask, ext)
+        levels = site.levels(entry)
+
+        def shown(raster: View | OverviewView) -> Raster:
+            if large:
+                return Shown(raster, levels)
+            whole = 0, 0, raster.source.width, raster.source.height
+            return KeptRaster(
+                Shown(replace(raster, window=whole), levels), raster.window, site.tiles
+            )
+
+        made = reduced(View(image, area), max(width, height), shown)
+        return encoded(made.read(made.window), made.read_mask(made.window), ext)
 
     tag = f"window {version_of(entry)} {area} {width} {steps} {ext}"
-    return Made(tag, MEDIA_TYPES[ext], make, width * height > LARGE_PIXELS)
+    return Made(tag, MEDIA_TYPES[ext], make, large)
 
 
 def size_of(area: Window, max_size: int | None) -> tuple[int, int]:

@@ -12,25 +12,31 @@ from archive_pipeline.flight.raster import Mask, Pixels, Raster
 from archive_pipeline.geo.georef import Window
 
 CACHE_BYTES = 256 << 20
+FETCHING = 16  # images, about, that are read at a time
+
+Place = tuple[int, int]
+Tile = tuple[Pixels, Mask | None]
+Key = tuple[Raster, Place]
 
 
 class TileCache:
     """Decoded tiles of all images, the least recently used ones dropped first.
 
-    One thread reads at a time: no tile is decoded twice, and the decoder uses all cores by itself.
+    One thread reads tiles of an image at a time, so that none is decoded twice; the decoder uses
+    all cores by itself.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Raster, int, int], tuple[Pixels, Mask | None]] = OrderedDict()
+        self._fetching = [threading.Lock() for _ in range(FETCHING)]
+        self._kept: OrderedDict[Key, Tile] = OrderedDict()
         self._bytes = 0
 
-    def read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
-        """Read a window inside ``raster.window``; tiles not in store come by one read."""
-        with self._lock:
-            return self._read(raster, window)
+    def read(self, raster: Raster, window: Window) -> Tile:
+        """Read a window inside ``raster.window``; tiles not in store come by one read.
 
-    def _read(self, raster: Raster, window: Window) -> tuple[Pixels, Mask | None]:
+        Rasters that are equal share their tiles.
+        """
         col, row, width, height = window
         across, down = raster.block
         needed = {
@@ -38,12 +44,14 @@ class TileCache:
             for ty in range(row // down, (row + height - 1) // down + 1)
             for tx in range(col // across, (col + width - 1) // across + 1)
         }
-        # Not the image's id: another flight may have the same.
-        name = raster
-        held = {key: self._kept[name, *key] for key in needed if (name, *key) in self._kept}
-        missing = needed - held.keys()
-        if missing:
-            held.update(self._fetch(raster, missing))
+        held = self._held(raster, needed)
+        if len(held) < len(needed):
+            with self._fetching[hash(raster) % FETCHING]:
+                held = self._held(raster, needed)  # another thread may have read them
+                missing = needed - held.keys()
+                if missing:
+                    held.update(self._fetch(raster, missing))
+                self._keep(raster, held)
         source = raster.source
         pixels = np.empty((height, width, source.bands), source.dtype)
         mask: Mask | None = None
@@ -58,12 +66,21 @@ class TileCache:
             if tile_mask is not None:
                 mask = np.full((height, width), 255, np.uint8) if mask is None else mask
                 mask[there] = tile_mask[here]
-            self._keep((name, tx, ty), tile, tile_mask)
         return pixels, mask
 
-    def _fetch(
-        self, raster: Raster, keys: set[tuple[int, int]]
-    ) -> Iterator[tuple[tuple[int, int], tuple[Pixels, Mask | None]]]:
+    def _held(self, raster: Raster, needed: set[Place]) -> dict[Place, Tile]:
+        """Those of a raster's tiles that are in store."""
+        held = {}
+        with self._lock:
+            for place in needed:
+                # Not the image's id: another flight may have the same.
+                tile = self._kept.get((raster, place))
+                if tile is not None:
+                    self._kept.move_to_end((raster, place))
+                    held[place] = tile
+        return held
+
+    def _fetch(self, raster: Raster, keys: set[tuple[int, int]]) -> Iterator[tuple[Place, Tile]]:
         for left, top, right, bottom in _rectangles(keys):
             area = _clip(raster, left, top, right, bottom)
             pixels, mask = raster.read(area), raster.read_mask(area)
@@ -75,14 +92,19 @@ class TileCache:
                     cut = None if mask is None else mask[here].copy()
                     yield (tx, ty), (pixels[here].copy(), cut)
 
-    def _keep(self, key: tuple[Raster, int, int], tile: Pixels, mask: Mask | None) -> None:
-        if key not in self._kept:
-            self._kept[key] = tile, mask
-            self._bytes += tile.nbytes + (0 if mask is None else mask.nbytes)
-        self._kept.move_to_end(key)
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            _, (old, old_mask) = self._kept.popitem(last=False)
-            self._bytes -= old.nbytes + (0 if old_mask is None else old_mask.nbytes)
+    def _keep(self, raster: Raster, tiles: dict[Place, Tile]) -> None:
+        with self._lock:
+            for place, tile in tiles.items():
+                if (raster, place) not in self._kept:
+                    self._kept[raster, place] = tile
+                    self._bytes += _size(tile)
+            while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
+
+
+def _size(tile: Tile) -> int:
+    pixels, mask = tile
+    return int(pixels.nbytes) + (0 if mask is None else mask.nbytes)
 
 
 def _rectangles(keys: set[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
