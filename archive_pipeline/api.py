@@ -69,6 +69,8 @@ def ingest(
     dem: str | Path | None = None,
     poses: str | Path | None = None,
     salvage: bool = False,
+    lossless_jpeg: bool = False,
+    image: str | Iterable[str] = (),
     detect: Iterable[str] = (),
     device: str = "auto",
     precision: Precision = "auto",
@@ -97,6 +99,8 @@ def ingest(
             ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml,
             COLMAP's images.txt or images.bin.
         salvage: archive damaged JPEGs as far as they can be decoded.
+        lossless_jpeg: keep JPEGs as the files that they are, to the byte, outside any budget.
+        image: only these, by name, are what `lossless_jpeg`, and `overwrite` with it, mean.
         detect: detectors whose detections in the originals are stored.
         device: "auto", "cpu" or "cuda".
         precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
@@ -138,11 +142,16 @@ def ingest(
         raise UsageError("--adapt updates the policy: it needs --allocation policy")
     if allocation == "objects" and not detectors:
         raise UsageError("--allocation objects needs a detector: --detect MODEL")
+    chosen = texts("image", image)
+    if chosen and not lossless_jpeg:
+        raise UsageError("--image says which JPEGs to keep: it needs --lossless-jpeg")
     directories = places("flights", flights)
     if flight is not None and len(directories) > 1:
         raise UsageError("--flight names a single FLIGHT_DIR")
 
     require("torch", "archive ingest")
+    if lossless_jpeg:
+        require("imagecodecs", "--lossless-jpeg")
     from archive_pipeline.flight.locations import location, name_of
     from archive_pipeline.jobs.ingest import ingest as run
     from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
@@ -165,6 +174,8 @@ def ingest(
         None if dem is None else str(Path(dem).absolute()),
         None if poses is None else str(Path(poses).absolute()),
         salvage,
+        lossless_jpeg,
+        chosen,
     )
     return run(
         str(archive),

@@ -83,6 +83,9 @@ def check_promises(url: Path, report: dict[str, Any], budget: int, source: Path)
     if entry.record["codec"] == "lossless":
         np.testing.assert_array_equal(image.read((0, 0, *pixels.shape[1::-1])), pixels)
         return "lossless"
+    if entry.record["codec"] == "jpeg":  # whatever was coded of it took more
+        assert image.original() == source.read_bytes()
+        return "jpeg"
     (shard,) = (url / entry.key / "pixels" / "c").rglob("0/0/0")
     if taken > allowed:  # then nothing smaller can be had
         tiles = [tile for _, _, tile in trimmed_tiles(pixels, TILE)]

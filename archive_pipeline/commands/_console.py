@@ -188,11 +188,15 @@ def print_ingest(report: IngestReport, result: dict[str, Any], archive_url: str)
     lossless = sum(o.codec == "lossless" for o in report.outcomes)
     if lossless:
         say(f"  {lossless} of the images stored losslessly")
+    whole = sum(o.codec == "jpeg" for o in report.outcomes)
+    if whole:
+        say(f"  {whole} of the images kept as their JPEG files, byte for byte, outside the budget")
     if report.over_budget:
         excess = sum(over.excess_bytes for _, over in report.over_budget)
         images = counted(len(report.over_budget), "image")
         say(f"  over budget: {images}, by {byte_size(excess)}")
-    say(f"  models, stored once: {byte_size(result['model_bytes'])}")
+    if result["model_bytes"]:
+        say(f"  models, stored once: {byte_size(result['model_bytes'])}")
     say(f"  {result['megapixels_per_second']:.2f} megapixels a second, {report.workers} at a time")
     say(f"  {seconds_of_work(report.stages)}")
 

@@ -95,6 +95,18 @@ if TYPE_CHECKING:
     help="Archive damaged JPEGs as far as they can be decoded, with a warning.",
 )
 @click.option(
+    "--lossless-jpeg",
+    is_flag=True,
+    help="Keep JPEGs as the files that they are, to the byte, a fifth smaller. No budget applies.",
+)
+@click.option(
+    "--image",
+    multiple=True,
+    metavar="NAME",
+    help="With --lossless-jpeg: only this one, the others by the codec; --overwrite then replaces "
+    "no other. May be repeated.",
+)
+@click.option(
     "--strict", is_flag=True, help="Exit code 3 also if other files of the flight are not archived."
 )
 @click.option(

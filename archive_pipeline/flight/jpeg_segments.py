@@ -19,6 +19,7 @@ from PIL import Image
 Segment = tuple[str, bytes]
 
 TRAILER = "TRAILER"
+PICTURES_LEFT_OUT = "bytes of further pictures (MPF) are not archived"
 MAX_PAYLOAD = 65533
 THUMBNAIL_BOX = (160, 120)
 
@@ -63,6 +64,16 @@ def read_segments(path: Path) -> list[Segment]:
     """
     data = Path(path).read_bytes()
     layout = walk(data)
+    return [*layout.segments, *layout.trailers(data)]
+
+
+def segments_of(data: bytes) -> list[Segment]:
+    """What `read_segments` finds, in the bytes of a file that may be damaged.
+
+    Raises:
+        ValueError: they are no JPEG.
+    """
+    layout = walk(data, salvage=True)
     return [*layout.segments, *layout.trailers(data)]
 
 

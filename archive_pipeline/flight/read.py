@@ -28,7 +28,7 @@ from archive_pipeline.flight._metadata_blocks import (
     webp_blocks,
 )
 from archive_pipeline.flight.formats import no_network, open_image, settle
-from archive_pipeline.flight.jpeg_segments import walk
+from archive_pipeline.flight.jpeg_segments import PICTURES_LEFT_OUT, walk
 from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.placing import FLAT, Ground, placed
 from archive_pipeline.flight.source_image import (
@@ -360,7 +360,7 @@ def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list
         left_out = len(data) - end - sum(len(payload) for _, payload in trailers)
         notes = []
         if left_out:
-            notes.append(f"{left_out} bytes of further pictures (MPF) are not archived")
+            notes.append(f"{left_out} {PICTURES_LEFT_OUT}")
         return [*layout.segments, *trailers], notes
     if driver == "PNG":
         try:

@@ -17,8 +17,9 @@ from archive_pipeline.detection.object_blocks import RaisedBlocks
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
+from archive_pipeline.jobs.ingest_task import OverBudget
 from archive_pipeline.store.image_writer import LEAST_BITS, ImageWriter
-from archive_pipeline.store.layout import TILE, shard_count, shard_windows
+from archive_pipeline.store.layout import TILE, ImageEntry, shard_count, shard_windows
 
 # Drivers whose files hold their pixels themselves, so that their size says something about these.
 SELF_CONTAINED = frozenset(
@@ -29,6 +30,26 @@ SELF_CONTAINED = frozenset(
 def allowed_bytes(source: SourceImage, budget: int) -> int:
     """Bytes that an image may take: its budget, and no more than its file does."""
     return min(budget, source.size_bytes) if source.driver in SELF_CONTAINED else budget
+
+
+def exceeded(
+    entry: ImageEntry, allowed: int, sizes: Callable[[], dict[str, int]]
+) -> OverBudget | None:
+    """What is to be said of an image that takes more than it may; None of others.
+
+    Args:
+        sizes: tells the bytes of each of its arrays by name.
+    """
+    taken, codec = entry.record["archive_bytes"], entry.record["codec"]
+    if taken <= allowed:
+        return None
+    parts = sizes()
+    parts["record"] = taken - sum(parts.values())
+    listed = ", ".join(f"{name} {size}" for name, size in sorted(parts.items()))
+    how = {"pcdc": "as coarse as can be", "lossless": "lossless, which is less"}
+    pixels = how.get(codec, "those of the file itself, which is less")
+    reason = f"bytes of {listed}; pixels are {pixels}"
+    return OverBudget(entry.id, allowed, taken, taken - allowed, reason)
 
 
 @dataclass(frozen=True)

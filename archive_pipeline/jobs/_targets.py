@@ -38,8 +38,11 @@ class Targets:
         if self._is_in_archive(output):
             raise OutputError(f"{output} is inside the archive {archive.url}; choose another -o")
 
-    def claim(self, path: Path) -> Stamps:
+    def claim(self, path: Path, content: str | None = None) -> Stamps:
         """What is at a path and its sidecars' that may be replaced, for `outputs.publish`.
+
+        Args:
+            content: SHA-256 of what shall be there; if it is already, it may stay.
 
         Raises:
             OutputError: it must not be written there.
@@ -47,6 +50,8 @@ class Targets:
         self.check_folder(path.parent)
         try:
             there = existing(path)
+            if content is not None and path in there and path.exists() and sha256(path) == content:
+                del there[path]
             if there and not self._overwrite:
                 raise OutputError(f"{min(there)} is already there (--overwrite replaces it)")
             for place in there:

@@ -217,6 +217,11 @@ def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
     except ArchiveError as error:
         problems.append(str(error))
     problems += _check_array(image, "pixels", image.read)
+    if not problems and entry.record["codec"] == "jpeg":
+        try:
+            image.original()
+        except ArchiveError as error:
+            problems.append(str(error))
     for factor in entry.overviews:
         problems += _check_array(image, overview_name(factor), partial(image.read_overview, factor))
     if entry.record["mask"] != "none":

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from archive_pipeline.errors import UsageError, did_you_mean
 from archive_pipeline.flight import locations as sources
-from archive_pipeline.flight.find import find_flight
+from archive_pipeline.flight.find import ImageFile, find_flight
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.poses import read_poses
 from archive_pipeline.geo.terrain import check_dem
@@ -175,13 +176,14 @@ def ingest(
     if options.detect:
         stage("loading detectors")
     detectors = _find_detectors(options)
-    archive = Archive.create(archive_url)
-    note_sources(archive_url, flights)
     tasks = [
-        IngestTask(archive_url, flight, file.id, file, options, detectors=detectors)
+        IngestTask(archive_url, flight, file.id, file, _options(file, options), detectors=detectors)
         for flight, files in listed
         for file in files
     ]
+    _check_named(tasks, options)
+    archive = Archive.create(archive_url)
+    note_sources(archive_url, flights)
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
@@ -203,7 +205,8 @@ def ingest(
             _collected(archive, leases) as replaced,
             cluster.connect(scheduler, workers, len(pending), options.device) as pool,
         ):
-            documents = ingest_documents(archive, looked, options.overwrite)
+            replacing = options.overwrite and not options.images
+            documents = ingest_documents(archive, looked, replacing)
             size = pool.size
             if pool.client is not None:
                 pool.client.subscribe_topic(TOPIC, lambda event: tell(*event[1]))
@@ -222,6 +225,23 @@ def ingest(
     seconds = time.monotonic() - started
     counts = size, pool.retries, pool.lost
     return IngestReport(outcomes, neighbours, seconds, models, *counts, documents, left_out)
+
+
+def _options(file: ImageFile, options: IngestOptions) -> IngestOptions:
+    """What an ingest is asked for as to one file: `images` are those that it is asked for."""
+    if not options.images or {file.id, file.below} & {*options.images}:
+        return options
+    return replace(options, lossless_jpeg=False, overwrite=False)
+
+
+def _check_named(tasks: list[IngestTask], options: IngestOptions) -> None:
+    """Raise `UsageError` for an image that is asked for and is not there, or is no JPEG."""
+    named = {name: task for task in tasks for name in (task.file.below, task.file.id)}
+    for name in options.images:
+        if name not in named:
+            raise UsageError(f"--image {name}: no such image{did_you_mean(name, named)}")
+        if not named[name].keeps_file:
+            raise UsageError(f"--image {name}: it is no JPEG, which --lossless-jpeg is about")
 
 
 def _outcome(task: IngestTask, result: Outcome | BaseException, before: list[Outcome]) -> Outcome:
@@ -252,8 +272,9 @@ def _pending(
         for flight, some in sorted(by_flight.items()):
             entries = [*read_images(archive, flight, lambda name, error: None)]  # written anew
             _mend_models(archive, entries)
-            files, overwrite = [task.file for task in some], some[0].options.overwrite
-            places = find_places(archive, flight, files, entries, overwrite, threads)
+            files = [task.file for task in some]
+            replaceable = {task.file.below for task in some if task.options.overwrite}
+            places = find_places(archive, flight, files, entries, replaceable, threads)
             for task, place in zip(some, places, strict=True):
                 outcome = _known(task, place)
                 if outcome is None:
@@ -291,7 +312,9 @@ def _prepared(
     """The tasks with what they need in the archive: model, policy, flights' groups."""
     if not pending:
         return []
-    model, policy = _add_model(archive, options)
+    model, policy = "", ""
+    if not all(task.keeps_file for task in pending):
+        model, policy = _add_model(archive, options)
     for flight in sorted({task.flight for task in pending}):
         archive.create_flight(flight)
     return [replace(task, model=model, policy=policy) for task in pending]

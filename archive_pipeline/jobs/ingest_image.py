@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ from archive_pipeline.flight.sidecars import digest
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.terrain import Terrain
-from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area
+from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area, exceeded
+from archive_pipeline.jobs._jpeg_files import bytes_as_file, slim, why_not, write_file
 from archive_pipeline.jobs._overviews import MULTISCALES, multiscales, write_overviews
 from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask, Outcome, OverBudget
 from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
@@ -43,9 +44,6 @@ from archive_pipeline.store.layout import (
 )
 from archive_pipeline.store.leftovers import settle
 from archive_pipeline.store.stored_models import ensure_model, ensure_policy
-
-if TYPE_CHECKING:
-    pass
 
 # what a store fails with for all images, not for one
 STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
@@ -69,6 +67,8 @@ def failed(task: IngestTask, error: str) -> Outcome:
 def known_outcome(task: IngestTask, entry: ImageEntry, reason: str | None = None) -> Outcome:
     """The outcome of an image that the archive has."""
     wanted = {detector.sha256 for detector in task.detectors}
+    if task.keeps_file and entry.record["codec"] != "jpeg":
+        return failed(task, "archived by the codec, not as its file; use --overwrite to keep that")
     if entry.detectable and wanted - set(entry.record.get("detectors", ())):
         missing = "archived without detections by this model; use --overwrite to store them"
         return failed(task, missing)
@@ -185,7 +185,8 @@ def _ready(archive: Archive, task: IngestTask) -> Settings:
             adapt=options.adapt,
             precision=options.precision,
         )
-    ensure_model(archive, task.model)
+    if task.model:  # none, where all are kept as files
+        ensure_model(archive, task.model)
     if task.policy:
         ensure_policy(archive, task.policy, task.model, settings.device)
     return settings
@@ -258,12 +259,63 @@ def _write(
 ) -> tuple[ImageEntry, OverBudget | None, bool]:
     """Returns the image, by how much it exceeds its budget, and whether it replaced another."""
     source, options = reader.source, task.options
+    if task.keeps_file:
+        return _write_file(archive, task, reader, sidecars)
+    record = _record(task, source, sidecars)
+    if options.lossless_jpeg and source.lossy:
+        record["warnings"].append("no JPEG: its pixels are coded lossily")
+    bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
+    writer, objects = _begun(archive, task, reader, source, record, bits)
+
+    def done(number: int, parts: int) -> None:
+        tell(task.id, number, parts)
+
+    conventions = _conventions(source)
+    pixels = PixelJob(writer, reader, settings, objects, done)
+    if not source.lossy:
+        pixels.write_lossless()
+        if _outgrew(writer, source):
+            return _write_file(archive, task, reader, sidecars, source.size_bytes)
+        return writer.commit(record, conventions), None, writer.replaces
+    budget = options.budget.bytes_for(source)
+    allowed = allowed_bytes(source, budget)
+    coded = record | {"codec": "pcdc", "model": task.model}
+    scaled = conventions
+    if overviews := write_overviews(writer, reader, task.model, allowed, settings):
+        coded["overviews"] = overviews
+        scaled = _with_overviews(conventions, overviews)
+    if pixels.write_coded(task.model, budget, coded, scaled):
+        record, conventions = coded, scaled
+    else:
+        writer.drop_overviews()
+    if _outgrew(writer, source):
+        return _write_file(archive, task, reader, sidecars, allowed)
+    entry = writer.commit(record, conventions)
+    return entry, exceeded(entry, allowed, writer.sizes), writer.replaces
+
+
+def _begun(
+    archive: Archive,
+    task: IngestTask,
+    reader: SourcePixels,
+    source: SourceImage,
+    record: dict[str, Any],
+    how: list[Any],
+) -> tuple[ImageWriter, NDArray[np.float64]]:
+    """A writer of an image whose metadata, mask and detections it has stored.
+
+    Args:
+        source: what is stored of the reader's.
+        record: is told of the detectors.
+        how: pixels will be written.
+
+    Returns:
+        It, and the boxes of `_write_detections`.
+    """
     stored = replace(
         source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
     )
-    record = _record(task, source, sidecars)
-    bits = [options.budget, task.model, options.allocation, task.policy, options.adapt]
-    plan = [__version__, record, repr(bits), task.detectors]
+    plan = [__version__, record, repr(how), task.detectors]
     writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
     writer.write_metadata()
     if source.mask != "none":
@@ -277,28 +329,46 @@ def _write(
     if task.detectors and source.dtype == "uint8" and source.bands == 3:
         objects = _write_detections(task, reader, writer)
         record["detectors"] = [detector.sha256 for detector in task.detectors]
+    return writer, objects
 
-    def done(number: int, parts: int) -> None:
-        tell(task.id, number, parts)
 
-    conventions = _conventions(source)
-    pixels = PixelJob(writer, reader, settings, objects, done)
-    if not source.lossy:
-        pixels.write_lossless()
-        return writer.commit(record, conventions), None, writer.replaces
-    budget = options.budget.bytes_for(source)
-    allowed = allowed_bytes(source, budget)
-    coded = record | {"codec": "pcdc", "model": task.model}
-    scaled = conventions
-    if overviews := write_overviews(writer, reader, task.model, allowed, settings):
-        coded["overviews"] = overviews
-        scaled = _with_overviews(conventions, overviews)
-    if pixels.write_coded(task.model, budget, coded, scaled):
-        record, conventions = coded, scaled
-    else:
-        writer.drop_overviews()
-    entry = writer.commit(record, conventions)
-    return entry, _exceeded(entry, allowed, writer.sizes), writer.replaces
+def _outgrew(writer: ImageWriter, source: SourceImage) -> bool:
+    """Whether what was written of a JPEG takes more than the file itself would."""
+    if why_not(source) is not None:
+        return False
+    beside = ("mask", "detections")  # which it has in any case
+    taken = sum(size for name, size in writer.sizes().items() if name not in beside)
+    return taken > bytes_as_file(source)
+
+
+def _write_file(
+    archive: Archive,
+    task: IngestTask,
+    reader: SourcePixels,
+    sidecars: str,
+    allowed: int | None = None,
+) -> tuple[ImageEntry, OverBudget | None, bool]:
+    """Archive a JPEG as the file that it is; what `_write` returns.
+
+    Args:
+        allowed: bytes that it may take, where it is kept so as all else takes more. Any install
+            then reads it: it is not recompressed.
+
+    Raises:
+        SourceError: it cannot be kept so.
+    """
+    reason = why_not(reader.source)
+    if reason is not None:
+        raise SourceError(task.path, f"{reason}, which --lossless-jpeg cannot keep")
+    source = slim(reader.source)
+    record = _record(task, source, sidecars) | {"codec": "jpeg"}
+    writer, _ = _begun(archive, task, reader, source, record, ["file", allowed])
+    note = write_file(writer, reader.source, allowed is None)
+    if note is not None:
+        record["warnings"].append(note)
+    entry = writer.commit(record, _conventions(source))
+    over = exceeded(entry, allowed, writer.sizes) if allowed is not None else None
+    return entry, over if source.lossy else None, writer.replaces
 
 
 def _record(task: IngestTask, source: SourceImage, sidecars: str) -> dict[str, Any]:
@@ -342,22 +412,6 @@ def _write_detections(
     if options.allocation != "objects":
         return np.zeros((0, 4))
     return np.concatenate([objects.boxes[objects.scores >= SURE] for _, objects in found])
-
-
-def _exceeded(
-    entry: ImageEntry, allowed: int, sizes: Callable[[], dict[str, int]]
-) -> OverBudget | None:
-    """What is to be said of an image that takes more than it may; None of others."""
-    taken = entry.record["archive_bytes"]
-    if taken <= allowed:
-        return None
-    parts = sizes()
-    parts["record"] = taken - sum(parts.values())
-    listed = ", ".join(f"{name} {size}" for name, size in sorted(parts.items()))
-    how = "as coarse as can be" if entry.record["codec"] == "pcdc" else "lossless, which is less"
-    return OverBudget(
-        entry.id, allowed, taken, taken - allowed, f"bytes of {listed}; pixels are {how}"
-    )
 
 
 def _without_preview(name: str, payload: bytes) -> tuple[str, bytes]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from archive_pipeline.flight.find import ImageFile
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceImage
+from archive_pipeline.jobs._jpeg_files import is_named_jpeg
 from archive_pipeline.pcdc.precision import Precision
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class IngestOptions:
     dem: str | None = None  # a raster of the ground's heights
     poses: str | None = None  # a file of what photogrammetry found
     salvage: bool = False  # damaged JPEGs as far as they can be decoded
+    lossless_jpeg: bool = False  # JPEGs as the files that they are, byte for byte
+    images: tuple[str, ...] = ()  # those that `lossless_jpeg` means, and `overwrite` then; else all
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class IngestTask:
     file: ImageFile
     options: IngestOptions
     replaces: str | None = None
-    model: str = ""  # SHA-256 of a model that is in the archive
+    model: str = ""  # SHA-256 of a model that is in the archive; none where none is needed
     policy: str = ""  # SHA-256 of a policy that is in the archive, where allocation is by it
     detectors: tuple[DetectorFile, ...] = ()
 
@@ -81,6 +84,11 @@ class IngestTask:
     def path(self) -> Location:
         """Where the file is."""
         return self.file.path
+
+    @property
+    def keeps_file(self) -> bool:
+        """Whether the image is archived as the file that it is, if that is a JPEG."""
+        return self.options.lossless_jpeg and is_named_jpeg(self.file.name)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ to be told apart only where sizes agree.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -104,18 +104,18 @@ def find_places(
     flight: str,
     files: list[ImageFile],
     entries: Iterable[ImageEntry],
-    overwrite: bool,
+    replaceable: Collection[str],
     threads: Executor,
 ) -> list[Place]:
     """Say for each file of a flight what becomes of it, in the order of the files.
 
     Args:
         entries: images of the flight that are committed.
-        overwrite: whether images may be replaced: one with the file's bytes, or one that was made
-            of an earlier file at the same place, never another.
+        replaceable: files, by their paths below the flight, that may replace an image: one with the
+            file's bytes, or one that was made of an earlier file at the same place, never another.
         threads: read files.
     """
-    known = _Flight(archive, flight, entries, overwrite)
+    known = _Flight(archive, flight, entries, replaceable)
     looks = known.look_at(files, threads)
     known.claim(looks)
     new = [i for i, k in enumerate(looks) if not (k.matches or k.restored or k.error)]
@@ -135,11 +135,15 @@ class _Flight:
     """A flight's images by what files are compared with."""
 
     def __init__(
-        self, archive: Archive, flight: str, entries: Iterable[ImageEntry], overwrite: bool
+        self,
+        archive: Archive,
+        flight: str,
+        entries: Iterable[ImageEntry],
+        replaceable: Collection[str],
     ) -> None:
         self.archive = archive
         self.flight = flight
-        self.overwrite = overwrite
+        self.replaceable = replaceable
         self.by_key = {entry.key: entry for entry in entries}
         self.by_sha256: dict[str, list[ImageEntry]] = defaultdict(list)
         self.sizes: set[tuple[int, str | None]] = set()  # with versions, where they have them
@@ -232,10 +236,11 @@ class _Flight:
             if holder.key in self.claimed:
                 continue
             # of a file elsewhere, an image is not to be replaced
-            matters = self.overwrite or file.id != file.below
+            overwrite = file.below in self.replaceable
+            matters = overwrite or file.id != file.below
             if matters and not _was_at(self.archive, holder, file):
                 continue
-            if self.overwrite:
+            if overwrite:
                 return Place(name, replaces=holder.record["sha256"])
             if look.sha256 == holder.record["sha256"]:
                 changed = ", ".join(PurePosixPath(s.path).name for s in file.sidecars) or "none"
@@ -256,7 +261,7 @@ class _Flight:
         if entry is None:
             entry = look.matches[0]
             return Place(entry.id, reason=_same_bytes(self.flight, entry.id))
-        if self.overwrite:
+        if look.file.below in self.replaceable:
             return Place(entry.id, replaces=entry.record["sha256"])
         own = entry.key in keys_of(self.flight, look.file)
         return Place(entry.id, entry, reason=None if own else _same_bytes(self.flight, entry.id))

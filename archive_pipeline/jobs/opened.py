@@ -142,7 +142,17 @@ class OpenImage:
     @property
     def lossless(self) -> bool:
         """Whether its pixels are exactly the source's."""
-        return bool(self._entry.record["codec"] == "lossless")
+        return self._entry.record["codec"] in ("lossless", "jpeg")
+
+    def original(self) -> bytes | None:
+        """The source file, byte for byte; None where only its pixels are kept.
+
+        Files are kept by `ingest --lossless-jpeg`, and where all else would take more.
+
+        Raises:
+            ArchiveError: it is damaged.
+        """
+        return self._opened.reader(self._entry).original()
 
     def __repr__(self) -> str:
         return f"OpenImage({self.name!r}, {self.width} x {self.height})"

@@ -173,13 +173,24 @@ def _tasks(
     for entry, window in chosen:
         path = _path(targets.output, entry, window, format)
         try:
-            replace = targets.claim(path)
+            replace = targets.claim(path, _content(entry, window, format, max_size))
         except OutputError as error:
             report.failed.append(failure(entry, error))
             continue
         place = window, path, replace, format
         tasks.append(RestoreTask(archive_url, entry, *place, decoding, max_size))
     return tasks
+
+
+def _content(entry: ImageEntry, window: Window, format: str, max_size: int | None) -> str | None:
+    """SHA-256 of what is written, where that is the original itself."""
+    record = entry.record
+    size = record["width"], record["height"]
+    smaller = max_size is not None and max_size < max(size)
+    if record["codec"] != "jpeg" or format != "jpeg" or window != (0, 0, *size) or smaller:
+        return None
+    sha256: str = record["sha256"]
+    return sha256
 
 
 def _check_size(max_size: int | None, resampled: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from archive_pipeline.flight.jpeg_segments import segments_of
 from archive_pipeline.flight.raster import Raster
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import window_transform
@@ -106,10 +107,16 @@ def _write(task: RestoreTask) -> dict[str, Any]:
     entry = None
     while image.entry is not entry:  # replaced meanwhile: a file holds one image, not parts of two
         entry = image.entry
+        original = image.original() if task.format == "jpeg" else None
+        if original is not None:  # all of its segments, of which the record has some
+            image.take_blocks(segments_of(original))
         view: Raster = View(image, task.window)
         if task.max_size is not None:
             view = reduced(View(image, task.window), task.max_size)
-        WRITERS[task.format](task.path, view, replace)
+        if original is not None and view.window == (0, 0, *_size(image.entry)) == task.window:
+            outputs.write_jpeg_file(task.path, view, original, replace)
+        else:
+            WRITERS[task.format](task.path, view, replace)
         replace = existing(task.path)
     georef = window_transform(view.source.georef, view.window)
     return {
@@ -120,6 +127,10 @@ def _write(task: RestoreTask) -> dict[str, Any]:
         "crs": georef.crs,
         "transform": list(georef.transform) if georef.transform else None,
     }
+
+
+def _size(entry: ImageEntry) -> tuple[int, int]:
+    return entry.record["width"], entry.record["height"]
 
 
 def restore_mosaic(

@@ -193,12 +193,28 @@ def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: i
             )
         pixels[r - row : r - row + h, c - col : c - col + w] = _shown(source, raster.read(window))
     whole = (col, row, width, height) == (0, 0, source.width, source.height)
+    try:
+        data = _encode_jpeg(source, pixels, quality, whole)
+    except ValueError as error:
+        raise OutputError(f"{source.id}: {error}") from error
+    write_jpeg_file(path, raster, data, replace)
+
+
+def write_jpeg_file(path: Path, raster: Raster, data: bytes, replace: Stamps = NOTHING) -> None:
+    """Write a JPEG file of these bytes, with the georeference beside it as `write_jpeg` has it.
+
+    Args:
+        path: the output file; its folder is created.
+        raster: what it shows.
+        data: the file.
+        replace: what may be replaced, see `publish`.
+
+    Raises:
+        OutputError: the file cannot be written, or another is there.
+    """
     with workdir(path) as work:
         final = work / "final.jpg"
-        try:
-            final.write_bytes(_encode_jpeg(source, pixels, quality, whole))
-        except ValueError as error:
-            raise OutputError(f"{source.id}: {error}") from error
+        final.write_bytes(data)
         georef = _georef(raster)
         pam = auxiliary_xml(georef)
         if pam:

@@ -22,6 +22,7 @@ from zarr.core.buffer import Buffer
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import StorePath
 
+from archive_pipeline.codec.jpeg_codec import JPEGFileCodec
 from archive_pipeline.codec.zarr_codec import PCDCCodec
 from archive_pipeline.store._backends import CompleteStore
 from archive_pipeline.store.layout import SEPARATORS
@@ -32,6 +33,7 @@ MAX_CHUNK = 256 << 20  # bytes
 MAX_SHARD = 1 << 30  # bytes of pixels
 # Stored, a chunk has a few bytes more than decoded, at most: headers, checksum, place in the shard.
 CHUNK_OVERHEAD = 1 << 10
+FILE_OVERHEAD = 64 << 10  # of a small JPEG file's transcoding
 FRAME = struct.Struct("<4BIII")  # Blosc's header: versions, flags, sizes decoded, of blocks, stored
 INDEX_CODECS = ("bytes", "crc32c")
 KEYS = [{"name": "default", "configuration": {"separator": s}} for s in SEPARATORS]
@@ -43,7 +45,7 @@ def open_array(store: Store, key: str, document: bytes, *, sharded: bool) -> zar
 
     Args:
         document: content of its `zarr.json`.
-        sharded: whether it is an image in shards, or bytes in one chunk.
+        sharded: whether it is an image in shards, or as one file, or bytes in one chunk.
 
     Raises:
         ValueError, KeyError, TypeError, ...: the metadata are none that ingest writes.
@@ -57,10 +59,13 @@ def open_array(store: Store, key: str, document: bytes, *, sharded: bool) -> zar
     inner = first.chunk_shape if isinstance(first, ShardingCodec) else outer
     count = math.prod(-(-n // m) for n, m in zip(outer, inner, strict=True))
     itemsize = metadata.dtype.to_native_dtype().itemsize
-    for shape, limit in ((inner, MAX_CHUNK), (outer, MAX_SHARD)):
+    most = math.prod(outer) * itemsize + count * CHUNK_OVERHEAD
+    whole = isinstance(first, JPEGFileCodec)
+    if isinstance(first, JPEGFileCodec):  # a file, which may hold more than pixels
+        most = first.bytes + FILE_OVERHEAD
+    for shape, limit in ((inner, MAX_SHARD if whole else MAX_CHUNK), (outer, MAX_SHARD)):
         if not 0 < math.prod(shape) * itemsize <= limit:
             raise ValueError(f"tiles of {shape} are empty or larger than allowed")
-    most = math.prod(outer) * itemsize + count * CHUNK_OVERHEAD
     path = StorePath(CompleteStore(store, most), key)
     return zarr.Array(zarr.AsyncArray(metadata, path, ArrayConfig.from_dict({})))
 
@@ -81,6 +86,8 @@ def _check_form(content: dict[str, Any], sharded: bool) -> None:
         _check_codecs(codecs)
         return
     names = _names(codecs)
+    if names == ["jpeg_file", "crc32c"]:
+        return  # it looks at its configuration and shapes itself
     if names != ["sharding_indexed"]:
         raise ValueError(f"codecs {names} are not those of an image")
     settings = codecs[0]["configuration"]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from archive_pipeline.codec.jpeg_codec import JPEGFileCodec, file_of
 from archive_pipeline.codec.settings import DEFAULT, Settings
 from archive_pipeline.codec.zarr_codec import with_settings
+from archive_pipeline.errors import NotInstalled
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.store._arrays import model_of, open_array
+from archive_pipeline.store._arrays import FILE_OVERHEAD, model_of, open_array
 from archive_pipeline.store._backends import MissingShard, TooLarge
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import (
     MAX_JSON,
     MAX_METADATA,
     STAGED,
+    TILE,
     ArchiveError,
     ImageEntry,
     array_generation,
@@ -33,6 +38,7 @@ from archive_pipeline.store.stored_models import ensure_model
 
 T = TypeVar("T")
 MAX_ARRAY_DOCUMENT = 64 << 10  # bytes of an array's zarr.json
+CHECKSUM_BYTES = 4  # behind a chunk that is a file
 MAX_REPORTED = 100  # damaged tiles looked for in one read
 
 
@@ -76,6 +82,10 @@ class ArchivedImage:
                 lambda: self._read_bytes("metadata", unpack_metadata, MAX_METADATA)
             )
         return self._source
+
+    def take_blocks(self, blocks: Iterable[tuple[str, bytes]]) -> None:
+        """Have `source` hold these metadata blocks, those of the original for one."""
+        self._source = replace(self.source, metadata=tuple(blocks))
 
     def detections(self, unpack: Callable[[bytes], T]) -> T | None:
         """Objects found in the original at ingest, None where none were looked for.
@@ -133,9 +143,42 @@ class ArchivedImage:
         except Exception as error:  # any damage ends in one clear line
             raise self._damaged(name, error) from error
 
+    def original(self) -> bytes | None:
+        """The source file, byte for byte; None where only its pixels are kept.
+
+        Raises:
+            ArchiveError: it is missing or damaged.
+        """
+        return self._now(self._original)
+
+    def _original(self) -> bytes | None:
+        record, array = self.entry.record, self.array("pixels")
+        codec = array.serializer
+        if not isinstance(codec, JPEGFileCodec):
+            return None
+        chunk = array.metadata.encode_chunk_key((0, 0, 0))
+        try:
+            stored = self.archive.read_key(f"{array.path}/{chunk}", codec.bytes + FILE_OVERHEAD)
+            if stored is None:
+                raise ValueError(f"{chunk} is missing")
+            pixels = array.shape[0] * array.shape[1]
+            data = file_of(stored[:-CHECKSUM_BYTES], codec.bytes, pixels)
+        except NotInstalled as error:
+            raise self._not_installed(error) from error
+        except (ArchiveError, ValueError) as error:
+            raise self._damaged("pixels", error) from error
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise self._damaged("pixels", ValueError("the file in it is not the original"))
+        return data
+
     @property
     def block(self) -> tuple[int, int]:
-        """(width, height) of the tiles that reads decode whole."""
+        """(width, height) of the tiles that reads decode whole; of a kept file's, as if it had any.
+
+        A whole file is decoded at once, and kept for the next window.
+        """
+        if self._now(lambda: self.array("pixels")).shards is None:
+            return TILE, TILE
         chunks = self._now(lambda: self.array("pixels")).chunks
         return chunks[1], chunks[0]
 
@@ -177,9 +220,13 @@ class ArchivedImage:
             return np.asarray(array[area])
         except MissingShard as error:
             raise self._missing(error) from error
+        except NotInstalled as error:
+            raise self._not_installed(error) from error
         except TooLarge as error:
             raise self._damaged(name, error) from error
         except Exception as error:  # codecs and stores raise what they like
+            if array.shards is None:  # of a file, which is decoded as a whole
+                raise self._damaged(name, error) from error
             bad = self.damaged_tiles(name, window)
             if not bad:
                 raise self._damaged(name, error) from error
@@ -261,6 +308,9 @@ class ArchivedImage:
         if array_generation(found) is None:
             return found  # what is wrong with them is found soon
         raise self._damaged(name, ValueError("its metadata are of another generation"))
+
+    def _not_installed(self, error: NotInstalled) -> ArchiveError:
+        return ArchiveError(f"{self.entry.flight}/{self.entry.id}: {error}")
 
     def _missing(self, error: MissingShard) -> ArchiveError:
         shard = str(error).removeprefix(f"{self.entry.key}/")

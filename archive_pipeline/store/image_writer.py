@@ -16,9 +16,11 @@ from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.array_spec import ArrayConfig
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, StorePath
 
+from archive_pipeline.codec.jpeg_codec import JPEGFileCodec
 from archive_pipeline.codec.settings import Settings
 from archive_pipeline.codec.zarr_codec import PCDCCodec, count_coded, with_settings
 from archive_pipeline.flight.source_image import SourceImage
@@ -190,6 +192,26 @@ class ImageWriter:
     def create_lossless(self) -> zarr.Array:
         """Create a lossless pixel array (height, width, bands) of the source's dtype."""
         return self._create("pixels", self._lossless_pixels())
+
+    def write_file(self, stream: bytes) -> None:
+        """Store the source file itself as the pixels: a JPEG.
+
+        Args:
+            stream: the file, or its JPEG XL transcoding (`codec.transcoding`).
+        """
+        s = self.source
+        shape = (s.height, s.width, s.bands)
+        spec = self._draft(
+            shape=shape,
+            dtype=np.uint8,
+            chunks=shape,
+            serializer=JPEGFileCodec(s.size_bytes, s.salvaged),
+            compressors=[Crc32cCodec()],
+            dimension_names=("y", "x", "band"),
+        )
+        array = self._create("pixels", spec)
+        key = self._shard_key(array, (0, 0, s.width, s.height))
+        self.archive.write_key(key, _with_checksum(stream, array))
 
     def _lossless_pixels(self) -> tuple[zarr.Array, bytes]:
         s = self.source
@@ -389,6 +411,18 @@ class ImageWriter:
         content = sync(store.get("zarr.json", default_buffer_prototype()))
         assert content is not None
         return array, content.to_bytes()
+
+
+def _with_checksum(chunk: bytes, array: zarr.Array) -> bytes:
+    """A chunk of one file as it is stored; pixels would be what Zarr encodes."""
+    prototype = default_buffer_prototype()
+    metadata = array.metadata
+    assert isinstance(metadata, ArrayV3Metadata)
+    spec = metadata.get_chunk_spec((0,) * array.ndim, ARRAY_CONFIG, prototype)
+    data = prototype.buffer.from_bytes(chunk)
+    [stored] = sync(Crc32cCodec().encode([(data, spec)]))
+    assert stored is not None
+    return stored.to_bytes()
 
 
 def _shard_overhead(array: zarr.Array) -> int:

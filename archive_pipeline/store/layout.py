@@ -27,7 +27,7 @@ ATTRIBUTE = "archive_pipeline"
 TILE = 608  # divides 5472 x 3648; other sizes end in narrower tiles
 SHARD_TILES = 100  # an image of at most so many tiles is one shard
 LARGE_SHARD_SIDE = 8  # tiles a side of the shards of larger images
-CODECS = ("pcdc", "lossless")
+CODECS = ("pcdc", "lossless", "jpeg")
 MAX_SIDE = 1 << 24
 MAX_BANDS = 1 << 16
 MAX_METADATA = 64 << 20  # bytes of an image's `metadata` array
@@ -82,7 +82,8 @@ class ImageEntry:
         flight, id: its names.
         key: its group's path in the store.
         record: the `archive_pipeline` attribute: sha256, width, height, bands, dtype, codec
-            ("pcdc" or "lossless"), model, source_bytes, archive_bytes, georef, captured, mask,
+            ("pcdc", "lossless", or "jpeg" of an image kept as its file), model, source_bytes,
+            archive_bytes, georef, captured, mask,
             detectors (SHA-256 of those whose detections are stored; absent without any),
             source_version (changes with a source at a URL or its sidecars), sidecars (digest of
             the source's, "" where it had none; absent in archives of earlier releases),
