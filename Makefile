@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: setup demo test test-slow test-soak lint clean
+PAGE := archive_pipeline/serving/page
+
+.PHONY: setup demo viewer test test-slow test-soak lint clean
 
 setup: .venv/ready
 
@@ -27,6 +29,18 @@ demo: setup
 	@echo
 	@echo "Restored windows (in a folder a flight) and mosaic.tif: $(DEMO)/restored"
 	@echo "Original beside restored pixels: $(DEMO)/side_by_side.png"
+
+# What the page of `archive serve` ships of others, at the versions of its package-lock.json. Needs
+# npm; nothing else does.
+viewer:
+	cd $(PAGE) && npm ci --ignore-scripts --no-audit --no-fund
+	cp $(PAGE)/node_modules/ol/dist/ol.js $(PAGE)/node_modules/ol/ol.css $(PAGE)/vendor
+	cp $(PAGE)/node_modules/ol/LICENSE.md $(PAGE)/vendor/ol.LICENSE.md
+	cd $(PAGE)/node_modules && for file in `find * -maxdepth 2 -iname 'license*' -not -path 'ol/*' -not -path 'world-atlas/*' | sort`; do \
+		echo "== $$file"; echo; cat $$file; echo; done > ../vendor/ol.dependencies.LICENSE
+	cp $(PAGE)/node_modules/world-atlas/land-110m.json $(PAGE)/vendor
+	cp $(PAGE)/node_modules/world-atlas/LICENSE $(PAGE)/vendor/world-atlas.LICENSE
+	rm -r $(PAGE)/node_modules
 
 # Each process takes up to 4 GB; a file's tests stay together, for what they share is made once.
 test: setup
