@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from conftest import command_line
+from conftest import Run, command_line
 from fastapi.testclient import TestClient
 
 import archive_pipeline as ap
@@ -75,6 +78,33 @@ def get(url: str, **headers: str) -> tuple[int, bytes]:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+
+
+def test_a_server_ends_while_it_works(served: tuple[str, subprocess.Popen[str]]) -> None:
+    url, process = served
+    place = urlsplit(url)
+    assert place.hostname is not None
+    with socket.create_connection((place.hostname, place.port or 0)) as connection:
+        path = b"GET /flights/beach/images/DJI_0001.JPG/file.tif HTTP/1.1"
+        connection.sendall(path + b"\r\nHost: 127.0.0.1\r\n\r\n")
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_what_cannot_be_served_is_told_in_one_line(command: Run, archive: Path) -> None:
+    for args, code in (
+        (("--archive", archive.with_name("none.zarr")), 1),
+        (("--archive", archive, "--originals", archive.with_name("none")), 1),
+        (("--archive", archive, "--host", "300.300.300.300"), 1),
+        (("--archive", archive, "--port", 70000), 2),
+    ):
+        done = command("serve", *args)
+        assert done.code == code, done.err
+        assert "Traceback" not in done.err
+        assert done.err.splitlines()[-1].startswith("Error: ")
 
 
 def test_a_server_starts_and_ends(served: tuple[str, subprocess.Popen[str]]) -> None:

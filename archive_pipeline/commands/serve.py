@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import click
 
-from archive_pipeline.commands._options import common, exit_codes, say, without_pandas
+from archive_pipeline.commands._options import DONE, common, exit_codes, say, without_pandas
 
 
 @click.command(
@@ -74,3 +76,6 @@ def serve(
             say(f"{archive_url} at {url} (Ctrl-C ends it)")
 
     run(options, ready)
+    sys.stdout.flush()
+    # without waiting for threads that decode what nobody waits for; nothing is written by now
+    os._exit(DONE)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from archive_pipeline.errors import ArchivePipelineError, require
-from archive_pipeline.serving._errors import Unavailable
 from archive_pipeline.serving.options import ServeOptions
 from archive_pipeline.store.archive import Archive
+
+if TYPE_CHECKING:
+    from archive_pipeline.serving.site import Site
 
 LAST_SECONDS = 3  # that requests have at the end
 
@@ -23,6 +25,8 @@ class ServerError(ArchivePipelineError):
 
 def serve(options: ServeOptions, ready: Callable[[str], None]) -> None:
     """Serve an archive until the process is interrupted.
+
+    Threads may still work then for clients that have left; who calls this ends the process.
 
     Args:
         ready: called with the server's address once it answers.
@@ -63,7 +67,6 @@ def serve(options: ServeOptions, ready: Callable[[str], None]) -> None:
     finally:
         site.close()
         site.temporary.cleanup()
-    _end()
 
 
 def _listen(options: ServeOptions) -> socket.socket:
@@ -81,18 +84,7 @@ def _listen(options: ServeOptions) -> socket.socket:
     return listening
 
 
-def _look_ahead(site: object) -> None:
-    """See what is in the archive before somebody asks."""
-    from archive_pipeline.serving.site import Site
-
-    assert isinstance(site, Site)
-    with suppress(Unavailable):
-        _ = site.catalogue.now
-
-
-def _end() -> None:
-    """Leave without waiting for pixels that nobody waits for; nothing is written by now."""
-    if any(t.name.startswith(("pixels", "large", "look")) for t in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+def _look_ahead(site: Site) -> None:
+    """See what is in the archive before somebody asks, and load what decodes its images."""
+    with suppress(ArchivePipelineError):
+        site.warm()

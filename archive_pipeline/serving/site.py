@@ -30,7 +30,7 @@ from archive_pipeline.serving.display import levels_of
 from archive_pipeline.serving.options import ServeOptions
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
-from archive_pipeline.store.stored_models import require_denoiser
+from archive_pipeline.store.stored_models import ensure_model, require_denoiser
 from archive_pipeline.store.tile_cache import TileCache
 
 T = TypeVar("T")
@@ -167,6 +167,22 @@ class Site:
     def decoding(self, steps: int) -> Decoding:
         """The same for jobs."""
         return Decoding(self.options.device, steps, 0, self.options.precision)
+
+    def warm(self) -> None:
+        """Look at the archive and load the model of its first image that has one.
+
+        Raises:
+            Unavailable: the archive cannot be read.
+            ArchiveError: the model is damaged.
+        """
+        from archive_pipeline.codec.models import decoder_for
+
+        now = self.catalogue.now
+        models = now.rows["archive:model"].drop_null()
+        if len(models):
+            sha256 = models[0].as_py()
+            ensure_model(now.archive, sha256)
+            decoder_for(sha256, self.settings(0))
 
     def open(self, entry: ImageEntry, steps: int = 0) -> ArchivedImage:
         """An image, open for reading; one for all requests as long as it is the same.
