@@ -6,6 +6,7 @@ from .api import open as open
 from .api import remove as remove
 from .api import restore as restore
 from .api import verify_detection as verify_detection
+from .api import verify_photogrammetry as verify_photogrammetry
 from .detection.verification import Verification as Verification
 from .errors import ArchivePipelineError as ArchivePipelineError
 from .jobs.check import CheckReport as CheckReport

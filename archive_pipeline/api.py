@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from archive_pipeline.jobs.remove import RemoveReport
     from archive_pipeline.jobs.restoring import RestoreReport
     from archive_pipeline.pcdc.precision import Precision
+    from archive_pipeline.photogrammetry.verification import PhotogrammetryReport
 
 DEFAULT_ARCHIVE = "./archive.zarr"
 DEFAULT_RATIO = 100
@@ -532,4 +533,101 @@ def verify_detection(
         from archive_pipeline.detection.report import write_report
 
         write_report(done, Path(report), versions_of(done), drawn, replace)
+    return done
+
+
+def verify_photogrammetry(
+    archive: str | Path = DEFAULT_ARCHIVE,
+    *,
+    quick: bool = False,
+    originals: str | Path | None = None,
+    flight: str | None = None,
+    inliers: float = 0.9,
+    frame_inliers: float = 0.5,
+    shift: float = 0.1,
+    moved: float = 0.3,
+    centres: float = 0.5,
+    features: int = 8192,
+    report: str | Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Count = _silent,
+    stage: Stage = _silent,
+) -> PhotogrammetryReport:
+    """Compare tie points, and reconstructions, of originals and restored frames.
+
+    Args:
+        archive: path or fsspec URL.
+        quick: compare tie points only.
+        originals: folder or URL of the original files; by default the folders that this user
+            archived from on this machine. What the archive itself names is not followed.
+        flight: only this flight.
+        inliers: least share of all tie points that is kept, 0 to 1.
+        frame_inliers: least share of any frame's that has many, 0 to 1.
+        shift: pixels that the points of any frame may shift by.
+        moved: pixels that half of the points of any frame may move by.
+        centres: ground sample distances that cameras may move by, root mean square.
+        features: of a frame at most.
+        report: folder to write report.html, result.json and two CSV tables to.
+        overwrite: replace files of these names that are there, else an error.
+        seed: of all that is random.
+        device: "auto", "cpu" or "cuda", where frames are restored.
+        precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
+            bfloat16 where the device has matrix units for it.
+        scheduler: address of a Dask scheduler.
+        workers: local processes; 0 is this process; by default one a core.
+        progress: called after each frame's features with the number of frames.
+        stage: called with what is done before the first frame and after the last.
+
+    Raises:
+        ArchiveError: the archive cannot be used, or has no such flight.
+        FlightError: the folder of originals holds no images.
+        NotInstalled: a package of the extra `photogrammetry` is missing.
+        ReportError: the report cannot be written.
+        ClusterError: there is no such scheduler, or it was lost.
+    """
+    require("pycolmap", "archive verify-photogrammetry", "photogrammetry")
+    from archive_pipeline.flight.locations import location
+    from archive_pipeline.jobs.verify_photogrammetry import verify_photogrammetry as run
+    from archive_pipeline.photogrammetry.report import prepare_report, write_report
+    from archive_pipeline.photogrammetry.verdict import Tolerances
+    from archive_pipeline.photogrammetry.verification import PhotogrammetryOptions
+    from archive_pipeline.store.archive import Archive
+
+    check_decoding(device, precision, 0, seed)
+    check_workers(workers)
+    for name, value, most in (
+        *(("inliers", inliers, 1), ("frame_inliers", frame_inliers, 1)),
+        *(("shift", shift, 1e9), ("moved", moved, 1e9), ("centres", centres, 1e9)),
+    ):
+        check_number(name, value, 0, most)
+    check_whole("features", features, 64, 32768)
+    options = PhotogrammetryOptions(
+        Tolerances(inliers, frame_inliers, shift, moved, centres),
+        quick,
+        None if originals is None else location(str(originals)),
+        flight,
+        features,
+        seed,
+        device,
+        precision,
+    )
+    there = None
+    if report is not None:
+        there = prepare_report(Path(report), Archive.open(archive).folder, overwrite)
+    done = run(
+        str(archive),
+        options,
+        scheduler=scheduler,
+        workers=workers,
+        progress=progress,
+        stage=stage,
+    )
+    if report is not None and there is not None:
+        stage("writing the report")
+        write_report(done, Path(report), there)
     return done

@@ -20,7 +20,8 @@ from toy_detector import Objects, paint, save_toy_detector
 
 from archive_pipeline.detection import report as report_module
 from archive_pipeline.detection.metrics import METRICS
-from archive_pipeline.detection.report import FILES, Shape, _spots, _Table
+from archive_pipeline.detection.report import FILES, Shape, _spots
+from archive_pipeline.outputs.pages import Table
 
 if importlib.util.find_spec("ultralytics") is None:
     pytest.skip("the extra 'verify' is not installed", allow_module_level=True)
@@ -135,7 +136,7 @@ def test_names_are_no_formulas(run: Run, made: tuple[Path, Path, Path], tmp_path
 def test_cells_that_spreadsheets_would_compute(start: str) -> None:
     file = io.StringIO(newline="")
     names = (f"{start}cmd()", f"a;{start}1", f'a"{start}1', "a", "", "1.5")
-    _Table(file).row(*names, -0.5, 3, None, True)
+    Table(file).row(*names, -0.5, 3, None, True)
     assert file.getvalue().startswith(f'"\'{start}cmd()","a;{start}1","a""{start}1",')
     assert file.getvalue().endswith(',"a","","1.5",-0.5,3,"",True\r\n')
     file.seek(0)

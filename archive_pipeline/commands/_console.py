@@ -17,6 +17,7 @@ from archive_pipeline.commands._options import say
 if TYPE_CHECKING:
     from archive_pipeline.detection.verification import Verification
     from archive_pipeline.jobs.ingest import IngestReport
+    from archive_pipeline.photogrammetry.verification import PhotogrammetryReport
 
 SHOWN_WARNINGS = 20  # kinds of them
 
@@ -332,6 +333,49 @@ def print_verification(report: Verification, quiet: bool) -> None:
     if report.seconds_per_frame is not None and not quiet:
         memory = report.peak_memory and f", {byte_size(report.peak_memory)} of memory at most"
         say(f"{report.seconds_per_frame:.1f} s of a worker for 20 megapixels{memory or ''}")
+
+
+def print_photogrammetry(report: PhotogrammetryReport, quiet: bool) -> None:
+    """Print what a verification by photogrammetry found."""
+    for flight in report.flights:
+        told = flight.to_json()
+        say(f"{flight.flight}: {counted(told['frames'], 'frame')}")
+        for line in () if quiet or not flight.pairs else _photogrammetry_lines(told):
+            say(f"  {line}")
+        for failure in flight.failures:
+            where = f"; most in {', '.join(failure.frames)}" if failure.frames else ""
+            say(f"  below tolerance: {failure.told()}{where}")
+    say(
+        f"{report.verdict}; {counted(sum(len(f.frames) for f in report.flights), 'frame')} "
+        f"compared, {len(report.failed)} not, in {duration(report.seconds)}"
+    )
+
+
+def _photogrammetry_lines(told: dict[str, Any]) -> list[str]:
+    """What is told of a flight, of its part of the JSON."""
+    images, ties, moved = told["images"], told["inliers"], told["moved"]
+    lines = [
+        f"tie points of {counted(len(told['pairs']), 'pair')}: {ties['original']}, restored "
+        f"{ties['restored']} ({ties['share']:.1%})"
+    ]
+    medians = sorted(m["median_px"] for m in moved if m["median_px"] is not None)
+    if medians:
+        middle, most = medians[len(medians) // 2], max(m["p95_px"] or 0 for m in moved)
+        lines.append(f"points moved by {middle:.2f} px (median), 95 % by up to {most:.2f} px")
+    one, two, apart = told["original"], told["restored"], told["difference"]
+    if one is not None:
+        two = two or {"images": 0, "points": 0, "reprojection_error_px": math.nan}
+        lines.append(f"registered: {images['original']} frames, restored {images['restored']}")
+        lines.append(
+            f"points in space: {one['points']}, restored {two['points']}; reprojection error "
+            f"{one['reprojection_error_px']:.2f} px, restored {two['reprojection_error_px']:.2f}"
+        )
+    if apart is not None:
+        lines.append(
+            f"cameras moved by {apart['centres_m']:.4f} m = {apart['centres_gsd']:.2f} ground "
+            f"sample distances (RMS), turned by {apart['rotations_deg']:.4f} degrees"
+        )
+    return lines
 
 
 def byte_size(count: float) -> str:

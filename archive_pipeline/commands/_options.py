@@ -93,6 +93,24 @@ def without_pandas() -> None:
         sys.meta_path.remove(finder)
 
 
+class FolderOrURL(click.Path):
+    """A folder that there is, or any URL."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        return value if "://" in value else super().convert(value, param, ctx)
+
+
+originals = click.option(
+    "--originals",
+    type=FolderOrURL(exists=True, file_okay=False),
+    metavar="DIR|URL",
+    help="Where the original files lie; by default in the folders that you archived from on this "
+    "machine.",
+)
+
+
 def common(function: Callable[..., None]) -> Callable[..., None]:
     """Options of every command."""
 

@@ -15,6 +15,7 @@ from archive_pipeline.commands.remove import remove
 from archive_pipeline.commands.restore import restore
 from archive_pipeline.commands.serve import serve
 from archive_pipeline.commands.verify_detection import verify_detection
+from archive_pipeline.commands.verify_photogrammetry import verify_photogrammetry
 
 EXAMPLE = """\b
 For example:
@@ -41,7 +42,16 @@ def main() -> None:
     """Keep drone imagery small: archive flights, restore any area as georeferenced pixels."""
 
 
-for command in (ingest, restore, info, serve, check, verify_detection, remove):
+for command in (
+    ingest,
+    restore,
+    info,
+    serve,
+    check,
+    verify_detection,
+    verify_photogrammetry,
+    remove,
+):
     main.add_command(command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,10 @@ from archive_pipeline.commands._options import (
     common,
     decoding,
     exit_codes,
+    originals,
     parallel,
     say,
 )
-
-
-class FolderOrURL(click.Path):
-    """A folder that there is, or any URL."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str | bytes | os.PathLike[str]:
-        return value if "://" in value else super().convert(value, param, ctx)
 
 
 @click.command(
@@ -48,13 +39,7 @@ class FolderOrURL(click.Path):
         }
     ),
 )
-@click.option(
-    "--originals",
-    type=FolderOrURL(exists=True, file_okay=False),
-    metavar="DIR|URL",
-    help="Where the original files lie; by default in the folders that you archived from on this "
-    "machine.",
-)
+@originals
 @click.option(
     "--labels",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

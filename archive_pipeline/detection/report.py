@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,15 +22,15 @@ from archive_pipeline.detection.verdict import GroupResult
 from archive_pipeline.detection.verification import ImageResult, Verification, Versions
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
-from archive_pipeline.outputs.paths import OutputError
-from archive_pipeline.outputs.publish import (
-    NOTHING,
-    Stamps,
-    existing,
-    is_inside,
-    publish,
-    workdir,
+from archive_pipeline.outputs.pages import (
+    PAGE,
+    Table,
+    prepare_folder,
+    render,
+    write_files,
+    write_json,
 )
+from archive_pipeline.outputs.publish import NOTHING, Stamps
 
 WORST, TYPICAL, CLOSE_UPS = 6, 3, 3  # images shown, and parts of each at full resolution
 OVERVIEW_SIDE = 1600  # pixels at most
@@ -48,17 +45,11 @@ METRIC_NAMES = {
     "map50": "mAP50",
     "map50_95": "mAP50-95",
 }
-FILES = "result.json", "summary.csv", "images.csv", "report.html"
-# Of cells that spreadsheets compute; the wide forms count in East Asian versions.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+FILES = "result.json", "summary.csv", "images.csv", PAGE
 IMAGE_FIELDS = (
     "image", "model", "class", "original", "reference_objects", "original_detections",
     "restored_detections", "original_matched", "restored_matched", "lost", "change",
 )  # fmt: skip
-
-
-class ReportError(ArchivePipelineError):
-    """A report that cannot be written; one line that names the place."""
 
 
 @dataclass(frozen=True)
@@ -87,35 +78,8 @@ class Pair:
 
 
 def prepare_report(directory: Path, archive: Path | None = None, overwrite: bool = False) -> Stamps:
-    """Make the folder, and find out early what would fail late.
-
-    Args:
-        archive: the archive's folder, inside which no report is written.
-        overwrite: files of a report's names that are there may be replaced.
-
-    Returns:
-        Those files, for `write_report`.
-
-    Raises:
-        ReportError: it cannot be written there, files are there, or a package is missing.
-    """
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise ReportError(f"--report needs jinja2: {EXTRA}") from error
-    try:
-        if archive is not None and is_inside(directory, archive):
-            raise ReportError(f"{directory} is inside the archive; choose another --report")
-        directory.mkdir(parents=True, exist_ok=True)
-        there = {k: v for name in FILES for k, v in existing(directory / name).items()}
-        if there and not overwrite:
-            raise ReportError(f"{min(there)} is already there (--overwrite replaces it)")
-        with tempfile.TemporaryFile(dir=directory):
-            return there
-    except OSError as error:
-        raise ReportError(f"{directory}: {error.strerror}") from error
-    except OutputError as error:
-        raise ReportError(str(error)) from error
+    """Make the folder, and find out early what would fail late: see `pages.prepare_folder`."""
+    return prepare_folder(directory, FILES, EXTRA, archive, overwrite)
 
 
 def write_report(
@@ -139,42 +103,21 @@ def write_report(
     Raises:
         ReportError: a file cannot be written, or another is there.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pictures = _draw(report, versions, progress)
-    environment = Environment(
-        loader=PackageLoader("archive_pipeline.detection"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    page = environment.get_template("report.html").render(
+    page = render(
+        "archive_pipeline.detection",
         report=report,
         metrics=METRIC_NAMES,
-        pictures=pictures,
+        pictures=_draw(report, versions, progress),
         number=_number,
         verdict="passed" if report.passed else "failed" if report.below_tolerance else "not proven",
     )
-    path = directory / "report.html"
-    try:
-        with workdir(path) as work:
-            with _open(work / "result.json") as file:
-                json.dump(report.to_json(), file, indent=1, allow_nan=False)
-            with _open(work / "summary.csv") as file:
-                _write_summary(report, file)
-            with _open(work / "images.csv") as file:
-                _write_images(report, file)
-            with _open(work / path.name) as file:
-                file.write(page)
-            for name in FILES:
-                publish(work / name, directory / name, replace)
-    except OutputError as error:
-        raise ReportError(str(error)) from error
-    return path
-
-
-def _open(path: Path) -> TextIO:
-    # file names may hold bytes that are no text
-    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
+    writers: tuple[Callable[[TextIO], object], ...] = (
+        partial(write_json, report.to_json()),
+        partial(_write_summary, report),
+        partial(_write_images, report),
+        lambda file: file.write(page),
+    )
+    return write_files(directory, dict(zip(FILES, writers, strict=True)), replace)
 
 
 def _number(value: float | None, sign: bool = False) -> str:
@@ -183,29 +126,9 @@ def _number(value: float | None, sign: bool = False) -> str:
     return f"{value:+.3f}".replace("-", "\u2212") if sign else f"{value:.3f}"
 
 
-class _Table:
-    """Rows of a CSV that spreadsheets open as data, whatever names are in them.
-
-    A text that they would take for a formula gets an apostrophe before it, as OWASP advises against
-    CSV injection, and all texts are quoted, so that none starts a cell of its own where cells end
-    at semicolons. Numbers stay as they are, negative ones too.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-
-    def row(self, *cells: object) -> None:
-        """Write texts, numbers, and None as an empty cell."""
-        self._writer.writerow([self._safe(c) if isinstance(c, str) else c for c in cells])
-
-    @staticmethod
-    def _safe(text: str) -> str:
-        return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
-
 def _write_summary(report: Verification, file: TextIO) -> None:
     fields = ("model", "class", "metric", "original", "restored", "delta", "low", "high", "passed")
-    table = _Table(file)
+    table = Table(file)
     table.row(*fields)
     for model in report.models:
         failed = {(f.group, f.metric) for f in model.failures}
@@ -219,7 +142,7 @@ def _write_summary(report: Verification, file: TextIO) -> None:
 
 def _write_images(report: Verification, file: TextIO) -> None:
     least = report.options.confidence
-    table = _Table(file)
+    table = Table(file)
     table.row(*IMAGE_FIELDS)
     for image in report.images:
         name = image.name

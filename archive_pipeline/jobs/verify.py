@@ -7,13 +7,11 @@ restored pixels ───────────────────┘
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from archive_pipeline.detection.detectors import (
     DetectorError,
@@ -49,6 +47,7 @@ from archive_pipeline.flight import locations
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
 from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -186,21 +185,15 @@ def _compare_all(
     progress: Callable[[int], None],
 ) -> None:
     """Run the tasks; `done` is given their results in the archive's order."""
-    import dask
-
     results: dict[str, ImageResult] = {}
     with (
-        TemporaryDirectory() as scratch,
-        dask.config.set({"temporary-directory": scratch}),  # else workers leave theirs in /tmp
+        scratch_folder(),
         cluster.connect(scheduler, workers, len(tasks), done.options.device) as pool,
     ):
         for task, result in pool.run(verify_image, tasks):
             if isinstance(result, BaseException):
-                expected = isinstance(result, EXPECTED)
-                text = str(result) if expected else f"{type(result).__name__}: {result}"
-                if task.name not in text:
-                    text = f"{task.name}: {text}"
-                done.failed.append({"image": task.name, "error": " ".join(text.split())})
+                text = one_line(task.name, result, EXPECTED)
+                done.failed.append({"image": task.name, "error": text})
             else:
                 results[result.key] = result
                 done.failed += [{"image": task.name, "error": error} for error in result.errors]
@@ -279,7 +272,7 @@ def verify_image(task: VerifyTask) -> ImageResult:
         errors=tuple(errors),
         warning=f"{task.name}: {problem}; its stored detections are used" if other else None,
         seconds=time.monotonic() - started,
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
     )
 
 
@@ -302,16 +295,6 @@ def versions_of(report: Verification) -> Versions:
             yield read, image.read
 
     return opened
-
-
-def _peak_memory() -> int | None:
-    """Most bytes of memory that this process has held so far."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _unfit(

@@ -1,0 +1,224 @@
+"""`archive verify-photogrammetry`: does photogrammetry still get from restored frames what it got?
+
+original ┐              ┌ tie points ─ reconstruction ┐
+         ├─ features ───┤                             ├─ differences ─ verdict
+restored ┘              └ tie points ─ reconstruction ┘
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from archive_pipeline.codec.models import find_device
+from archive_pipeline.codec.settings import Settings
+from archive_pipeline.errors import require
+from archive_pipeline.flight import locations
+from archive_pipeline.flight.locations import Location
+from archive_pipeline.flight.source_image import SourceError
+from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs._cores import cpu_count
+from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
+from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
+from archive_pipeline.photogrammetry.frames import Frame
+from archive_pipeline.photogrammetry.verdict import FlightReport
+from archive_pipeline.photogrammetry.verification import PhotogrammetryOptions, PhotogrammetryReport
+from archive_pipeline.store.archive import Archive, absolute
+from archive_pipeline.store.archived_image import ArchivedImage
+from archive_pipeline.store.index import read_images
+from archive_pipeline.store.layout import ArchiveError, ImageEntry
+
+if TYPE_CHECKING:
+    from archive_pipeline.photogrammetry.features import Features
+
+# errors that say all there is to say
+EXPECTED = (ArchiveError, SourceError, cluster.WorkerDied)
+
+
+@dataclass(frozen=True)
+class FrameTask:
+    """One frame whose features are to be found."""
+
+    archive: str
+    entry: ImageEntry
+    originals: tuple[Location, ...]  # files that may be the original
+    missing: str | None  # what to say where none of them is, see `find_original`
+    frame: Frame
+    options: PhotogrammetryOptions
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """Features of both versions of a frame."""
+
+    original: Features
+    restored: Features
+    peak_memory: int | None
+
+
+def verify_photogrammetry(
+    archive_url: str,
+    options: PhotogrammetryOptions,
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda total: None,
+    stage: Callable[[str], None] = lambda name: None,
+) -> PhotogrammetryReport:
+    """Compare tie points, and reconstructions, of originals and restored frames.
+
+    Args:
+        progress: called after each frame's features with the number of frames.
+        stage: called with what is done before the first frame and after the last.
+
+    Raises:
+        ArchiveError: the archive cannot be used, or has no such flight.
+        FlightError: the folder of originals holds no images.
+        NotInstalled: a package is missing.
+    """
+    started = time.monotonic()
+    for module in ("cv2", "pycolmap"):
+        require(module, "archive verify-photogrammetry", "photogrammetry")
+    if scheduler is not None:  # its workers have a working directory of their own
+        archive_url = absolute(archive_url)
+        originals = options.originals and locations.absolute(options.originals)
+        options = replace(options, originals=originals)
+    workers = cluster.workers_in_reach(archive_url, scheduler, workers)
+    cluster.check_device(options.device, scheduler)
+    archive = Archive.open(archive_url)
+    report = PhotogrammetryReport(archive_url, options)
+    stage("looking for originals")
+    flights = _tasks(archive, report)
+    total = sum(map(len, flights.values()))
+    threads = workers or cpu_count()
+    with (
+        scratch_folder() as scratch,
+        cluster.connect(scheduler, workers, total, options.device) as pool,
+    ):
+        for flight, tasks in flights.items():
+            stage(f"{flight}: finding features")
+            found = _verify_flight(
+                pool, flight, tasks, report, scratch, threads, lambda: progress(total), stage
+            )
+            report.flights.append(found)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _tasks(archive: Archive, report: PhotogrammetryReport) -> dict[str, list[FrameTask]]:
+    """The frames to compare by flight; `report` is told of images that are none."""
+    options = report.options
+    found = Originals(archive.url, options.originals)
+
+    def damaged(name: str, error: ArchiveError) -> None:
+        report.failed.append({"image": name, "error": str(error)})
+
+    flights: dict[str, list[FrameTask]] = {}
+    for entry in read_images(archive, options.flight, damaged):
+        tasks = flights.setdefault(entry.flight, [])
+        name = f"{entry.flight}/{entry.id}"
+        reason = None if entry.detectable else "no photograph: not 8-bit RGB"
+        try:
+            source = ArchivedImage(archive, entry).source
+        except ArchiveError as error:
+            damaged(name, error)
+            continue
+        if source.camera is None:
+            reason = reason or "no frame: nothing is known of a camera"
+        else:
+            frame = Frame(name, entry.record["width"], entry.record["height"], source.camera)
+            reason = reason or frame.problem
+        if reason is not None:
+            report.skipped.append({"image": name, "reason": reason})
+            continue
+        places = found.candidates(entry), found.problem(entry)
+        tasks.append(FrameTask(archive.url, entry, *places, frame, options))
+    if options.flight is not None and not flights and not report.failed:
+        raise ArchiveError(f"{archive.url}: no images of flight {options.flight}")
+    return flights
+
+
+def _verify_flight(
+    pool: cluster.Pool,
+    flight: str,
+    tasks: list[FrameTask],
+    report: PhotogrammetryReport,
+    scratch: Path,
+    threads: int,
+    step: Callable[[], None],
+    stage: Callable[[str], None],
+) -> FlightReport:
+    """Find a flight's features, and compare. Features are on disk meanwhile, not in memory."""
+    from archive_pipeline.photogrammetry.comparison import compare
+    from archive_pipeline.photogrammetry.matching import Matcher, image_name
+
+    options = report.options
+    with TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder)
+        frames = [task.frame for task in tasks]
+        numbers = {frame.name: number for number, frame in enumerate(frames)}
+        matcher = Matcher(path / "features.db", frames, options.seed, threads)
+        have = []
+        for task, result in pool.run(find_both_features, tasks):
+            name = task.frame.name
+            number = numbers[name]
+            if isinstance(result, BaseException):
+                report.failed.append(
+                    {"image": task.frame.name, "error": one_line(task.frame.name, result, EXPECTED)}
+                )
+            else:
+                matcher.add(image_name("o", number), result.original)
+                matcher.add(image_name("r", number), result.restored)
+                have.append(number)
+                report.peak_memory = max(report.peak_memory or 0, result.peak_memory or 0) or None
+            step()
+        if len(have) < 2:
+            reason = _too_few(tasks, len(have))
+            return FlightReport(flight, [frames[number] for number in have], reason=reason)
+        return compare(
+            flight,
+            {number: frames[number] for number in sorted(have)},
+            matcher,
+            options.tolerances,
+            quick=options.quick,
+            seed=options.seed,
+            scratch=path,
+            stage=stage,
+        )
+
+
+def _too_few(tasks: list[FrameTask], have: int) -> str:
+    if not tasks:
+        return "no frames of a camera with a position"
+    if have < len(tasks):
+        return f"{have} of {len(tasks)} frames could be compared, and tie points need two"
+    return "a single frame, and tie points need two"
+
+
+def find_both_features(task: FrameTask) -> FrameFeatures:
+    """Find features of an original and of what is restored of it (runs on a worker).
+
+    Raises:
+        ArchiveError, SourceError: one line.
+    """
+    from archive_pipeline.photogrammetry.features import find_features
+
+    options, frame = task.options, task.frame
+    settings = Settings(find_device(options.device), precision=options.precision)
+    archive = Archive.reopen(task.archive)
+    # it is compared with a file
+    image = ArchivedImage(archive, task.entry, settings, fixed=("sha256",))
+    original, problem, _ = find_original(image, task.originals, task.missing)
+    if original is None:
+        raise ArchiveError(f"{frame.name}: {problem}")
+
+    def features(read: Any) -> Features:
+        return find_features(read, frame.width, frame.height, options.features)
+
+    with original_pixels(original) as read_original:
+        before = features(read_original)
+    return FrameFeatures(before, features(image.read), peak_memory())

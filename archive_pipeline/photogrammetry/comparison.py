@@ -1,0 +1,104 @@
+"""A flight's originals and restored frames, compared: tie points, and perhaps reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from archive_pipeline.photogrammetry.alignment import difference, level
+from archive_pipeline.photogrammetry.frames import Frame, Pair, choose_pairs, places
+from archive_pipeline.photogrammetry.matching import Matcher, image_name, inliers
+from archive_pipeline.photogrammetry.reconstruction import reconstruct
+from archive_pipeline.photogrammetry.verdict import FlightReport, Moved, Tolerances, judge
+
+Geometries = dict[Pair, Any]
+
+
+def compare(
+    flight: str,
+    members: Mapping[int, Frame],
+    matcher: Matcher,
+    tolerances: Tolerances,
+    *,
+    quick: bool,
+    seed: int,
+    scratch: Path,
+    stage: Callable[[str], None],
+) -> FlightReport:
+    """Compare a flight's frames, whose features the matcher has.
+
+    Pairs that do not overlap in the originals are not looked at in the restored frames.
+
+    Args:
+        flight: its id.
+        members: its frames by their numbers among the matcher's images.
+        quick: whether to do without reconstructions.
+        seed: of all that is random.
+        scratch: a folder for temporary files.
+        stage: called with what is done.
+    """
+    frames, numbers = list(members.values()), list(members)
+    report = FlightReport(flight, frames, quick=quick)
+    pairs = choose_pairs(frames)
+    before = _tie_points(matcher, "o", numbers, pairs, f"{flight}: originals", stage)
+    overlapping = [pair for pair in pairs if len(inliers(before[pair]))]
+    after = _tie_points(matcher, "r", numbers, overlapping, f"{flight}: restored frames", stage)
+    report.pairs = {p: (len(inliers(before[p])), len(inliers(after[p]))) for p in overlapping}
+    stage(f"{flight}: how far points moved")
+    report.moved = _movements(matcher, numbers)
+    if not quick and overlapping:
+        models = []
+        for prefix, found, name in (("o", before, "originals"), ("r", after, "restored frames")):
+            stage(f"{flight}: reconstructing the {name}")
+            good = {pair: found[pair] for pair in overlapping if len(inliers(found[pair]))}
+            points = [matcher.keypoints(image_name(prefix, number)) for number in numbers]
+            models.append(reconstruct(frames, places(frames), points, good, seed, scratch))
+        original, report.restored = models
+        report.original = None if original is None else level(original, frames)
+        if report.original is not None and report.restored is not None:
+            report.difference = difference(report.original, report.restored)
+    judge(report, tolerances)
+    return report
+
+
+def _tie_points(
+    matcher: Matcher,
+    prefix: str,
+    numbers: list[int],
+    pairs: list[Pair],
+    title: str,
+    stage: Callable[[str], None],
+) -> Geometries:
+    """COLMAP's geometries of pairs of frames, as they were ("o") or restored ("r")."""
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        stage(f"{title}: tie points of {done} of {len(pairs)} pairs")
+
+    step(0)
+    names = [image_name(prefix, number) for number in numbers]
+    found = matcher.match([(names[one], names[two]) for one, two in pairs], step)
+    return dict(zip(pairs, found.values(), strict=True))
+
+
+def _movements(matcher: Matcher, numbers: list[int]) -> list[Moved]:
+    """How far each frame's points moved: those that one geometry takes to the restored frame."""
+    names = [(image_name("o", number), image_name("r", number)) for number in numbers]
+    found = matcher.match(names, lambda number: None)
+    moved = []
+    for (one, two), geometry in zip(names, found.values(), strict=True):
+        pairs = inliers(geometry)
+        ways = matcher.keypoints(two)[pairs[:, 1]] - matcher.keypoints(one)[pairs[:, 0]]
+        if not len(ways):
+            nan = float("nan")
+            moved.append(Moved(0, nan, nan, (nan, nan)))
+            continue
+        median, p95 = np.percentile(np.hypot(*ways.T), [50, 95])
+        right, down = np.median(ways, axis=0)
+        moved.append(Moved(len(ways), float(median), float(p95), (float(right), float(down))))
+    return moved
