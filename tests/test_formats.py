@@ -24,6 +24,7 @@ from rasterio.transform import from_origin
 from test_outputs import make_tiff, noise, whole
 
 from archive_pipeline.flight import _beside
+from archive_pipeline.flight.decoded import DECODERS
 from archive_pipeline.flight.formats import DRIVERS, open_image
 from archive_pipeline.flight.locations import location, open_file, sha256
 from archive_pipeline.flight.read import read_pixels, read_source
@@ -170,7 +171,7 @@ def test_formats_that_are_read(
 
 def test_the_drivers_are_there() -> None:
     with rasterio.Env() as env:
-        assert {driver for _, driver in DRIVERS} <= set(env.drivers())
+        assert {driver for _, driver in DRIVERS} <= {*env.drivers(), *DECODERS}
 
 
 def test_descriptions_are_no_images(tmp_path: Path, server: Server, bounded: None) -> None:

@@ -26,7 +26,7 @@ _LISTS = ".cam .csv .ini .json .md .p4d .pdf .tsv .txt .xml .yaml .yml"
 SUFFIXES = frozenset(f"{_LOGS} {_MISSIONS} {_LISTS}".split())
 # RINEX 2: .23o, .23n, .23g, ...
 _RINEX = re.compile(r"\.\d\d[a-z]")
-_FRAMES = ".3fr .arw .avif .cr2 .cr3 .dng .heic .heif .hif .iiq .jxl .nef .orf .raf .raw .rw2"
+_FRAMES = ".3fr .arw .avif .cr2 .cr3 .dng .iiq .nef .orf .raf .raw .rw2"
 FRAMES = frozenset(_FRAMES.split())
 """Suffixes of frames that are kept as they are: raw ones lose what they are for by decoding."""
 

@@ -24,6 +24,7 @@ from rasterio.errors import RasterioError
 
 from archive_pipeline.flight._beside import beside
 from archive_pipeline.flight._hfa import companions
+from archive_pipeline.flight.decoded import DECODERS, open_decoded
 from archive_pipeline.flight.locations import open_file
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.flight.tiff_directory import check_bands
@@ -36,12 +37,16 @@ IMAGE_SUFFIXES = frozenset(
         ".gif",
         ".gtif",
         ".gtiff",
+        ".heic",
+        ".heif",
+        ".hif",
         ".img",
         ".j2k",
         ".jp2",
         ".jpe",
         ".jpeg",
         ".jpg",
+        ".jxl",
         ".mpo",
         ".ntf",
         ".nitf",
@@ -63,8 +68,12 @@ DRIVERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"BM"), "BMP"),
     (re.compile(rb"EHFA_HEADER_TAG\0"), "HFA"),
     (re.compile(rb"NITF0|NSIF0"), "NITF"),
+    (re.compile(rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL), "HEIF"),
+    (re.compile(rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a"), "JPEGXL"),
 )
-FORMAT_NAMES = "JPEG, PNG, TIFF, JPEG 2000, WebP, GIF, BMP, Erdas Imagine (HFA), NITF"
+FORMAT_NAMES = (
+    "JPEG, PNG, TIFF, JPEG 2000, WebP, GIF, BMP, Erdas Imagine (HFA), NITF, HEIC, JPEG XL"
+)
 
 # What files say near their beginning that describe data in other files or on servers.
 _DESCRIPTIONS = (
@@ -147,6 +156,8 @@ def image_driver(path: Path) -> str:
 
 
 def _open(path: Path, driver: str) -> rasterio.DatasetReader:
+    if driver in DECODERS:
+        return open_decoded(path, driver)
     with no_network():
         # An HFA file's companions are looked for in its folder only if the path has one.
         dataset = rasterio.open(path.absolute(), driver=driver)

@@ -27,6 +27,7 @@ from archive_pipeline.flight._metadata_blocks import (
     tiff_blocks,
     webp_blocks,
 )
+from archive_pipeline.flight.decoded import DECODERS
 from archive_pipeline.flight.formats import no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import PICTURES_LEFT_OUT, walk
 from archive_pipeline.flight.locations import Location, sha256
@@ -45,7 +46,7 @@ DERIVED_NAMESPACES = frozenset(
 )
 # Copies of what `SourceImage.metadata` holds byte for byte, for the formats it reads.
 EMBEDDED_NAMESPACES = frozenset(("EXIF", "xml:XMP", "COLOR_PROFILE"))
-EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG", "WEBP", "JP2OpenJPEG"))
+EMBEDDED_DRIVERS = frozenset(("JPEG", "GTiff", "COG", "PNG", "WEBP", "JP2OpenJPEG", *DECODERS))
 
 # Colours that GDAL converts to RGB.
 CONVERTED = frozenset(("CMYK", "YCbCrK", "CIELAB", "ICCLAB", "ITULAB"))
@@ -80,7 +81,7 @@ def read_source(path: Path, id: str, ground: Ground = FLAT, salvage: bool = Fals
         if dataset.count == 0:
             raise SourceError(path, "holds no raster of its own, only subdatasets")
         damage = _damage(path, dataset) if salvage else ""
-        metadata, notes = _embedded(path, dataset.driver, bool(damage))
+        metadata, notes = _embedded(path, dataset, bool(damage))
         if not damage and dataset.driver == "JPEG":
             notes += _doubts(path, dataset.width * dataset.height)
         if damage:
@@ -345,8 +346,13 @@ def _digest(path: Path) -> tuple[str, int]:
     return digest, size
 
 
-def _embedded(path: Path, driver: str, salvage: bool) -> tuple[list[Block], list[str]]:
+def _embedded(
+    path: Path, dataset: rasterio.DatasetReader, salvage: bool
+) -> tuple[list[Block], list[str]]:
     """Read the original metadata blocks; one sentence for each thing that is left out."""
+    driver = dataset.driver
+    if driver in DECODERS:
+        return list(dataset.blocks), list(dataset.notes)
     if driver == "JPEG":
         data = path.read_bytes()
         try:

@@ -23,7 +23,7 @@ from archive_pipeline.store.layout import TILE, ImageEntry, shard_count, shard_w
 
 # Drivers whose files hold their pixels themselves, so that their size says something about these.
 SELF_CONTAINED = frozenset(
-    ("BMP", "COG", "GIF", "GTiff", "JP2OpenJPEG", "JPEG", "NITF", "PNG", "WEBP")
+    ("BMP", "COG", "GIF", "GTiff", "JP2OpenJPEG", "JPEG", "NITF", "PNG", "WEBP", "HEIF", "JPEGXL")
 )
 
 

@@ -15,9 +15,8 @@ PATH_BYTES = 1024
 # Characters that mean something in a path on some system, or to `output_path`; a dot or blank at
 # the end, which Windows drops; surrogates, which are not text.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"\\|?*%@/\ud800-\udfff]|[. ]$')
-_IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".mpo", ".png", ".tif", ".tiff", ".jp2", ".webp", ".dng")
-)
+_SUFFIXES = ".jpg .jpeg .mpo .png .tif .tiff .jp2 .webp .dng .heic .heif .hif .jxl"
+_IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 _SAME_FORMAT = {
     ".jpg": (".jpg", ".jpeg"),
     ".png": (".png",),

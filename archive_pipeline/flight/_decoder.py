@@ -1,0 +1,99 @@
+"""HEIC and JPEG XL pictures to pixels, in a process of its own; run as a script by `decoded`.
+
+The decoders are large, and files may be anybody's: what they take or break ends with this process.
+
+    python _decoder.py HEIF|JPEGXL MOST_PIXEL_BYTES < FILE > PICTURE
+
+A picture is a line of JSON, its shape, type, notes and the names and lengths of its metadata
+blocks, then the pixels and the blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+Block = tuple[str, bytes]
+Picture = tuple[Any, list[Block], list[str]]
+MOST_BLOCK = 16 << 20  # bytes of a metadata block
+BOXES = {b"Exif": "EXIF", b"xml ": "XMP"}
+
+
+def heif(data: bytes, most: int) -> Picture:
+    """A HEIC file's main picture, upright."""
+    import pi_heif
+
+    file = pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    wide = file.mode.endswith("16")
+    check(file.size[0] * file.size[1] * 4 * (2 if wide else 1), most)
+    blocks = [("EXIF", file.info.get("exif")), ("XMP", file.info.get("xmp"))]
+    blocks.append(("ICC", file.info.get("icc_profile")))
+    more = len(file) - 1
+    notes = [f"{more} further pictures are not archived"] if more else []
+    pixels = np.array(file)  # a copy: a view's memory goes with the file
+    return pixels, [(name, block) for name, block in blocks if block], notes
+
+
+def jpeg_xl(data: bytes, most: int) -> Picture:
+    """A JPEG XL file's first picture, upright."""
+    import imagecodecs
+
+    pixels = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
+    check(pixels.nbytes, most)
+    return pixels, list(boxes(data)), []
+
+
+def check(size: int, most: int) -> None:
+    """Refuse a picture that is too large."""
+    if size > most:
+        raise ValueError(f"its {size >> 20} MiB of pixels are more than {most >> 20}")
+
+
+def boxes(data: bytes) -> Iterator[Block]:
+    """EXIF and XMP of a JPEG XL file (ISO/IEC 18181-2), whose boxes may be packed by Brotli."""
+    at = 0
+    while len(head := data[at : at + 8]) == 8:
+        size, kind, start = int.from_bytes(head[:4], "big"), head[4:], at + 8
+        if size == 1:
+            size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
+        at = at + size if size else len(data)
+        if at < start:
+            return
+        content = data[start:at]
+        if kind == b"brob":
+            import imagecodecs
+
+            kind, packed = content[:4], content[4:]
+            if kind not in BOXES:
+                continue
+            content = bytes(imagecodecs.brotli_decode(packed, out=MOST_BLOCK))
+        if kind in BOXES and len(content) <= MOST_BLOCK:
+            # EXIF begins behind an offset and as many bytes as that says
+            skipped = 4 + int.from_bytes(content[:4], "big") if kind == b"Exif" else 0
+            yield BOXES[kind], content[skipped:]
+
+
+def main() -> None:
+    """Decode what standard input gives."""
+    kind, most = sys.argv[1], int(sys.argv[2])
+    try:
+        decode = {"HEIF": heif, "JPEGXL": jpeg_xl}[kind]
+        pixels, blocks, notes = decode(sys.stdin.buffer.read(), most)
+    except Exception as error:
+        sys.exit(" ".join(str(error).split()) or type(error).__name__)
+    head = {"shape": pixels.shape, "dtype": pixels.dtype.name, "notes": notes}
+    head["blocks"] = [(name, len(block)) for name, block in blocks]
+    out = sys.stdout.buffer
+    out.write(json.dumps(head).encode() + b"\n")
+    out.write(np.ascontiguousarray(pixels).data)
+    for _, block in blocks:
+        out.write(block)
+
+
+if __name__ == "__main__":
+    main()
