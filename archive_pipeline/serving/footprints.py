@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 
 from archive_pipeline.geo.georef import Bbox
-from archive_pipeline.serving._queries import Interval, parse_bbox, parse_interval
+from archive_pipeline.serving._queries import parse_bbox, parse_interval
 from archive_pipeline.serving._responses import Json
 from archive_pipeline.serving.catalogue import Snapshot, total_bounds
 from archive_pipeline.serving.site import Site, href
@@ -31,11 +31,13 @@ def router(site: Site) -> APIRouter:
         bbox: str | None = None,
         flight: str | None = None,
         datetime: str | None = None,
+        text: Annotated[str, Query(max_length=200, description="Part of the name.")] = "",
         limit: Limit = 1000,
     ) -> Json:
         def made() -> dict[str, Any]:
-            area, when = parse_bbox(bbox), parse_interval(datetime)
-            return collection(site.catalogue.now, area, when, flight, limit)
+            now, area, when = site.catalogue.now, parse_bbox(bbox), parse_interval(datetime)
+            found = now.find(area, when, None if flight is None else [flight], text)
+            return collection(now, found.numbers, area, limit)
 
         return Json(await site.look(request, made), media_type="application/geo+json")
 
@@ -43,13 +45,12 @@ def router(site: Site) -> APIRouter:
 
 
 def collection(
-    now: Snapshot, area: Bbox | None, when: Interval | None, flight: str | None, limit: int
+    now: Snapshot, numbers: NDArray[np.intp], area: Bbox | None, limit: int
 ) -> dict[str, Any]:
-    """Footprints of images, or points that stand for several, at most `limit` of them.
+    """Footprints of images of an area, or points that stand for several, at most `limit` of them.
 
     A point has `cluster`, `count` and `bbox` among its properties. Images without place have none.
     """
-    numbers = now.find(area, when, None if flight is None else [flight]).numbers
     numbers = numbers[np.isfinite(now.bounds[numbers]).all(axis=1)]
     if len(numbers) <= limit:
         features = _footprints(now, numbers)

@@ -91,7 +91,7 @@ export class Detail {
     const canvas = this.canvas;
     try {
       for (const size of [GLANCE, PREVIEW]) {
-        const found = await thumbnail(url.window(image, "jpg", { max_size: size }), signal);
+        const found = await thumbnail(url.window(image, "webp", { max_size: size }), signal);
         [canvas.width, canvas.height] = [found.width, found.height];
         canvas.getContext("2d").drawImage(found, 0, 0);
         canvas.parentElement.classList.remove("skeleton");

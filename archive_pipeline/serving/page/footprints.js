@@ -41,7 +41,7 @@ export class Footprints {
     });
     addEventListener("themechange", () => this.layer.changed());
     state.subscribe((now, changed) => {
-      if (changed.has("flight") || changed.has("from") || changed.has("to")) this.load();
+      if (["flight", "text", "from", "to"].some((field) => changed.has(field))) this.load();
     });
   }
 
@@ -65,8 +65,8 @@ export class Footprints {
     const { map, view } = this.archiveMap;
     const extent = view.calculateExtent(map.getSize());
     const wide = ol.extent.buffer(extent, AHEAD * Math.max(ol.extent.getWidth(extent), ol.extent.getHeight(extent)));
-    const { flight, from, to } = state.get();
-    const filter = { flight, datetime: interval(from, to) };
+    const { flight, text, from, to } = state.get();
+    const filter = { flight, text, datetime: interval(from, to) };
     const key = JSON.stringify(filter);
     if (this.whole?.key === key && ol.extent.containsExtent(this.whole.extent, extent)) {
       this.draw(this.whole.features);

@@ -204,7 +204,7 @@ function linkTo({ flight, id }) {
 
 async function picture(canvas, image, signal) {
   try {
-    const found = await thumbnail(url.window(image, "jpg", { max_size: 200 }), signal);
+    const found = await thumbnail(url.window(image, "webp", { max_size: 200 }), signal);
     const scale = Math.max(canvas.width / found.width, canvas.height / found.height);
     const [width, height] = [found.width * scale, found.height * scale];
     const context = canvas.getContext("2d");

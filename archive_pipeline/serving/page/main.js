@@ -141,7 +141,7 @@ class Viewer {
     const { mode } = state.get();
     const dates = mode === "dates";
     this.mosaic?.setVisible(this.imagery && !dates);
-    this.mosaic?.setOpacity(opened() ? 0.5 : 1);
+    this.mosaic?.setOpacity(this.selected.image ? 0.5 : 1);
     this.footprints.layer.setVisible(!dates);
     this.tellGround();
     this.footprints.silent = dates || mode === "box";
@@ -243,7 +243,7 @@ waiting.addEventListener("waiting", ({ detail }) => {
 });
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
-  $("text").focus();
+  (opened() ? $("detail").querySelector("h2") ?? $("detail").querySelector("button") : $("text")).focus();
 });
 makeSheet();
 
