@@ -26,6 +26,11 @@ from archive_pipeline.pcdc.parallel import BATCH_PIXELS, each
 from archive_pipeline.pcdc.transforms import step_size
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (1, ...) of tiles as a batch; one alone stays as it lies in memory."""
+    return torch.cat([*parts]) if len(parts) > 1 else parts[0]
+
+
 class Codec(TileDecoder):
     """Decodes tiles of one model; `encoding` makes them."""
 

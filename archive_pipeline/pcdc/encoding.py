@@ -21,7 +21,7 @@ from archive_pipeline.pcdc.allocation import (
     TilePlan,
 )
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, HEADER_BYTES, Header
-from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.codec import Codec, joined
 from archive_pipeline.pcdc.constants import (
     BASE_LEVEL,
     BLOCK_SIDE,
@@ -236,6 +236,14 @@ class Encoding:
         self._forget(fine)
         return bool(fine)
 
+    def streams_at(self, image_step: int) -> list[bytes]:
+        """The streams of all tiles at an image step, 8..55, with all blocks at the base level."""
+        levels = (self.allocator.levels(t, BASE_LEVEL) for t in range(len(self.tiles)))
+        plans = [TilePlan(image_step, part) for part in levels]
+        self._corrected = self._corrected or set()
+        self._correct_all(plans)
+        return self.streams(plans)
+
     def streams(self, plans: list[TilePlan]) -> list[bytes]:
         """The streams of all tiles, coded as planned."""
         codec = self.codec
@@ -289,7 +297,7 @@ class Encoding:
         That is of half the squared error in 8-bit pixels, without quantisation.
         """
         x = self._pixels(tiles)
-        y = torch.cat([self.latents_of(t) for t in tiles]).detach().requires_grad_()
+        y = joined([self.latents_of(t) for t in tiles]).detach().requires_grad_()
         exponent = self.codec.to_device(
             [self.codec.exponents(plan.image_step, plan.levels, *y.shape[-2:]) for plan in plans]
         )

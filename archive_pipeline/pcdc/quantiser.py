@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.allocation import BlockCosts
-from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.codec import Codec, joined
 from archive_pipeline.pcdc.constants import (
     BLOCK,
     ERROR_WEIGHT,
@@ -188,7 +188,7 @@ def quantise(
         image_steps: of every tile.
     """
     networks = codec.model.networks
-    y = torch.cat([*latents]) if len(latents) > 1 else latents[0]
+    y = joined(latents)
     step = torch.tensor(image_steps, device=y.device)
     h, w = y.shape[-2:]
     exact = codec.to_host(networks.h_a(pad_to(y, HYPER_STRIDE), step))
