@@ -273,7 +273,7 @@ def test_selection_index_and_mosaic(run: Run, fiji: Path, tmp_path: Path) -> Non
     assert "180.000000" in listed.out or "-180.000000" in listed.out
     raw = Archive.open(url).read_key("items.parquet")
     assert raw is not None
-    frame = geopandas.read_parquet(io.BytesIO(raw)).set_index("archive:image")
+    frame = geopandas.read_parquet(io.BytesIO(raw)).set_index("id")
     assert frame.geometry.geom_type.to_dict() == {
         "across.tif": "MultiPolygon",
         "east.tif": "Polygon",

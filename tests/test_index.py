@@ -27,17 +27,18 @@ from archive_pipeline.store import index
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.index import differences, is_current, look, read_images, write_index
 from archive_pipeline.store.index_rows import (
+    CAMERA,
     OTHER,
     SCHEMA,
     TRANSFORM,
     VERSION,
     summary_of,
-    to_file,
     to_records,
     to_rows,
     to_summaries,
 )
 from archive_pipeline.store.layout import ATTRIBUTE, ArchiveError, ImageEntry, group_json, image_key
+from archive_pipeline.store.stac import to_file
 
 HOUR = 3_600_000_000_000  # ns
 Record = dict[str, Any]
@@ -261,7 +262,8 @@ HOSTILE: dict[str, Any] = {
     "archive:bands": [None, 0, 1 << 40],
     "archive:dtype": [None, "x"],
     "archive:source_bytes": [None, -1],
-    "archive:image": [None, "../../escape", "other.JPG"],
+    "id": [None, "../../escape", "other.JPG"],
+    CAMERA: ["", "[]", "7", "[" * 100_000],
     OTHER: [None, "", "[]", "7", '{"georef":7}', "[" * 100_000, '{"georef":{"gcps":7}}', "{}"],
     VERSION: [None, "", "x"],
 }
@@ -345,6 +347,17 @@ GEOREFS = st.fixed_dictionaries(
         "method": st.sampled_from(["none", "transform", "gcps", "camera", "rpcs"]),
     }
 )
+ANGLES = st.floats(-400, 400)
+CAMERAS = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("yaw_deg", "pitch_deg", "roll_deg", "lon", "lat"), ANGLES),
+        **dict.fromkeys(("altitude_gps_m", "focal_mm", "focal_px", "digital_zoom"), NUMBERS),
+        **dict.fromkeys(("make", "model", "mount", "dialect"), TEXTS),
+        "centre_px": st.lists(NUMBERS, min_size=2, max_size=2),
+        "strange": TEXTS,
+    },
+)
 RECORDS = st.fixed_dictionaries(
     {
         "id": IDS,
@@ -360,7 +373,11 @@ RECORDS = st.fixed_dictionaries(
         "captured": st.one_of(st.none(), TEXTS),
         "georef": GEOREFS,
     },
-    optional={"model": st.one_of(TEXTS, st.none(), st.integers()), "warnings": st.lists(TEXTS)},
+    optional={
+        "model": st.one_of(TEXTS, st.none(), st.integers()),
+        "warnings": st.lists(TEXTS),
+        "camera": CAMERAS,
+    },
 )
 
 

@@ -7,6 +7,7 @@ that the pose gives.  Expect metres, not centimetres: two to four at 40 to 60 m 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -257,16 +258,34 @@ def rotation(camera: CameraPose) -> Array:
     cy, sy, cp, sp, cr, sr = (
         f(angle) for angle in (yaw, pitch, roll) for f in (math.cos, math.sin)
     )
-    # Columns: where the turned axes point, in north, east, down.
-    axes = np.array(
-        [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    )
+    axes = np.array(_turned_axes(cy, sy, cp, sp, cr, sr))
     forward, right, down = (np.array([axis[1], axis[0], -axis[2]]) for axis in axes.T)
     return np.stack([right, -forward, down] if body else [right, down, forward])
+
+
+def rotations(yaw: Array, pitch: Array, roll: Array, body: npt.NDArray[np.bool_]) -> Array:
+    """`rotation` of many cameras, float64 (n, 3, 3).
+
+    Args:
+        yaw, pitch, roll: float64 (n,), degrees.
+        body: bool (n,), whether the camera is mounted in a body.
+    """
+    angles = (np.radians(yaw), np.radians(pitch + 90.0 * body), np.radians(roll))
+    axes = np.array(_turned_axes(*(f(angle) for angle in angles for f in (np.cos, np.sin))))
+    forward, right, down = (
+        np.stack([axis[1], axis[0], -axis[2]]) for axis in axes.transpose(1, 0, 2)
+    )
+    in_body, in_gimbal = np.stack([right, -forward, down]), np.stack([right, down, forward])
+    return np.asarray(np.where(body, in_body, in_gimbal).transpose(2, 0, 1))
+
+
+def _turned_axes(cy: Any, sy: Any, cp: Any, sp: Any, cr: Any, sr: Any) -> list[list[Any]]:
+    """Columns: where the turned axes point, in north, east, down; by cosines and sines."""
+    return [
+        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+        [-sp, cp * sr, cp * cr],
+    ]
 
 
 def _local_crs(lon: float, lat: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -57,6 +58,30 @@ class CameraPose:
         """Return a plain dict of JSON types; `from_json` undoes it exactly."""
         return {**asdict(self), "warnings": list(self.warnings)}
 
+    def brief(self) -> dict[str, Any]:
+        """What is known, but for warnings and survey, as a dict of JSON types."""
+        given = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("warnings", "survey")
+            and getattr(self, field.name) != field.default
+        }
+        if "centre_px" in given:
+            given["centre_px"] = list(given["centre_px"])
+        return {name: value for name, value in given.items() if _is_known(name, value)}
+
+    @classmethod
+    def from_brief(cls, data: dict[str, Any]) -> CameraPose:
+        """The pose that `brief` is of, without warnings and survey.
+
+        Raises:
+            ValueError: the data are none of a pose.
+        """
+        for name, value in data.items():
+            if not _is_known(name, value):
+                raise ValueError(f"{name} {value!r} is none of a camera")
+        return cls.from_json({**data, "warnings": []})
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CameraPose:
         """Rebuild a pose from `to_json`'s dict."""
@@ -65,3 +90,16 @@ class CameraPose:
         known = {field.name for field in fields(cls)}  # later releases may have more
         given = {**data, **tuples, "warnings": tuple(data["warnings"])}
         return cls(**{name: value for name, value in given.items() if name in known})
+
+
+def _is_known(name: str, value: Any) -> bool:
+    """Whether a field has a value of its kind, numbers being finite."""
+    if name in ("make", "model", "mount", "dialect"):
+        return isinstance(value, str)
+    if name == "centre_px":
+        return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

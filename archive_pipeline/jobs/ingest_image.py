@@ -388,6 +388,8 @@ def _record(task: IngestTask, source: SourceImage, sidecars: str) -> dict[str, A
         "georef": source.georef.to_json(),
         "warnings": list(source.warnings),
     }
+    if source.camera is not None:
+        record["camera"] = source.camera.brief()
     if task.file.version is not None:
         record["source_version"] = task.file.version
     return record

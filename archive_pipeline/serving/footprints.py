@@ -15,7 +15,7 @@ from archive_pipeline.serving._queries import parse_bbox, parse_interval
 from archive_pipeline.serving._responses import Json
 from archive_pipeline.serving.catalogue import Snapshot, total_bounds
 from archive_pipeline.serving.site import Site, href
-from archive_pipeline.store.index_rows import IMAGE
+from archive_pipeline.store.index_rows import CAPTURED, IMAGE
 
 MOST_FEATURES = 5000
 Limit = Annotated[int, Query(ge=1, le=MOST_FEATURES)]
@@ -68,7 +68,7 @@ def _footprints(now: Snapshot, numbers: NDArray[np.intp]) -> list[dict[str, Any]
     rows = now.rows.take(numbers)
     features = []
     for number, id, time in zip(
-        numbers.tolist(), rows[IMAGE].to_pylist(), rows["datetime"].to_pylist(), strict=True
+        numbers.tolist(), rows[IMAGE].to_pylist(), rows[CAPTURED].to_pylist(), strict=True
     ):
         flight = now.flights[now.flight[number]]
         properties = {"id": id, "flight": flight, "href": href(flight, id), "datetime": time}

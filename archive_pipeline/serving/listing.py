@@ -19,7 +19,7 @@ from archive_pipeline.serving._queries import parse_bbox, parse_interval
 from archive_pipeline.serving._responses import Json
 from archive_pipeline.serving.catalogue import Snapshot, total_bounds
 from archive_pipeline.serving.site import Site, href, name
-from archive_pipeline.store.index_rows import SIZES
+from archive_pipeline.store.index_rows import CAPTURED, SIZES
 from archive_pipeline.store.layout import ImageEntry
 
 MOST_IMAGES = 1000  # in one list
@@ -106,7 +106,7 @@ def list_flights(now: Snapshot) -> list[dict[str, Any]]:
         ends = None
         if len(known):
             order = known[np.argsort(now.times[known], kind="stable")]
-            ends = [now.rows["datetime"][int(n)].as_py() for n in (order[0], order[-1])]
+            ends = [now.rows[CAPTURED][int(n)].as_py() for n in (order[0], order[-1])]
         listed.append(
             {
                 "id": flight,
@@ -155,7 +155,7 @@ def _told(entry: ImageEntry, shape: Any, bounds: list[float] | None) -> dict[str
         "dtype": record["dtype"],
         "bbox": bounds,
         "footprint": None if shape is None else shapely.geometry.mapping(shape),
-        "camera": record.get("camera"),
+        "camera": _recorded_camera(record),
         "source_bytes": sizes[0],
         "archive_bytes": sizes[1],
         "ratio": round(sizes[0] / sizes[1], 2) if sizes[1] else None,
@@ -199,9 +199,18 @@ def describe(site: Site, entry: ImageEntry) -> dict[str, Any]:
 def camera_of(source: SourceImage) -> str | None:
     """Make and model of a camera."""
     camera = source.camera
-    if camera is None:
-        return None
-    make, model = camera.make.strip(), camera.model.strip()
+    return None if camera is None else _camera_name(camera.make, camera.model)
+
+
+def _recorded_camera(record: dict[str, Any]) -> str | None:
+    """The same by an image's record; None also in archives of earlier releases."""
+    camera = record.get("camera") or {}
+    make, model = (camera.get(name, "") for name in ("make", "model"))
+    return _camera_name(make, model) if isinstance(make, str) and isinstance(model, str) else None
+
+
+def _camera_name(make: str, model: str) -> str | None:
+    make, model = make.strip(), model.strip()
     return (model if model.casefold().startswith(make.casefold()) else f"{make} {model}") or None
 
 

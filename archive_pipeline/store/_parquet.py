@@ -7,7 +7,7 @@ it is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +23,19 @@ BATCH = 4096  # rows
 # By their numbers in the Parquet format.
 COMPRESSIONS = {0: "UNCOMPRESSED", 1: "SNAPPY"}
 ENCODINGS = {0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 4: "BIT_PACKED", 8: "RLE_DICTIONARY"}
+
+
+def compressions(schema: pa.Schema, read: Collection[str]) -> dict[str, str]:
+    """How to compress each column of a file, by the names that Parquet has for its parts.
+
+    Args:
+        read: columns that `read_table` is to read; what others read may expand as it likes.
+    """
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(schema.empty_table(), sink)
+    parts = pa.parquet.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    paths = [parts.column(n).path for n in range(len(parts))]
+    return {path: "SNAPPY" if path.split(".")[0] in read else "ZSTD" for path in paths}
 
 
 def read_schema(data: bytes) -> pa.Schema:

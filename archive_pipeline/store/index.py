@@ -25,7 +25,6 @@ from archive_pipeline.geo.georef import Bbox
 from archive_pipeline.store import _parquet
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.index_rows import (
-    FILE_SCHEMA,
     GROUP,
     IMAGE,
     REPEATED,
@@ -34,13 +33,11 @@ from archive_pipeline.store.index_rows import (
     VERSION,
     as_texts,
     bounds_of,
-    from_file,
     geo_metadata,
     have_crs,
     reaches_of,
     sound,
     summary_of,
-    to_file,
     to_records,
     to_rows,
     to_summaries,
@@ -52,6 +49,8 @@ from archive_pipeline.store.layout import (
     reason_of,
     unquote_name,
 )
+from archive_pipeline.store.stac import FILE_SCHEMA, from_file, to_file
+from archive_pipeline.store.stac_json import SPEC_VERSION, SUMMED, collections
 
 KEY = "items.parquet"
 PLACE = b"archive_pipeline:place"  # `_place` where the versions are from
@@ -309,8 +308,17 @@ def write_index(archive: Archive) -> int:
     contents = look(archive, None, lambda name, error: None, before, in_rows=True)
     numbers = [n for n in contents.images.values() if isinstance(n, int)]  # all of them
     bounds = bounds_of(contents.rows)[numbers]
-    metadata = {b"geo": json.dumps(geo_metadata(bounds)).encode(), PLACE: _place(archive).encode()}
-    options: dict[str, Any] = {"use_dictionary": REPEATED, "write_page_checksum": True}
+    flights = collections(_take(contents.rows.select(SUMMED), numbers))
+    metadata = {
+        b"geo": json.dumps(geo_metadata(bounds)).encode(),
+        b"stac-geoparquet": json.dumps({"version": SPEC_VERSION, "collections": flights}).encode(),
+        PLACE: _place(archive).encode(),
+    }
+    options = {
+        "use_dictionary": REPEATED,
+        "compression": _parquet.compressions(FILE_SCHEMA, SCHEMA.names),
+        "write_page_checksum": True,
+    }
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, FILE_SCHEMA.with_metadata(metadata), **options) as writer:
         for rows in current_rows(contents):

@@ -1,4 +1,4 @@
-"""Rows of the index: a STAC item each, from which an image's record can be had again.
+"""Rows of the index, from which images' records can be had again; `stac` makes STAC items of them.
 
 What the columns do not say of a record (mask, warnings, control points, ...) is JSON in one more.
 The few records that this does not give back exactly have no version, so that they are read.
@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.store.layout import CODECS, MAX_BANDS, MAX_SIDE, ImageEntry
 
-STAC_VERSION = "1.1.0"
-GROUP, IMAGE, SHA256 = "archive:key", "archive:image", "archive:sha256"
-OTHER, VERSION = "archive:other", "archive:version"
+GROUP, IMAGE, FLIGHT, SHA256 = "archive:key", "id", "collection", "archive:sha256"
+CAPTURED, OTHER, VERSION = "archive:captured", "archive:other", "archive:version"
+CAMERA, POSE = "archive:camera", "archive:pose"
 SPOT = 4  # times that a footprint has a place whose extent is not known
 MAX_LONGITUDE = 720.0  # that a footprint may count on to
 MAX_INT = (1 << 63) - 1
 TRANSFORM, AFFINE = "archive:transform", tuple("abcdef")
 BOUNDS = ("xmin", "ymin", "xmax", "ymax")
+# Fields of a record's camera that differ from image to image; all else of it is JSON in a column.
+PLACE = ("lon", "lat", "altitude_gps_m", "altitude_relative_m", "yaw_deg", "pitch_deg", "roll_deg")
 TYPED = {  # fields of a record that have columns of their own
     *("id", "sha256", "width", "height", "bands", "dtype", "codec", "model"),
-    *("source_bytes", "archive_bytes", "captured"),
+    *("source_bytes", "archive_bytes", "captured", "camera"),
 }
 SIDES = ("archive:width", "archive:height")
 SIZES = ("archive:source_bytes", "archive:archive_bytes")
@@ -38,17 +40,14 @@ TYPED_GEOREF = {"crs", "transform", "footprint"}
 _REPEATED = pa.dictionary(pa.int32(), pa.string())  # in memory; in the file they are texts
 SCHEMA = pa.schema(
     [
-        ("type", _REPEATED),
-        ("stac_version", _REPEATED),
-        ("id", pa.string()),
-        ("collection", _REPEATED),
+        (IMAGE, pa.string()),
+        (FLIGHT, _REPEATED),
         ("geometry", pa.binary()),
         ("bbox", pa.struct([(name, pa.float64()) for name in BOUNDS])),
-        ("datetime", pa.string()),
         ("proj:code", _REPEATED),
         ("proj:wkt2", _REPEATED),
-        (IMAGE, pa.string()),
         (GROUP, pa.string()),
+        (CAPTURED, pa.string()),
         (SHA256, pa.string()),
         ("archive:codec", _REPEATED),
         ("archive:model", _REPEATED),
@@ -59,6 +58,8 @@ SCHEMA = pa.schema(
         ("archive:source_bytes", pa.int64()),
         ("archive:archive_bytes", pa.int64()),
         (TRANSFORM, pa.struct([(name, pa.float64()) for name in AFFINE])),
+        (CAMERA, _REPEATED),
+        (POSE, pa.struct([(name, pa.float64()) for name in PLACE])),
         ("archive:reach", pa.float64()),  # degrees, of the image beyond its bbox; null: unknown
         (OTHER, _REPEATED),
         (VERSION, pa.string()),  # of the record, see `Archive.record_versions`
@@ -66,11 +67,6 @@ SCHEMA = pa.schema(
 )
 REPEATED = [field.name for field in SCHEMA if field.type == _REPEATED]
 TEXT_SCHEMA = pa.schema([f.with_type(pa.string()) if f.name in REPEATED else f for f in SCHEMA])
-LISTS = {  # of a STAC item, for other readers: in a hostile file lists may be of any length
-    "proj:transform": pa.list_(pa.field("element", pa.float64())),
-    "proj:shape": pa.list_(pa.field("element", pa.int64())),
-}
-FILE_SCHEMA = pa.schema([*TEXT_SCHEMA, *LISTS.items()])
 
 
 def to_rows(images: Iterable[tuple[ImageEntry, str | None]]) -> pa.Table:
@@ -85,20 +81,17 @@ def to_rows(images: Iterable[tuple[ImageEntry, str | None]]) -> pa.Table:
     codes = [_text(georef["crs"]) for georef in georefs]
     plain = [code is not None and code.startswith("EPSG:") for code in codes]
     columns: dict[str, Any] = {
-        "type": ["Feature"] * len(images),
-        "stac_version": [STAC_VERSION] * len(images),
-        "id": [_text(f"{entry.flight}/{entry.id}") for entry, _ in images],
-        "collection": [_text(entry.flight) for entry, _ in images],
+        IMAGE: [_text(entry.id) for entry, _ in images],
+        FLIGHT: [_text(entry.flight) for entry, _ in images],
         "geometry": shapely.to_wkb(shapes),
         "bbox": [
             dict(zip(BOUNDS, box, strict=True)) if np.isfinite(box).all() else None
             for box in bounds.tolist()
         ],
-        "datetime": [_text(record["captured"]) for record in records],
         "proj:code": [code if p else None for code, p in zip(codes, plain, strict=True)],
         "proj:wkt2": [None if p else code for code, p in zip(codes, plain, strict=True)],
-        IMAGE: [_text(entry.id) for entry, _ in images],
         GROUP: [entry.key for entry, _ in images],
+        CAPTURED: [_text(record["captured"]) for record in records],
         SHA256: [_text(record["sha256"]) for record in records],
         "archive:codec": [record["codec"] for record in records],
         "archive:model": [_text(record.get("model")) for record in records],
@@ -112,6 +105,8 @@ def to_rows(images: Iterable[tuple[ImageEntry, str | None]]) -> pa.Table:
             georef["transform"] and dict(zip(AFFINE, map(float, georef["transform"]), strict=True))
             for georef in georefs
         ],
+        CAMERA: [_camera(record) for record in records],
+        POSE: [_pose(record) for record in records],
         "archive:reach": [
             _reach(record, box) for record, box in zip(records, bounds.tolist(), strict=True)
         ],
@@ -129,8 +124,12 @@ def to_rows(images: Iterable[tuple[ImageEntry, str | None]]) -> pa.Table:
 
 
 def _text(value: Any) -> str | None:
+    return as_text(value) if isinstance(value, str) else None
+
+
+def as_text(value: str) -> str:
     """A text as Parquet can hold it: bytes that are no text are replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+    return value.encode("utf-8", "replace").decode()
 
 
 def footprint_of(entry: ImageEntry) -> shapely.Geometry | None:
@@ -149,6 +148,24 @@ def _area(ring: Any) -> shapely.Geometry | None:
         return cut_at_antimeridian(points)
     except shapely.errors.ShapelyError:  # of a forged one
         return None
+
+
+def _camera(record: dict[str, Any]) -> str | None:
+    """What is the same in many images of a record's camera, as JSON."""
+    camera = record.get("camera")
+    if camera is None:
+        return None
+    rest = {name: value for name, value in camera.items() if name not in PLACE}
+    return json.dumps(rest, separators=(",", ":"))
+
+
+def _pose(record: dict[str, Any]) -> dict[str, float] | None:
+    """Where a record's camera was and looked; in odd ones only what are numbers."""
+    camera = record.get("camera")
+    if camera is None:
+        return None
+    given = {name: camera.get(name) for name in PLACE}
+    return {name: value for name, value in given.items() if type(value) is float}
 
 
 def _reach(record: dict[str, Any], bounds: list[float]) -> float | None:
@@ -175,11 +192,13 @@ def to_records(rows: pa.Table) -> list[dict[str, Any]]:
         ValueError, TypeError, KeyError, RecursionError: the rows are not `sound` or `to_rows`' own.
     """
     records = []
-    for summary, sha256, bands, dtype, model, other in zip(
+    repeated = (repeated_texts(rows[name]) for name in ("archive:dtype", "archive:model", OTHER))
+    for summary, sha256, bands, camera, dtype, model, other in zip(
         to_summaries(rows),
         rows[SHA256].to_pylist(),
         rows["archive:bands"].to_pylist(),
-        *(_repeated(rows[name]) for name in ("archive:dtype", "archive:model", OTHER)),
+        _cameras(rows),
+        *repeated,
         strict=True,
     ):
         rest = json.loads(other)
@@ -187,8 +206,21 @@ def to_records(rows: pa.Table) -> list[dict[str, Any]]:
         known = {"sha256": sha256, "bands": bands, "dtype": dtype}
         if model is not None:
             known["model"] = model
+        if camera is not None:
+            known["camera"] = camera
         records.append(rest | summary | known | {"georef": georef})
     return records
+
+
+def _cameras(rows: pa.Table) -> list[dict[str, Any] | None]:
+    """Cameras as records have them."""
+    texts, numbers = repeated_texts(rows[CAMERA]), poses_of(rows).tolist()
+    return [
+        None
+        if text is None
+        else {n: v for n, v in zip(PLACE, pose, strict=True) if v == v} | json.loads(text)
+        for text, pose in zip(texts, numbers, strict=True)
+    ]
 
 
 def to_summaries(rows: pa.Table) -> list[dict[str, Any]]:
@@ -209,8 +241,8 @@ def to_summaries(rows: pa.Table) -> list[dict[str, Any]]:
         for id, captured, source_bytes, archive_bytes, width, height, codec, code, wkt, transform,
             footprint
         in zip(
-            *(rows[name].to_pylist() for name in (IMAGE, "datetime", *SIZES, *SIDES)),
-            *(_repeated(rows[name]) for name in ("archive:codec", "proj:code", "proj:wkt2")),
+            *(rows[name].to_pylist() for name in (IMAGE, CAPTURED, *SIZES, *SIDES)),
+            *(repeated_texts(rows[name]) for name in ("archive:codec", "proj:code", "proj:wkt2")),
             _transforms(rows),
             _rings(rows["geometry"]),
             strict=True,
@@ -228,16 +260,23 @@ def summary_of(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _repeated(column: pa.ChunkedArray) -> list[str | None]:
+def repeated_texts(column: pa.ChunkedArray) -> list[str | None]:
     """Texts that repeat, each made once: many times faster than Arrow's own."""
+    words, which = words_of(column)
+    return [words[n] for n in which]
+
+
+def words_of(column: pa.ChunkedArray) -> tuple[list[str | None], list[int]]:
+    """Different texts of a column with a None at the end, and the number of each row's."""
     texts = column.combine_chunks()
     words = [*texts.dictionary.to_pylist(), None]
-    return [words[-1 if index is None else index] for index in texts.indices.to_pylist()]
+    last = len(words) - 1
+    return words, [last if index is None else index for index in texts.indices.to_pylist()]
 
 
 def _transforms(rows: pa.Table) -> list[Any]:
     """Transforms as records have them."""
-    given, numbers = rows[TRANSFORM].is_valid().to_pylist(), _numbers(rows[TRANSFORM], AFFINE)
+    given, numbers = rows[TRANSFORM].is_valid().to_pylist(), transforms_of(rows)
     return [
         six if is_given else None for six, is_given in zip(numbers.tolist(), given, strict=True)
     ]
@@ -292,7 +331,7 @@ def sound(rows: pa.Table) -> NDArray[np.bool_]:
         inside = pc.and_(pc.greater_equal(rows[name], least), pc.less_equal(rows[name], most))
         mask &= inside.fill_null(False).to_numpy()
     mask &= pc.is_in(rows["archive:codec"].cast(pa.string()), pa.array(CODECS)).to_numpy()
-    transforms = np.isfinite(_numbers(rows[TRANSFORM], AFFINE)).all(axis=1)
+    transforms = np.isfinite(transforms_of(rows)).all(axis=1)
     mask &= transforms | rows[TRANSFORM].is_null().to_numpy()
     shapes = shapes_of(rows)
     finite = np.isfinite(shapely.bounds(shapes)).all(axis=1)
@@ -321,6 +360,16 @@ def geo_metadata(bounds: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
+def transforms_of(rows: pa.Table) -> NDArray[np.float64]:
+    """Transforms (a, b, c, d, e, f), float64 (n, 6), NaN where there is none."""
+    return _numbers(rows[TRANSFORM], AFFINE)
+
+
+def poses_of(rows: pa.Table) -> NDArray[np.float64]:
+    """`PLACE` of the images' cameras, float64 (n, 7), NaN where not known."""
+    return _numbers(rows[POSE], PLACE)
+
+
 def bounds_of(rows: pa.Table) -> NDArray[np.float64]:
     """Bounds of the images' corners in EPSG:4326, float64 (n, 4), NaN where not known."""
     return _numbers(rows["bbox"], BOUNDS)
@@ -341,24 +390,3 @@ def have_crs(rows: pa.Table) -> NDArray[np.bool_]:
 def as_texts(rows: pa.Table) -> pa.Table:
     """Rows that are equal if their texts are."""
     return rows.cast(TEXT_SCHEMA).combine_chunks()
-
-
-def to_file(rows: pa.Table) -> pa.Table:
-    """Rows as the file has them."""
-    given = rows[TRANSFORM].is_valid().to_numpy()
-    six = _numbers(rows[TRANSFORM], AFFINE)
-    sides = [rows[name].to_numpy() for name in reversed(SIDES)]
-    ends = np.cumsum([0, *(6 * given)])
-    starts = pa.array(ends, pa.int32(), mask=np.append(~given, False))
-    twos = pa.array(2 * np.arange(len(rows) + 1), pa.int32())
-    lists = (
-        pa.ListArray.from_arrays(starts, six[given].ravel()),
-        pa.ListArray.from_arrays(twos, np.column_stack(sides).ravel()),
-    )
-    texts = as_texts(rows)
-    return pa.table([*texts.columns, *lists], FILE_SCHEMA)
-
-
-def from_file(rows: pa.Table) -> pa.Table:
-    """Rows of a file, of which the lists were not read and all texts are dictionaries."""
-    return rows.cast(SCHEMA)

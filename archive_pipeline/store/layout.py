@@ -50,10 +50,6 @@ class ArchiveError(ArchivePipelineError):
     """An archive, or an image in it, that cannot be used; one line that names it."""
 
 
-class StoreError(ArchiveError):
-    """A store that fails, which says nothing of what it holds: another time it may not."""
-
-
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line."""
     if isinstance(error, OSError) and error.strerror:
@@ -91,6 +87,8 @@ class ImageEntry:
             detectors (SHA-256 of those whose detections are stored; absent without any),
             source_version (changes with a source at a URL or its sidecars), sidecars (digest of
             the source's, "" where it had none; absent in archives of earlier releases),
+            camera (what `geo.pose.CameraPose.brief` gives; absent where nothing is known of one,
+            and in archives of earlier releases),
             overviews (what each is smaller by, a side, from the finest on; absent without any),
             generation (absent means 0).
     """
@@ -216,6 +214,8 @@ def check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"{name} is not a text")
     if not isinstance(record["captured"], str | None):
         raise ValueError("captured is not a time")
+    if not isinstance(record.get("camera"), dict | None):
+        raise ValueError("its camera is none")
     detectors = record.get("detectors", [])
     if not isinstance(detectors, list) or not all(isinstance(d, str) for d in detectors):
         raise ValueError("detectors are not names")
