@@ -121,8 +121,11 @@ def test_priced_plans_never_overspend(seed: int, wealth: float) -> None:
         offsets = np.array([8, 4, 0, -4, -8])[:, None, None]
         return scale[t] * 2.0 ** (-(step + offsets) / 16)
 
-    def tile_bytes(t: int, step: int, level: int) -> float:
+    def of_one(t: int, step: int, level: int) -> float:
         return 20 + float(bits(t, step)[level - 1].sum()) / 8 if grids[t][0] else 13.0
+
+    def tile_bytes(tiles: list[tuple[int, int, int]]) -> list[float]:
+        return [of_one(*tile) for tile in tiles]
 
     def map_bits(levels: NDArray[np.uint8]) -> float:
         return 0.0 if (levels == levels[0, 0]).all() else 2.3 * levels.size
@@ -191,9 +194,10 @@ def test_block_costs_are_those_of_the_tables() -> None:
     for step in (10, 30):
         costs = job.block_costs(0, step)
         for level in range(1, LEVELS + 1):
-            fixed = job._tile_bytes(0, step, level)
+            [fixed] = job.tile_bytes([(0, step, level)])
+            taken = job.tile_bytes([(0, step, other) for other in range(1, LEVELS + 1)])
             others = {
-                other: job._tile_bytes(0, step, other) - costs.bits[other - 1].sum() / 8 * 1.0005
+                other: taken[other - 1] - costs.bits[other - 1].sum() / 8 * 1.0005
                 for other in range(1, LEVELS + 1)
             }
             # what is not in the blocks hardly depends on the level: lanes alone may differ

@@ -184,7 +184,8 @@ def test_symbols_are_worth_their_bits() -> None:
     one below it."""
     codec = ref.tiny_codec()
     job = Encoding(codec, [ref.texture(160, 128)])
-    _, index, exact = job.quantised(0, 24).coded(0)
+    [quantised] = job.quantised([(0, 24)])
+    _, index, exact = quantised.coded(0)
     q = job.rounding.symbols(exact, index)
     tables, v = codec.model.tables, exact.astype(np.float64)
     nearest = np.rint(v).astype(np.int64)
@@ -239,7 +240,9 @@ def test_fine_steps_are_corrected_for_the_networks_own_error(
         return streams, sum(float(np.square(a.astype(float) - b).sum()) for a, b in pairs)
 
     corrected, error = coded()
-    monkeypatch.setattr(encoding.Encoding, "_correct", lambda job, t, plan: job.latents[t])
+    monkeypatch.setattr(
+        encoding.Encoding, "_correct", lambda job, tiles, plans: [job.latents[t] for t in tiles]
+    )
     plain, plain_error = coded()
     if fine:
         assert error < 0.95 * plain_error
@@ -380,8 +383,11 @@ def test_allocator_never_overspends(data: st.DataObject) -> None:
 
     rng_slope = float(rng.uniform(4, 30))
 
-    def tile_bytes(t: int, step: int, level: int) -> float:
+    def of_one(t: int, step: int, level: int) -> float:
         return 20 + float(bits(t, step, level).sum()) / 8 if grids[t][0] else 13.0
+
+    def tile_bytes(tiles: list[tuple[int, int, int]]) -> list[float]:
+        return [of_one(*tile) for tile in tiles]
 
     def block_costs(t: int, step: int) -> BlockCosts:
         rows = [bits(t, step, level) for level in range(1, 6)]
@@ -389,7 +395,7 @@ def test_allocator_never_overspends(data: st.DataObject) -> None:
         return BlockCosts(np.stack(rows), np.stack(errors))
 
     allocator = Allocator(grids, tile_bytes, block_costs, lambda levels: 0.0, None, ref.one_by_one)
-    least = sum(tile_bytes(t, MAX_IMAGE_STEP, 1) for t in range(count))
+    least = sum(tile_bytes([(t, MAX_IMAGE_STEP, 1) for t in range(count)]))
     allowed = least * float(rng.uniform(0.8, 30))
     if allowed < least:
         with pytest.raises(BudgetTooSmall) as caught:

@@ -90,14 +90,14 @@ def test_one_step_is_one_prediction_from_noise_on_x_bar() -> None:
         error = (x_t - last.sqrt() * first) / (1 - last).sqrt()
         x_half = half.sqrt() * first + (1 - half).sqrt() * error
         second = denoiser(x_half, torch.tensor(NOISE_LEVELS // 2 - 1), y_hat, exponent, x_bar)
-    torch.testing.assert_close(sample(denoiser, y_hat, exponent, x_bar, 1, 7), first)
-    torch.testing.assert_close(sample(denoiser, y_hat, exponent, x_bar, 2, 7), second)
+    torch.testing.assert_close(sample(denoiser, y_hat, exponent, x_bar, 1, [7]), first)
+    torch.testing.assert_close(sample(denoiser, y_hat, exponent, x_bar, 2, [7]), second)
 
 
 def test_an_untrained_denoiser_is_the_deterministic_decoder() -> None:
     denoiser = Denoiser(**ref.DENOISER_WIDTHS).eval()
     y_hat, x_bar = torch.randn(1, 24, 2, 2), torch.rand(1, 3, 32, 32)
-    out = sample(denoiser, y_hat, torch.zeros(1, 1, 2, 2).long(), x_bar, 1, 0)
+    out = sample(denoiser, y_hat, torch.zeros(1, 1, 2, 2).long(), x_bar, 1, [0])
     torch.testing.assert_close(out, x_bar)
 
 

@@ -24,13 +24,13 @@ class Costs:
         self.table = table  # (rungs, n)
         self.looks = 0
 
-    def __call__(self, t: int, step: int, level: int) -> float:
-        self.looks += 1
-        return float(self.table[RUNGS.index((step, level)), t])
+    def __call__(self, tiles: list[tuple[int, int, int]]) -> list[float]:
+        self.looks += len(tiles)
+        return [float(self.table[RUNGS.index((step, level)), t]) for t, step, level in tiles]
 
 
 def ladder(costs: Costs, expected: NDArray[np.float64]) -> Ladder:
-    return Ladder(costs, expected, np.arange(expected.shape[1]), ref.one_by_one)
+    return Ladder(costs, expected, np.arange(expected.shape[1]))
 
 
 def smooth(rng: np.random.Generator, count: int, fall: float, spread: float) -> NDArray[np.float64]:

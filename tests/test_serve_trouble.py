@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import threading
 import time
 import urllib.request
@@ -19,6 +20,8 @@ import pytest
 from conftest import Run
 from fastapi.testclient import TestClient
 from PIL import Image
+from s3_server import S3Server
+from test_s3 import s3, server  # noqa: F401  fixtures
 from test_serve import client_of, served  # noqa: F401  a fixture
 from test_serve_tiles import pixels_of, tile_at
 
@@ -236,6 +239,34 @@ def test_an_archive_in_memory(flight: Path, run: Run) -> None:
         assert client.get("/api").json()["images"] == 2
 
 
+@pytest.mark.slow  # S3 clients try again for long
+def test_a_bucket_that_is_away_comes_back(
+    flight: Path,
+    run: Run,
+    s3: str,  # noqa: F811
+    server: S3Server,  # noqa: F811
+) -> None:
+    assert run("ingest", flight, "--archive", s3, "--ratio", 16, "--workers", 0).code == 0
+    with client_of(s3) as client:
+        assert client.get("/api").json()["images"] == 3
+        assert client.get(f"{IMAGE}/window.png?window=0,0,8,8").status_code == 200
+        assert client.get("/tiles/0/0/0.png").status_code == 200
+        server.refuse = lambda method, path: 503
+        time.sleep(1.1)
+        try:
+            # lists are told from memory meanwhile
+            assert client.get(f"{IMAGE}/window.png?window=0,0,9,9").status_code == 503
+            started = time.monotonic()
+            assert client.get(f"{IMAGE}/window.png?window=0,0,9,9").status_code == 503
+            assert time.monotonic() - started < 1
+        finally:
+            server.refuse = lambda method, path: None
+        time.sleep(4)
+        assert client.get(f"{IMAGE}/window.png?window=0,0,9,9").status_code == 200
+        assert client.get("/api").json()["images"] == 3
+        assert client.get(f"{IMAGE}/window.png?window=0,0,9,9").status_code == 200
+
+
 def crowd(url: str, paths: list[str], clients: int, seconds: float) -> Counter[int]:
     """Statuses of what so many clients ask for at once; 503s must say when to come back."""
     statuses: Counter[int] = Counter()
@@ -276,6 +307,40 @@ def test_many_clients_at_once(served: tuple[str, object]) -> None:  # noqa: F811
     assert set(statuses) <= {200, 503}, statuses
     assert statuses[200] > 100
     assert json.load(urllib.request.urlopen(f"{url}api"))["images"] == 3
+
+
+@pytest.mark.slow
+def test_many_clients_for_a_minute(served: tuple[str, object]) -> None:  # noqa: F811
+    import psutil
+
+    url, process = served
+    assert isinstance(process, subprocess.Popen)
+    peak = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.5):
+            peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    west, south, east, north = json.load(urllib.request.urlopen(f"{url}api"))["bounds"]
+    paths = ["flights", "images", "footprints", "frames.zip", f"{IMAGE[1:]}/file.tif"]
+    paths += [f"mosaic.tif?bbox={west},{south},{east},{north}&resolution={n}" for n in (1, 0.2)]
+    for zoom in range(17, 23):
+        x, y = tile_at((west + east) / 2, (south + north) / 2, zoom)
+        paths += [f"tiles/{zoom}/{x + n % 9}/{y + n // 9}.png" for n in range(81)]
+    paths += [f"{IMAGE[1:]}/window.png?window={n},{n // 2},100,100" for n in range(400)]
+    statuses = crowd(url, paths, 200, 60)
+    done.set()
+    watcher.join()
+    assert set(statuses) <= {200, 503}, statuses
+    assert peak < 2 << 30
+    started = time.monotonic()
+    assert json.load(urllib.request.urlopen(f"{url}api"))["images"] == 3
+    assert time.monotonic() - started < 5
+    print(statuses, peak)
 
 
 def test_a_client_that_leaves_is_not_worked_for(served: tuple[str, object]) -> None:  # noqa: F811

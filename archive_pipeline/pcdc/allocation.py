@@ -78,7 +78,7 @@ class Allocator:
 
     Args:
         grids: (B_h, B_w) of every tile.
-        tile_bytes: upper bound of a tile's stored bytes at (tile, image step, level).
+        tile_bytes: upper bounds of tiles' stored bytes at (tile, image step, level).
         block_costs: costs of all levels at (tile, image step).
         map_bits: bits that a tile's level map takes.
         worth: (K, B_h, B_w) worth of each level at (tile, image step, its costs), in a unit that
@@ -93,7 +93,7 @@ class Allocator:
     def __init__(
         self,
         grids: list[tuple[int, int]],
-        tile_bytes: Callable[[int, int, int], float],
+        tile_bytes: Callable[[list[tuple[int, int, int]]], list[float]],
         block_costs: Callable[[int, int], BlockCosts],
         map_bits: Callable[[NDArray[np.uint8]], float],
         worth: Callable[[int, int, BlockCosts], NDArray[np.float64]] | None,
@@ -113,7 +113,7 @@ class Allocator:
             expected = np.exp2(-FALL * EXPONENTS)[:, None] * blocks
         # where there is most detail a finer step adds least to the bytes there are
         order = np.argsort(expected[len(expected) // 2] / blocks, kind="stable")
-        self._ladder = Ladder(tile_bytes, expected, order, each)
+        self._ladder = Ladder(tile_bytes, expected, order)
 
     def forget(self, tiles: Iterable[int]) -> None:
         """Ask anew for what tiles cost: something about them has changed."""

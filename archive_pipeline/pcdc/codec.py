@@ -6,11 +6,12 @@ everything that the entropy *decoder* depends on is integer arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from archive_pipeline.pcdc.constants import SCALE_COUNT
 from archive_pipeline.pcdc.decoding import (
@@ -21,8 +22,13 @@ from archive_pipeline.pcdc.decoding import (
     residuals_from_levels,
 )
 from archive_pipeline.pcdc.model import Model
-from archive_pipeline.pcdc.parallel import each
+from archive_pipeline.pcdc.parallel import BATCH_PIXELS, each
 from archive_pipeline.pcdc.transforms import step_size
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (1, ...) of tiles as a batch; one alone stays as it lies in memory."""
+    return torch.cat([*parts]) if len(parts) > 1 else parts[0]
 
 
 class Codec(TileDecoder):
@@ -33,25 +39,44 @@ class Codec(TileDecoder):
         super().__init__(model.sha256, model.tables, model.level_tables, config.latents)
         self.model = model
         self.dtype = model.networks.prior.knots.dtype
+        self._prior: dict[int, NDArray[np.int64]] = {}  # by image step
+        if model.device.type != "cpu":
+            self.batch_pixels = BATCH_PIXELS
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`parallel.each` on the model's device."""
         return each(function, items, self.model.device)
 
+    def to_device(self, arrays: Sequence[NDArray]) -> Tensor:
+        """Arrays of one shape as a batch (n, ...) on the model's device."""
+        batch = torch.from_numpy(np.stack(arrays))
+        if self.model.device.type != "cuda":
+            return batch.to(self.model.device)
+        return batch.pin_memory().to(self.model.device, non_blocking=True)
+
+    def to_host(self, batch: Tensor) -> NDArray:
+        """A batch as an array."""
+        if batch.device.type != "cuda":
+            return batch.cpu().numpy()
+        host = torch.empty_like(batch, device="cpu", pin_memory=True)
+        host.copy_(batch, non_blocking=True)
+        torch.cuda.current_stream(batch.device).synchronize()
+        return host.numpy()
+
     @torch.no_grad()
     def prior_index(self, image_step: int) -> NDArray[np.int64]:
         """Scale indices (Z,) of the channels of hyper-latents, 0..79."""
-        index = self.model.networks.prior(torch.tensor([image_step], device=self.model.device))
-        return index[0].cpu().numpy().astype(np.int64)
+        if image_step not in self._prior:
+            index = self.model.networks.prior(torch.tensor([image_step], device=self.model.device))
+            self._prior[image_step] = index[0].cpu().numpy().astype(np.int64)
+        return self._prior[image_step]
 
-    def scale_index(self, z: NDArray[np.int64], image_step: int) -> NDArray[np.int64]:
-        """Scale indices (M, 4 z_h, 4 z_w) of latents, exact, neither shifted nor clamped."""
-        device = self.model.device
-        index = self.model.networks.h_scale.indices(
-            torch.from_numpy(np.ascontiguousarray(z))[None].to(device),
-            torch.tensor([image_step], device=device),
-        )
-        return index[0].cpu().numpy().astype(np.int64)
+    def scale_indices(
+        self, z: Sequence[NDArray[np.int64]], image_steps: Sequence[int]
+    ) -> list[NDArray[np.int64]]:
+        """Scale indices (M, 4 z_h, 4 z_w) of tiles' latents, exact, neither shifted nor clamped."""
+        steps = torch.tensor(image_steps, device=self.model.device)
+        return [*self.to_host(self.model.networks.h_scale.indices(self.to_device(z), steps))]
 
     def level_map_bits(self, levels: NDArray[np.uint8]) -> float:
         """Bits that a tile's levels (B_h, B_w) take in its stream."""
@@ -69,21 +94,22 @@ class Codec(TileDecoder):
             self.model.denoiser()
 
     @torch.no_grad()
-    def _synthesise(self, symbols: Symbols, steps: int, seed: int) -> NDArray[np.uint8]:
-        networks, device = self.model.networks, self.model.device
-        h, w = symbols.q.shape[1:]
-        z = torch.from_numpy(symbols.z)[None].to(device, self.dtype)
-        step = torch.tensor([symbols.image_step], device=device)
+    def _synthesise(
+        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int]
+    ) -> list[NDArray[np.uint8]]:
+        networks = self.model.networks
+        h, w = tiles[0].q.shape[1:]
+        z = self.to_device([tile.z for tile in tiles]).to(self.dtype)
+        step = torch.tensor([tile.image_step for tile in tiles], device=z.device)
         mean = networks.h_mean(z, step)[:, :, :h, :w]
-        exponent = torch.from_numpy(self.exponents(symbols.image_step, symbols.levels, h, w))
-        exponent = exponent.to(device)[None]
-        q = torch.from_numpy(symbols.q)[None].to(device, self.dtype)
+        exponent = self.to_device([self.exponents(t.image_step, t.levels, h, w) for t in tiles])
+        q = self.to_device([tile.q.astype(np.int32) for tile in tiles]).to(self.dtype)
         y_hat = mean + step_size(exponent).to(self.dtype) * q
         x = networks.g_s(y_hat, exponent)
         if steps:
             from archive_pipeline.pcdc.denoiser import sample  # diffusers takes seconds
 
-            x = sample(self.model.denoiser(), y_hat, exponent, x, steps, seed)
-        x = x[0, :, : symbols.height, : symbols.width]
+            x = sample(self.model.denoiser(), y_hat, exponent, x, steps, seeds)
+        x = x[:, :, : tiles[0].height, : tiles[0].width]
         pixels = (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # + 127.5, and halves round up
-        return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+        return [*self.to_host(pixels.permute(0, 2, 3, 1).contiguous())]

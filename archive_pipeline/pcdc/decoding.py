@@ -68,6 +68,9 @@ class TileDecoder(ABC):
         latents: its number of latent channels M.
     """
 
+    batch_pixels = 1
+    """Tiles that networks take at once have so many pixels together, or are one."""
+
     def __init__(self, sha256: str, tables: Tables, level_tables: int, latents: int) -> None:
         self.prefix = bytes.fromhex(sha256)[:MODEL_BYTES]
         self._tables = tables
@@ -78,13 +81,45 @@ class TileDecoder(ABC):
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Results of a function for all items, in order; it may run them side by side."""
 
+    def each_batch(
+        self,
+        function: Callable[[list[T]], list[R]],
+        items: Sequence[T],
+        size_of: Callable[[T], tuple[int, int]],
+    ) -> list[R]:
+        """Results for all items, in order, of a function that takes batches of them.
+
+        Args:
+            size_of: height and width of an item, which those of a batch share.
+        """
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, item in enumerate(items):
+            alike.setdefault(size_of(item), []).append(i)
+        batches = []
+        for (height, width), at in alike.items():
+            most = max(1, self.batch_pixels // max(1, height * width))
+            batches += [at[start : start + most] for start in range(0, len(at), most)]
+        parts = self.each(lambda at: function([items[i] for i in at]), batches)
+        made = {
+            i: result
+            for at, results in zip(batches, parts, strict=True)
+            for i, result in zip(at, results, strict=True)
+        }
+        return [made[i] for i in range(len(items))]
+
     @abstractmethod
     def prior_index(self, image_step: int) -> NDArray[np.int64]:
         """Scale indices (Z,) of the channels of hyper-latents, 0..79."""
 
     @abstractmethod
-    def scale_index(self, z: NDArray[np.int64], image_step: int) -> NDArray[np.int64]:
-        """Scale indices (M, 4 z_h, 4 z_w) of latents, exact, neither shifted nor clamped."""
+    def scale_indices(
+        self, z: Sequence[NDArray[np.int64]], image_steps: Sequence[int]
+    ) -> list[NDArray[np.int64]]:
+        """Scale indices (M, 4 z_h, 4 z_w) of tiles' latents, exact, neither shifted nor clamped.
+
+        Args:
+            z: their hyper-latents (Z, z_h, z_w), all of one shape.
+        """
 
     @abstractmethod
     def _prepare(self, steps: int) -> None:
@@ -95,8 +130,10 @@ class TileDecoder(ABC):
         """
 
     @abstractmethod
-    def _synthesise(self, symbols: Symbols, steps: int, seed: int) -> NDArray[np.uint8]:
-        """The pixels (height, width, 3) of a tile that is not empty."""
+    def _synthesise(
+        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int]
+    ) -> list[NDArray[np.uint8]]:
+        """The pixels (height, width, 3) of tiles of one size, none of them empty."""
 
     def decode_symbols(
         self, streams: list[bytes], max_height: int, max_width: int
@@ -169,11 +206,15 @@ class TileDecoder(ABC):
             z[index >= FIRST_CODED_SCALE] = coded
             z_scattered.append(z)
         # hyper-latents never escape, so scales can be had before the escapes are read
-        q_index = self.each(
-            lambda t: self.q_index(z_scattered[t], headers[t].image_step, levels[t])[
-                :, : shapes[t][0], : shapes[t][1]
-            ],
-            range(len(members)),
+
+        def scales(at: list[int]) -> list[NDArray[np.int64]]:
+            base = self.scale_indices(
+                [z_scattered[t] for t in at], [headers[t].image_step for t in at]
+            )
+            return [self.shifted(b, levels[t], shapes[t]) for b, t in zip(base, at, strict=True)]
+
+        q_index = self.each_batch(
+            scales, range(len(members)), lambda t: (headers[t].height, headers[t].width)
         )
         q_coded = decoder.decode([i[i >= FIRST_CODED_SCALE] for i in q_index])
         used = decoder.finish()
@@ -207,12 +248,15 @@ class TileDecoder(ABC):
         self._prepare(steps)
         seeds = seeds or [0] * len(tiles)
 
-        def pixels(t: int) -> NDArray[np.uint8]:
-            if not tiles[t].height or not tiles[t].width:
-                return np.zeros((tiles[t].height, tiles[t].width, 3), np.uint8)
-            return self._synthesise(tiles[t], steps, seeds[t])
+        def pixels(at: list[int]) -> list[NDArray[np.uint8]]:
+            some = [tiles[t] for t in at]
+            if not some[0].height or not some[0].width:
+                return [np.zeros((tile.height, tile.width, 3), np.uint8) for tile in some]
+            return self._synthesise(some, steps, [seeds[t] for t in at])
 
-        return self.each(pixels, range(len(tiles)))
+        return self.each_batch(
+            pixels, range(len(tiles)), lambda t: (tiles[t].height, tiles[t].width)
+        )
 
     def decode(
         self, streams: list[bytes], max_height: int, max_width: int, steps: int = 0, seed: int = 0
@@ -240,15 +284,15 @@ class TileDecoder(ABC):
         column = self.prior_index(image_step)
         return np.broadcast_to(column[:, None, None], (len(column), height, width))
 
-    def q_index(
-        self, z: NDArray[np.int64], image_step: int, levels: NDArray[np.uint8]
+    @classmethod
+    def shifted(
+        cls, index: NDArray[np.int64], levels: NDArray[np.uint8], shape: tuple[int, int]
     ) -> NDArray[np.int64]:
-        """Scale indices (M, 4 z_h, 4 z_w) int64, shifted by the levels and clamped."""
-        base = self.scale_index(z, image_step)
-        offsets = self.exponents(0, levels, *base.shape[1:])
-        h, w = offsets.shape[1:]
-        base[:, :h, :w] = np.clip(base[:, :h, :w] - offsets, 0, SCALE_COUNT - 1)
-        return base
+        """Scale indices (M, h, w) int64 of a tile's h x w latents, by its levels and clamped."""
+        h, w = shape
+        shifted = index[:, :h, :w] - cls.exponents(0, levels, h, w)
+        clamped: NDArray[np.int64] = np.clip(shifted, 0, SCALE_COUNT - 1)
+        return clamped
 
     @staticmethod
     def exponents(

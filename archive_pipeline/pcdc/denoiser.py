@@ -14,6 +14,7 @@ module imports diffusers, which takes seconds: import it only where steps >= 1.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DModel
@@ -102,16 +103,25 @@ class Denoiser(ModelMixin, ConfigMixin):
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser, y_hat: Tensor, exponent: Tensor, x_bar: Tensor, steps: int, seed: int
+    denoiser: Denoiser,
+    y_hat: Tensor,
+    exponent: Tensor,
+    x_bar: Tensor,
+    steps: int,
+    seeds: Sequence[int],
 ) -> Tensor:
-    """Decode one tile with `steps` >= 1 DDIM steps; shapes as in `Denoiser.forward`, N = 1.
+    """Decode N tiles with `steps` >= 1 DDIM steps; shapes as in `Denoiser.forward`.
 
-    The noise comes from a CPU generator, so a seed means the same picture on every device.
+    The noise comes from a CPU generator, so a tile's seed means the same picture on every device.
     """
     process = scheduler()
     process.set_timesteps(steps)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(x_bar.shape, generator=generator).to(x_bar)
+    noise = torch.cat(
+        [
+            torch.randn(x_bar[:1].shape, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+    ).to(x_bar)
     x = process.add_noise(x_bar, noise, process.timesteps[:1])
     for t in process.timesteps:
         x_0 = denoiser(x, t.to(x.device), y_hat, exponent, x_bar)

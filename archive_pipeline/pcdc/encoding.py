@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from archive_pipeline.pcdc.allocation import (
     TilePlan,
 )
 from archive_pipeline.pcdc.bitstream import EMPTY_BYTES, HEADER_BYTES, Header
-from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.codec import Codec, joined
 from archive_pipeline.pcdc.constants import (
     BASE_LEVEL,
     BLOCK_SIDE,
@@ -34,7 +34,6 @@ from archive_pipeline.pcdc.constants import (
 )
 from archive_pipeline.pcdc.decoding import Symbols, grid, residuals_from_levels
 from archive_pipeline.pcdc.ladder import EXPONENTS
-from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.quantiser import Coded, Quantised, Rounding, expected_bytes, quantise
 from archive_pipeline.pcdc.transforms import pad_to
 
@@ -54,6 +53,11 @@ CORRECTION = 0.9  # of the gradient; g_s is nearly orthonormal, so Newton's step
 # saves in symbols is lost to scales that fit less.
 SPARING_WEIGHTS = (8.0, 3.0, 1.0, 0.3)
 
+
+# Table indices and symbols of one of the coder's phases; all of a tile's, its level table, its
+# escapes.
+Phase = tuple[NDArray, NDArray]
+Phases = tuple[list[Phase], int, bytes]
 
 # Worth of a tile's levels (K, B_h, B_w) from its pixels, its latents y (1, M, h, w), the blocks'
 # costs and the image step, in a unit that does not depend on the step.
@@ -107,7 +111,7 @@ class Encoding:
         self.codec = codec
         self.tiles = tiles
         self.worth = worth
-        self.latents = self.each(self._analyse, tiles)
+        self.latents = self._batched(self._analyse, range(len(tiles)))
         self.rounding = Rounding(codec.model.tables)
         self._corrected: set[int] | None = None  # tiles, once a plan was asked for
         # of every tile the symbols last looked at, by image step and levels: a plan takes one of
@@ -122,7 +126,7 @@ class Encoding:
         ]
         self.allocator = Allocator(
             grids,
-            self._tile_bytes,
+            self.tile_bytes,
             self.block_costs,
             codec.level_map_bits,
             self.block_worth if worth else None,
@@ -225,19 +229,28 @@ class Encoding:
             and self.latents[t] is not None
             and t not in self._corrected
         ]
-        for t, y in zip(fine, self.each(lambda t: self._correct(t, plans[t]), fine), strict=True):
+        corrected = self._batched(lambda at: self._correct(at, [plans[t] for t in at]), fine)
+        for t, y in zip(fine, corrected, strict=True):
             self.latents[t] = y
         self._corrected.update(fine)
         self._forget(fine)
         return bool(fine)
 
+    def streams_at(self, image_step: int) -> list[bytes]:
+        """The streams of all tiles at an image step, 8..55, with all blocks at the base level."""
+        levels = (self.allocator.levels(t, BASE_LEVEL) for t in range(len(self.tiles)))
+        plans = [TilePlan(image_step, part) for part in levels]
+        self._corrected = self._corrected or set()
+        self._correct_all(plans)
+        return self.streams(plans)
+
     def streams(self, plans: list[TilePlan]) -> list[bytes]:
         """The streams of all tiles, coded as planned."""
         codec = self.codec
         streams: dict[int, bytes] = {}
-        groups: dict[int, list[tuple[int, Header, list[tuple[NDArray, NDArray]], bytes]]] = {}
-        coded = self.each(
-            lambda t: self._phases(t, plans[t]) if self.tiles[t].size else None, range(len(plans))
+        groups: dict[int, list[tuple[int, Header, list[Phase], bytes]]] = {}
+        coded = self._batched(
+            lambda at: self._phases(at, [plans[t] for t in at]), range(len(plans))
         )
         for t, (plan, phased) in enumerate(zip(plans, coded, strict=True)):
             if phased is None:
@@ -257,31 +270,42 @@ class Encoding:
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`parallel.each` on the model's device."""
-        return each(function, items, self.codec.model.device)
+        return self.codec.each(function, items)
 
-    def _pixels(self, tile: NDArray[np.uint8]) -> Tensor:
-        """A tile (1, 3, H, W) in -1..1, its border repeated up to a multiple of 16."""
-        # PyTorch warns of memory that it may not write to
-        x = torch.from_numpy(np.require(tile, requirements=["C", "W"]))
-        x = x.to(self.codec.model.device).permute(2, 0, 1)[None].to(self.codec.dtype)
-        return pad_to(x / 127.5 - 1, STRIDE)
+    def _batched(self, function: Callable[[list[int]], list[R]], tiles: Sequence[int]) -> list[R]:
+        """Results for tiles of a function that takes several of one size at once."""
+        return self.codec.each_batch(function, tiles, self._size)
+
+    def _size(self, t: int) -> tuple[int, int]:
+        height, width = self.tiles[t].shape[:2]
+        return height, width
+
+    def _pixels(self, tiles: list[int]) -> Tensor:
+        """Tiles (n, 3, H, W) in -1..1, their borders repeated up to a multiple of 16."""
+        x = self.codec.to_device([self.tiles[t] for t in tiles]).permute(0, 3, 1, 2)
+        return pad_to(x.to(self.codec.dtype) / 127.5 - 1, STRIDE)
 
     @torch.no_grad()
-    def _analyse(self, tile: NDArray[np.uint8]) -> Tensor | None:
-        return self.codec.model.networks.g_a(self._pixels(tile)) if tile.size else None
+    def _analyse(self, tiles: list[int]) -> list[Tensor | None]:
+        if not self.tiles[tiles[0]].size:
+            return [None] * len(tiles)
+        return [*self.codec.model.networks.g_a(self._pixels(tiles)).split(1)]
 
-    def _correct(self, t: int, plan: TilePlan) -> Tensor:
-        """Latents of a tile, not empty, after a step down the gradient of what g_s makes of them.
+    def _correct(self, tiles: list[int], plans: list[TilePlan]) -> list[Tensor]:
+        """Latents of tiles, none empty, after a step down the gradient of what g_s makes of them.
 
         That is of half the squared error in 8-bit pixels, without quantisation.
         """
-        x, y = self._pixels(self.tiles[t]), self.latents_of(t).detach().requires_grad_()
-        exponent = self.codec.exponents(plan.image_step, plan.levels, *y.shape[-2:])
+        x = self._pixels(tiles)
+        y = joined([self.latents_of(t) for t in tiles]).detach().requires_grad_()
+        exponent = self.codec.to_device(
+            [self.codec.exponents(plan.image_step, plan.levels, *y.shape[-2:]) for plan in plans]
+        )
         with torch.enable_grad():
-            x_bar = self.codec.model.networks.g_s(y, torch.from_numpy(exponent).to(y.device)[None])
+            x_bar = self.codec.model.networks.g_s(y, exponent)
             error = (x_bar - x) * 127.5
             [gradient] = torch.autograd.grad(error.square().sum() / 2, y)
-        return y.detach() - CORRECTION * gradient
+        return [*(y.detach() - CORRECTION * gradient).split(1)]
 
     def _expected(self, y: Tensor | None) -> NDArray[np.float64]:
         """About the bytes of a tile on each rung of the allocator's ladder."""
@@ -289,45 +313,61 @@ class Encoding:
             return np.full(len(EXPONENTS), float(EMPTY_BYTES))
         return HEADER_BYTES + entropy.STATE_BYTES + expected_bytes(y, EXPONENTS)
 
-    def quantised(self, t: int, image_step: int) -> Quantised:
-        """A tile, not empty, at an image step."""
-        known = self._quantised[t]
-        if known is not None and known[0] == image_step:
-            return known[1]
-        quantised = quantise(self.codec, self.latents_of(t), image_step, self.rounding)
-        if self.worth is not None:
-            self._quantised[t] = image_step, quantised  # blocks will be valued
-        return quantised
+    def quantised(self, tiles: Sequence[tuple[int, int]]) -> list[Quantised]:
+        """Tiles of one size, none empty, at (tile, image step)."""
+        at = {(t, g): q for t, _ in tiles if (known := self._quantised[t]) for g, q in [known]}
+        missing = [key for key in tiles if key not in at]
+        if missing:
+            latents = [self.latents_of(t) for t, _ in missing]
+            made = quantise(self.codec, latents, [g for _, g in missing], self.rounding)
+            at.update(zip(missing, made, strict=True))
+            if self.worth is not None:  # blocks will be valued
+                for (t, g), found in zip(missing, made, strict=True):
+                    self._quantised[t] = g, found
+        return [at[key] for key in tiles]
 
     def coded(self, t: int, plan: TilePlan) -> Coded:
         """The symbols of a tile, not empty, coded as planned."""
-        key = plan.image_step, plan.levels.tobytes()
-        recent = self._coded[t]
-        if key not in recent:
-            quantised = self.quantised(t, plan.image_step)
-            level = plan.levels[0, 0]
-            offset: int | NDArray[np.int64] = LEVEL_OFFSETS[level - 1]
-            if (plan.levels != level).any():
-                [offset] = self.codec.exponents(0, plan.levels, *quantised.v.shape[1:])
+        [coded] = self._coded_all([t], [plan])
+        return coded
+
+    def _coded_all(self, tiles: list[int], plans: list[TilePlan]) -> list[Coded]:
+        """The symbols of tiles of one size, none empty, coded as planned."""
+        keys = [(plan.image_step, plan.levels.tobytes()) for plan in plans]
+        missing = [k for k, t in enumerate(tiles) if keys[k] not in self._coded[t]]
+        quantised = self.quantised([(tiles[k], plans[k].image_step) for k in missing])
+        for k, found in zip(missing, quantised, strict=True):
+            recent, levels = self._coded[tiles[k]], plans[k].levels
+            offset: int | NDArray[np.int64] = LEVEL_OFFSETS[levels[0, 0] - 1]
+            if (levels != levels[0, 0]).any():
+                [offset] = self.codec.exponents(0, levels, *found.v.shape[1:])
             if len(recent) == 2:
                 del recent[next(iter(recent))]
-            recent[key] = quantised.symbols(self.rounding, offset)
-        return recent[key]
+            recent[keys[k]] = found.symbols(self.rounding, offset)
+        return [self._coded[t][key] for t, key in zip(tiles, keys, strict=True)]
 
-    def _tile_bytes(self, t: int, image_step: int, level: int) -> float:
-        if self.latents[t] is None:
-            return float(EMPTY_BYTES)
-        plan = TilePlan(image_step, self.allocator.levels(t, level))
-        coded = self.coded(t, plan)
+    def tile_bytes(self, tiles: list[tuple[int, int, int]]) -> list[float]:
+        """About the bytes, rather more, of tiles at (tile, image step, level of all blocks)."""
+        return self.codec.each_batch(self._tile_bytes, tiles, lambda key: self._size(key[0]))
+
+    def _tile_bytes(self, tiles: list[tuple[int, int, int]]) -> list[float]:
+        if not self.tiles[tiles[0][0]].size:
+            return [float(EMPTY_BYTES)] * len(tiles)
+        plans = [TilePlan(step, self.allocator.levels(t, level)) for t, step, level in tiles]
+        coded = self._coded_all([t for t, _, _ in tiles], plans)
+        return [self._bytes(one, plan.levels) for one, plan in zip(coded, plans, strict=True)]
+
+    def _bytes(self, coded: Coded, levels: NDArray[np.uint8]) -> float:
+        """Upper bound of a tile's stored bytes."""
         bits = coded.bits
-        if (plan.levels != plan.levels[0, 0]).any():
-            bits += self.codec.level_map_bits(plan.levels)
+        if (levels != levels[0, 0]).any():
+            bits += self.codec.level_map_bits(levels)
         lanes = 1 << entropy.lanes_log2(len(coded.q) + coded.z.size)
         return HEADER_BYTES + entropy.STATE_BYTES * lanes + 2 + bits / 8 * CODER_OVERHEAD
 
     def block_costs(self, t: int, image_step: int) -> BlockCosts:
         """Exact costs of a tile's blocks at every level."""
-        quantised = self.quantised(t, image_step)
+        [quantised] = self.quantised([(t, image_step)])
         self._quantised[t] = image_step, quantised  # its levels are about to be chosen
         return quantised.block_costs(self.rounding)
 
@@ -350,9 +390,14 @@ class Encoding:
         q.reshape(-1)[coded.place] = coded.q
         return Symbols(height, width, plan.image_step, plan.levels, coded.z, q)
 
-    def _phases(self, t: int, plan: TilePlan) -> tuple[list[tuple[NDArray, NDArray]], int, bytes]:
-        """Return the coder's phases, the level table and the escapes of a tile."""
-        coded = self.coded(t, plan)
+    def _phases(self, tiles: list[int], plans: list[TilePlan]) -> list[Phases | None]:
+        """What the coder is given of tiles of one size; None for empty ones."""
+        if not self.tiles[tiles[0]].size:
+            return [None] * len(tiles)
+        coded = self._coded_all(tiles, plans)
+        return [self._phases_of(*each) for each in zip(coded, plans, strict=True)]
+
+    def _phases_of(self, coded: Coded, plan: TilePlan) -> Phases:
         limit = self.codec.model.tables.limits.take(coded.index)
         values = np.clip(coded.q, -limit, limit)
         escaped = np.flatnonzero(np.abs(values) == limit)
@@ -361,7 +406,7 @@ class Encoding:
         residuals = residuals_from_levels(plan.levels).reshape(-1)
         level_table = int(np.argmin(self.codec.level_table_bits(residuals)))
         z_coded = coded.z_index >= FIRST_CODED_SCALE
-        phases: list[tuple[NDArray, NDArray]] = [
+        phases: list[Phase] = [
             (np.full(residuals.shape, SCALE_COUNT + level_table), residuals),
             (coded.z_index[z_coded], coded.z[z_coded]),
             (coded.index, values),

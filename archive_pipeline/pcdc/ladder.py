@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,21 +44,18 @@ class Ladder:
     """Where an image's tiles stand, and what they take there.
 
     Args:
-        tile_bytes: bytes of a tile at (tile, image step, level), which fall along the rungs.
+        tile_bytes: bytes of tiles at (tile, image step, level), which fall along the rungs.
         expected: (len(RUNGS), n) about what the n tiles take on each rung, all above 0.
         order: all tiles, those first that become coarser first.
-        each: results of a function for every item; it may run them side by side.
     """
 
     def __init__(
         self,
-        tile_bytes: Callable[[int, int, int], float],
+        tile_bytes: Callable[[list[tuple[int, int, int]]], list[float]],
         expected: NDArray[np.float64],
         order: NDArray[np.integer],
-        each: Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]],
     ) -> None:
         self._tile_bytes = tile_bytes
-        self._each = each
         self._expected = expected
         self._order = order.tolist()
         self._cache: dict[tuple[int, int, int], float] = {}
@@ -79,9 +75,7 @@ class Ladder:
         """Bytes of (tile, image step, level)."""
         wanted = list(tiles)
         missing = [key for key in dict.fromkeys(wanted) if key not in self._cache]
-        self._cache.update(
-            zip(missing, self._each(lambda key: self._tile_bytes(*key), missing), strict=True)
-        )
+        self._cache.update(zip(missing, self._tile_bytes(missing), strict=True))
         return [self._cache[key] for key in wanted]
 
     def rungs(self, place: int) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ Symbols are rounded with an eye on their bits (rate-distortion optimised quantis
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.allocation import BlockCosts
-from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.codec import Codec, joined
 from archive_pipeline.pcdc.constants import (
     BLOCK,
     ERROR_WEIGHT,
@@ -177,27 +178,48 @@ def relative_step(offset: int | NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def quantise(codec: Codec, y: Tensor, image_step: int, rounding: Rounding) -> Quantised:
-    """Hyper-latents of a tile, and its latents y (1, M, h, w) against what these predict."""
-    networks, tables = codec.model.networks, codec.model.tables
-    step = torch.tensor([image_step], device=y.device)
+def quantise(
+    codec: Codec, latents: Sequence[Tensor], image_steps: Sequence[int], rounding: Rounding
+) -> list[Quantised]:
+    """Hyper-latents of tiles, and their latents against what these predict.
+
+    Args:
+        latents: y (1, M, h, w) of every tile, all of one shape.
+        image_steps: of every tile.
+    """
+    networks = codec.model.networks
+    y = joined(latents)
+    step = torch.tensor(image_steps, device=y.device)
     h, w = y.shape[-2:]
-    exact = networks.h_a(pad_to(y, HYPER_STRIDE), step)[0].cpu()
-    z_index = codec.z_index(image_step, *exact.shape[1:])
+    exact = codec.to_host(networks.h_a(pad_to(y, HYPER_STRIDE), step))
+    z_index = [codec.z_index(g, *exact.shape[2:]) for g in image_steps]
+    z = [hyper_symbols(rounding, *each) for each in zip(exact, z_index, strict=True)]
+    z_hat = codec.to_device(z)
+    mean = networks.h_mean(z_hat.to(codec.dtype), step)[..., :h, :w]
+    v = codec.to_host(y.sub(mean).div_(step_size(step).view(-1, 1, 1, 1)).float())
+    index = codec.to_host(networks.h_scale.indices(z_hat, step)[..., :h, :w])
+    made = zip(z, z_index, index, v, strict=True)
+    return [Quantised(a, b, hyper_bits(rounding, a, b), i, x) for a, b, i, x in made]
+
+
+def hyper_symbols(
+    rounding: Rounding, exact: NDArray[np.floating], index: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Symbols (Z, h, w) of hyper-latents, by the tables of their scale indices."""
     # hyper-latents never escape: they stay one inside their table's ends
-    bound = np.minimum(tables.limit(z_index) - 1, HYPER_LIMIT)
-    bound = np.where(z_index < FIRST_CODED_SCALE, 0, bound)
+    bound = np.minimum(rounding.tables.limit(index) - 1, HYPER_LIMIT)
+    bound = np.where(index < FIRST_CODED_SCALE, 0, bound)
     if rounding.error_weight < ERROR_WEIGHT:
-        z = rounding.symbols(exact.float().numpy(), z_index).astype(np.int64)
+        z = rounding.symbols(exact.astype(np.float32), index).astype(np.int64)
     else:
-        z = torch.round(exact).numpy().astype(np.int64)
-    z = np.clip(z, -bound, bound)
-    coded = z_index >= FIRST_CODED_SCALE
-    z_bits = float(rounding.bits(z[coded], z_index[coded]).sum())
-    mean = networks.h_mean(torch.from_numpy(z)[None].to(y.device, codec.dtype), step)
-    v = y.sub(mean[..., :h, :w]).div_(step_size(step)).float()[0].cpu().numpy()
-    index = networks.h_scale.indices(torch.from_numpy(z)[None].to(y.device), step)
-    return Quantised(z, z_index, z_bits, index[0, :, :h, :w].cpu().numpy(), v)
+        z = np.rint(exact).astype(np.int64)
+    return np.clip(z, -bound, bound)
+
+
+def hyper_bits(rounding: Rounding, z: NDArray[np.int64], index: NDArray[np.int64]) -> float:
+    """Bits of hyper-latents (Z, h, w) by the tables of their scale indices."""
+    coded = index >= FIRST_CODED_SCALE
+    return float(rounding.bits(z[coded], index[coded]).sum())
 
 
 def expected_bytes(y: Tensor, exponents: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from archive_pipeline.serving._errors import Gone, NotFound, Unavailable
 from archive_pipeline.serving._responses import Json
 from archive_pipeline.serving.options import ServeOptions
 from archive_pipeline.serving.site import Site
-from archive_pipeline.store.layout import ArchiveError
+from archive_pipeline.store.layout import ArchiveError, StoreError
 
 PAGE = Path(__file__).parent / "page"
 
@@ -61,6 +61,8 @@ def _handle_errors(app: FastAPI, site: Site) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         status, headers = 500, {}
+        if isinstance(error, StoreError):
+            error = Unavailable(str(error))
         if isinstance(error, ArchiveError) and not await _is_there(site, request):
             error = Unavailable(f"{site.options.archive}: no archive there")
         if isinstance(error, HTTPException):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +21,7 @@ from archive_pipeline.geo.georef import Bbox
 from archive_pipeline.serving._errors import NotFound, Unavailable
 from archive_pipeline.serving._queries import Interval, timestamp
 from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.index import KEY as INDEX
 from archive_pipeline.store.index import current_rows, look
 from archive_pipeline.store.index_rows import (
     CAPTURED,
@@ -37,6 +40,7 @@ from archive_pipeline.store.layout import (
     MAX_NAME,
     ArchiveError,
     ImageEntry,
+    StoreError,
     image_key,
     quote_name,
     unquote_name,
@@ -45,6 +49,7 @@ from archive_pipeline.store.layout import (
 LOOK_EVERY = 1.0  # seconds, at least
 LOOK_SHARE = 0.05  # of the time, at most, is spent looking at what has changed
 DEGREE = 2 * np.pi * 6378137.0 / 360  # metres, at the equator
+AWAY = 3.0  # seconds for which a bucket that is away is not asked again
 QUICK = 0.25  # seconds; a look that takes longer is done while requests see what was there before
 
 
@@ -253,8 +258,11 @@ class Catalogue:
         self.url = url
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
-        self._looked = -np.inf  # when the last look began
+        self._looked = -math.inf  # when the last look began
+        self._asked = -math.inf  # when it was last asked whether another is due
+        self._stamp: str | None = None  # of the index that was seen
         self._took = 0.0
+        self._failed: tuple[float, str] | None = None  # until when it is away, and why
 
     @property
     def now(self) -> Snapshot:
@@ -264,8 +272,7 @@ class Catalogue:
             Unavailable: the archive cannot be read.
         """
         snapshot = self._snapshot
-        age = time.monotonic() - self._looked
-        if snapshot is not None and age < max(LOOK_EVERY, self._took / LOOK_SHARE):
+        if snapshot is not None and not self._is_old(snapshot):
             return snapshot
         if snapshot is None or self._took < QUICK:
             with self._lock:
@@ -277,6 +284,15 @@ class Catalogue:
             threading.Thread(target=self._look_aside, daemon=True).start()
         return snapshot
 
+    def _is_old(self, snapshot: Snapshot) -> bool:
+        """Whether it is time for another look: by the clock, or as there is another index."""
+        age = time.monotonic() - max(self._looked, self._asked)
+        if age < LOOK_EVERY:
+            return False
+        self._asked = time.monotonic()
+        since = self._asked - self._looked
+        return since > self._took / LOOK_SHARE or _stamp(snapshot.archive) != self._stamp
+
     def _look_aside(self) -> None:
         try:
             self._look()
@@ -287,12 +303,31 @@ class Catalogue:
 
     def _look(self) -> None:
         started = time.monotonic()
+        self._check_there()
         try:
-            self._snapshot = _snapshot(Archive.open(self.url))
+            archive = Archive.open(self.url)
+            self._stamp = _stamp(archive)
+            self._snapshot = _snapshot(archive)
         except ArchiveError as error:
             self._snapshot = None
+            self._fail(started, error)
             raise Unavailable(str(error)) from error
         self._looked, self._took = started, time.monotonic() - started
+
+    def _fail(self, started: float, error: ArchiveError) -> None:
+        """Note that the archive is away, where it took long to find that out."""
+        now = time.monotonic()
+        if now - started > QUICK:
+            self._failed = now + AWAY, str(error)
+
+    def _check_there(self) -> None:
+        """Let nobody wait again for what was away a moment ago.
+
+        Raises:
+            Unavailable: it was.
+        """
+        if self._failed is not None and time.monotonic() < self._failed[0]:
+            raise Unavailable(self._failed[1])
 
     @property
     def archive(self) -> Archive:
@@ -313,13 +348,29 @@ class Catalogue:
         name = f"{flight}/{id}"
         if not id or not 0 < len(quote_name(flight)) <= MAX_NAME:
             raise NotFound(f"no image {name[:200]!r}")
-        archive = self.archive
-        entry = archive.entry(image_key(flight, id))
+        archive, started = self.archive, time.monotonic()
+        self._check_there()
+        try:
+            entry = archive.entry(image_key(flight, id))
+        except StoreError as error:
+            self._fail(started, error)
+            raise Unavailable(str(error)) from error
         if entry is None or (entry.flight, entry.id) != (flight, id):
             if archive.read_key("zarr.json") is None:
                 raise Unavailable(f"{self.url}: no archive there")
             raise NotFound(f"no image {name!r}")
         return entry
+
+
+def _stamp(archive: Archive) -> str | None:
+    """Tells a local archive's index from the one that was there before."""
+    if archive.folder is None:
+        return None
+    try:
+        found = os.stat(archive.folder / INDEX)
+    except OSError:
+        return ""
+    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
 
 
 def _snapshot(archive: Archive) -> Snapshot:

@@ -14,6 +14,7 @@ from zarr.storage import LocalStore
 
 from archive_pipeline.store._backends import (
     Stored,
+    TooLarge,
     create_key,
     delete_keys,
     list_keys,
@@ -21,7 +22,7 @@ from archive_pipeline.store._backends import (
     read_file,
     read_key,
 )
-from archive_pipeline.store.layout import MAX_DOCUMENT, ArchiveError, reason_of
+from archive_pipeline.store.layout import MAX_DOCUMENT, ArchiveError, StoreError, reason_of
 
 
 class Keys:
@@ -47,7 +48,8 @@ class Keys:
             most: bytes that it has at most: an archive may be a stranger's.
 
         Raises:
-            ArchiveError: it is larger, or the store fails.
+            ArchiveError: it is larger.
+            StoreError: the store fails.
         """
         try:
             if isinstance(self.store, LocalStore):
@@ -55,8 +57,10 @@ class Keys:
             buffer = sync(read_key(self.store, key, default_buffer_prototype(), most))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
+        except TooLarge as error:
+            raise ArchiveError(f"{self.url}: {key}: {error}") from error
         except Exception as error:  # what a store raises depends on its backend
-            raise ArchiveError(f"{self.url}: {key}: {reason_of(error)}") from error
+            raise StoreError(f"{self.url}: {key}: {reason_of(error)}") from error
         return None if buffer is None else buffer.to_bytes()
 
     def write_key(self, key: str, data: bytes) -> None:

@@ -50,6 +50,10 @@ class ArchiveError(ArchivePipelineError):
     """An archive, or an image in it, that cannot be used; one line that names it."""
 
 
+class StoreError(ArchiveError):
+    """A store that fails, which says nothing of what it holds: another time it may not."""
+
+
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line."""
     if isinstance(error, OSError) and error.strerror:

@@ -43,7 +43,8 @@ def count_symbols(model: Model, crops: Crops, count: int) -> list[NDArray[np.flo
         levels = np.full(job.allocator.grids[0], level, np.uint8)
         symbols = job.reconstruct(0, TilePlan(image_step, levels))
         height, width = symbols.q.shape[1:]
-        q_index = codec.q_index(symbols.z, image_step, levels)[:, :height, :width]
+        [index] = codec.scale_indices([symbols.z], [image_step])
+        q_index = codec.shifted(index, levels, (height, width))
         z_index = codec.z_index(image_step, *symbols.z.shape[1:])
         weight = float(emphasis(torch.tensor(image_step)))
         for index, values in ((q_index, symbols.q), (z_index, symbols.z)):

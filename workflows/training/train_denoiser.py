@@ -69,7 +69,7 @@ def validate(
             offsets = torch.zeros(1, 1, x.shape[2] // 16, x.shape[3] // 16, device=device).long()
             y_hat, exponent, x_bar = decode(codec, x, torch.tensor([g], device=device), offsets)
             for steps, found in results.items():
-                out = sample(denoiser, y_hat, exponent, x_bar, steps, i) if steps else x_bar
+                out = sample(denoiser, y_hat, exponent, x_bar, steps, [i]) if steps else x_bar
                 out = out.clamp(-1, 1)
                 mse = float((out - x).mul(127.5).square().mean())
                 found.append((lpips(out, x).item(), 10 * math.log10(255**2 / mse)))

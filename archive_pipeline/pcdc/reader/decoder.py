@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
@@ -78,15 +78,22 @@ class Reader(TileDecoder):
         """Scale indices (Z,) of the channels of hyper-latents, 0..79."""
         return self._prior.index(image_step)
 
-    def scale_index(self, z: NDArray[np.int64], image_step: int) -> NDArray[np.int64]:
-        """Scale indices (M, 4 z_h, 4 z_w) of latents, exact, neither shifted nor clamped."""
-        return self._scales.index(z, image_step)
+    def scale_indices(
+        self, z: Sequence[NDArray[np.int64]], image_steps: Sequence[int]
+    ) -> list[NDArray[np.int64]]:
+        """Scale indices (M, 4 z_h, 4 z_w) of tiles' latents, exact, neither shifted nor clamped."""
+        return [self._scales.index(one, step) for one, step in zip(z, image_steps, strict=True)]
 
     def _prepare(self, steps: int) -> None:
         if steps:
             raise ValueError("denoising steps need PyTorch")
 
-    def _synthesise(self, symbols: Symbols, steps: int, seed: int) -> NDArray[np.uint8]:
+    def _synthesise(
+        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int]
+    ) -> list[NDArray[np.uint8]]:
+        return [self._pixels(tile) for tile in tiles]
+
+    def _pixels(self, symbols: Symbols) -> NDArray[np.uint8]:
         h, w = symbols.q.shape[1:]
         mean = self._mean(symbols.z, symbols.image_step)[:h, :w]
         exponent = self.exponents(symbols.image_step, symbols.levels, h, w)
