@@ -98,6 +98,7 @@ def ingest(
         dem: a raster of the ground's heights, for frames to be projected to.
         poses: positions and directions that photogrammetry found, which beat the frames' tags:
             ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml,
+            Pix4D's calibrated_external_camera_parameters_wgs84.txt,
             COLMAP's images.txt or images.bin.
         salvage: archive damaged JPEGs as far as they can be decoded.
         lossless_jpeg: keep JPEGs as the files that they are, to the byte, outside any budget.

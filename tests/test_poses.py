@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import Run
 from PIL import Image
-from pyproj import Transformer
+from pyproj import CRS, Transformer
 from scipy.spatial.transform import Rotation
 
 from archive_pipeline.flight.placing import Ground
@@ -138,6 +138,48 @@ def colmap(tilt: float, binary: bool) -> dict[str, bytes]:
     return {name: content.encode() for name, content in files.items()}
 
 
+def pix4d(tilt: float, wgs84: bool) -> dict[str, str]:
+    """PIX4Dmapper's: angles from the image's right, up and back to the grid of the zone."""
+    east = np.subtract(TO_UTM.transform(LON + 1e-6, LAT), TO_UTM.transform(LON, LAT))
+    turn = np.arctan2(east[1], east[0])
+    grid = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    right, down, axis = camera(tilt) @ grid.T
+    angles = Rotation.from_matrix(np.array([right, -down, -axis]).T).as_euler("XYZ", degrees=True)
+    place = (LAT, LON) if wgs84 else TO_UTM.transform(LON, LAT)
+    names = "latitude longitude altitude" if wgs84 else "X Y Z"
+    values = " ".join(f"{number:.12f}" for number in (*place, HEIGHT, *angles))
+    focal = FOCAL * max(SIZE)
+    lens = f"""fileName imageWidth imageHeight
+camera matrix K [3x3]
+radial distortion [3x1]
+tangential distortion [2x1]
+camera position t [3x1]
+camera rotation R [3x3]
+camera model m = K [R|-Rt] X
+
+a.png {SIZE[0]} {SIZE[1]}
+{focal} 0 {SIZE[0] / 2}
+0 {focal} {SIZE[1] / 2}
+0 0 1
+0 0 0
+0 0
+1 2 3
+1 0 0
+0 1 0
+0 0 1
+"""
+    end = "_wgs84" if wgs84 else ""
+    files = {
+        f"p_calibrated_external_camera_parameters{end}.txt":
+            f"imageName {names} Omega Phi Kappa\na.png {values}\n",
+        "p_calibrated_camera_parameters.txt": lens,
+    }  # fmt: skip
+    if not wgs84:
+        files["p_wkt.prj"] = CRS(UTM).to_wkt("WKT1_ESRI")
+    return files
+
+
+PIX4D = "p_calibrated_external_camera_parameters"
 FORMATS: dict[str, Callable[[float], str]] = {
     "shots.geojson": shots,
     "reconstruction.json": opensfm,
@@ -161,17 +203,22 @@ def frame(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tilt", [0.0, 25.0])
-@pytest.mark.parametrize("name", [*FORMATS, "images.txt", "images.bin"])
+@pytest.mark.parametrize(
+    "name", [*FORMATS, "images.txt", "images.bin", f"{PIX4D}.txt", f"{PIX4D}_wgs84.txt"]
+)
 def test_a_frame_lies_where_its_camera_was(frame: Path, name: str, tilt: float) -> None:
     path = frame.with_name(name)
     if name in FORMATS:
         path.write_text(FORMATS[name](tilt))
+    elif name.startswith(PIX4D):
+        for other, text in pix4d(tilt, name.endswith("_wgs84.txt")).items():
+            frame.with_name(other).write_text(text)
     else:
         for other, content in colmap(tilt, name.endswith("bin")).items():
             frame.with_name(other).write_bytes(content)
     poses = read_poses(str(path))
     # reconstructions know where the ground is
-    known = name not in ("shots.geojson", "cameras.xml")
+    known = name not in ("shots.geojson", "cameras.xml") and not name.startswith(PIX4D)
     ground = Ground(None if known else HEIGHT - ABOVE, poses=poses)
     source = read_source(frame, "a.png", ground)
     assert source.camera is not None
@@ -204,6 +251,60 @@ def test_geo_txt(frame: Path, head: str, place: tuple[float, float]) -> None:
     assert source.georef.method == "point"
 
 
+@pytest.mark.parametrize(
+    ("comment", "angles"),
+    [
+        ("# name x y z yaw pitch roll", (130.0, 25.0, 8.0)),
+        (
+            "#image_name geo_x geo_y geo_z yaw (degrees) pitch (degrees) roll (degrees)",
+            (130, 25, 8),
+        ),
+        ("# name x y z Omega Phi Kappa horz vert", None),
+        ("# nothing of angles", ()),
+    ],
+)
+@pytest.mark.parametrize("head", ["EPSG:4326", UTM])
+def test_angles_of_geo_txt(
+    frame: Path, head: str, comment: str, angles: tuple[float, ...] | None
+) -> None:
+    """They are two things in two releases of ODM: a comment tells."""
+    pitch = 25.0
+    ahead, right = np.radians(130.0), np.radians(8.0)
+    if angles is None:  # of the same camera, in the grid of the file
+        turn = 0.0
+        if head == UTM:
+            east = np.subtract(TO_UTM.transform(LON + 1e-6, LAT), TO_UTM.transform(LON, LAT))
+            turn = np.arctan2(east[1], east[0])
+        about = Rotation.from_euler("z", turn).as_matrix()
+        expected = camera(pitch)
+        r, d, a = expected @ about.T
+        angles = tuple(Rotation.from_matrix(np.array([r, -d, -a]).T).as_euler("XYZ", degrees=True))
+    else:  # forward first, then right: axes by turning them, one after the other
+        turns = Rotation.from_euler("ZYX", [ahead, np.radians(pitch), right])
+        forward, side, below = turns.as_matrix().T @ np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
+        expected = np.array([side, -forward, below])
+    place = (LON, LAT) if head == "EPSG:4326" else TO_UTM.transform(LON, LAT)
+    path = frame.with_name("geo.txt")
+    given = " ".join(map(str, angles or (1.0, 2.0, 3.0)))
+    path.write_text(f"{head}\n{comment}\na.png {place[0]!r} {place[1]!r} 500.5 {given} 0.1 0.2\n")
+    source = read_source(frame, "a.png", Ground(poses=read_poses(str(path))))
+    assert source.camera is not None
+    said = any("geo.txt: angles are not read" in warning for warning in source.warnings)
+    assert said == (angles == ())
+    if angles:
+        np.testing.assert_allclose(rotation(source.camera), expected, atol=2e-6)
+    else:
+        assert source.camera.yaw_deg is None
+
+
+def test_pix4d_in_a_crs_that_nobody_names(frame: Path) -> None:
+    for other, text in pix4d(0.0, False).items():
+        frame.with_name(other).write_text(text)
+    frame.with_name("p_wkt.prj").unlink()
+    with pytest.raises(PosesError, match=r"p_wkt\.prj is not beside it"):
+        read_poses(str(frame.with_name(f"{PIX4D}.txt")))
+
+
 def test_a_frame_that_is_not_in_the_file_is_named(frame: Path) -> None:
     path = frame.with_name("reconstruction.json")
     path.write_text(opensfm(0.0))
@@ -220,6 +321,7 @@ def test_a_frame_that_is_not_in_the_file_is_named(frame: Path) -> None:
     [
         "", "{}", "[]", "[1]", '{"type": "FeatureCollection", "features": []}', "<document/>",
         "<document><chunk/></document>", "<broken", "EPSG:4326\n", "nonsense\na.png 1 2",
+        "imageName X Y", "imageName latitude longitude altitude Omega Phi Kappa\na.png 1 2 3",
         "EPSG:4326\na.png one two", "EPSG:4326\na.png 8 nan", '[{"shots": {}}]', "\udcff",
         '[{"reference_lla": {"latitude": 0, "longitude": 0, "altitude": 0}, "shots": {"a": {}}}]',
     ],

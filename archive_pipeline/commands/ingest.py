@@ -87,7 +87,8 @@ if TYPE_CHECKING:
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False),
     help="Place frames by what photogrammetry found, not by their tags: ODM's shots.geojson or "
-    "geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml, COLMAP's images.txt or .bin.",
+    "geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml, COLMAP's images.txt or .bin, "
+    "Pix4D's calibrated_external_camera_parameters_wgs84.txt.",
 )
 @click.option(
     "--salvage",

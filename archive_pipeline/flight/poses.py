@@ -22,16 +22,25 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import CRS, Proj, Transformer
+from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.colmap import read_model
+from archive_pipeline.flight.pix4d import from_angles, grid_axes, read_external
+from archive_pipeline.geo.camera import rotation as rotation_of
 from archive_pipeline.geo.pose import CameraPose
 
 Array = npt.NDArray[np.float64]
 
 COLMAP = re.compile(r"images\.(txt|bin)", re.IGNORECASE)
+UNNAMED_ANGLES = (
+    "angles are not read: no comment in it names them (yaw pitch roll, omega phi kappa)"
+)
+_ANGLES = re.compile(
+    r"(?P<ypr>yaw\W+(\(\w+\)\W+)?pitch\W+(\(\w+\)\W+)?roll)|(?P<opk>omega\W+phi\W+kappa)",
+    re.IGNORECASE,
+)
 EARTH_M = 6.3e6, 6.5e6  # from the Earth's middle to where drones fly
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 
@@ -51,6 +60,7 @@ class FoundPose:
         focal: focal length as a share of the image's longer side.
         centre: principal point from the image's middle, right and down, in the same shares.
         ground_m: the middle height of what was reconstructed, in the same datum.
+        note: what is odd about it.
     """
 
     lon: float
@@ -60,6 +70,7 @@ class FoundPose:
     focal: float | None = None
     centre: tuple[float, float] = (0.0, 0.0)
     ground_m: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Poses:
             altitude_gps_m=own.altitude_gps_m if pose.altitude_m is None else pose.altitude_m,
             altitude_relative_m=above,
             dialect=self.source,
-            warnings=(),
+            warnings=(f"{self.name}: {pose.note}",) if pose.note else (),
         )
         if pose.rotation is not None:
             yaw, pitch, roll = _angles(pose.rotation)
@@ -128,8 +139,9 @@ class Poses:
 def read_poses(path: str) -> Poses:
     """Read a file of poses.
 
-    ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml, or
-    COLMAP's images.txt or images.bin, aligned to geocentric coordinates.
+    ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml,
+    PIX4Dmapper's calibrated_external_camera_parameters.txt or _wgs84.txt, or COLMAP's images.txt or
+    images.bin, aligned to geocentric coordinates.
 
     Raises:
         PosesError: it cannot be read, is of none of these, or says nothing of any image.
@@ -162,6 +174,8 @@ def _read(path: str, version: int, size: int) -> Poses:
             source, poses = "Metashape", _metashape(ElementTree.fromstring(text))
         except ElementTree.ParseError as error:
             raise ValueError(str(error)) from error
+    elif text.lstrip().casefold().startswith("imagename"):
+        source, poses = "Pix4D", _pix4d(Path(path), text)
     else:
         source, poses = "geo.txt", _geo_txt(text)
     return _named(path, source, poses)
@@ -188,17 +202,7 @@ def _shots(document: dict[str, Any]) -> Iterator[tuple[str, FoundPose]]:
     for feature in document["features"]:
         said = feature["properties"]
         lon, lat, altitude = (float(v) for v in feature["geometry"]["coordinates"][:3])
-        number = min(int((lon + 180) // 6) + 1, 60)
-        zone = Proj(proj="utm", zone=number, south=lat < 0, ellps="WGS84")
-        turn = math.radians(zone.get_factors(lon, lat).meridian_convergence)
-        grid = np.array(
-            [
-                [math.cos(turn), -math.sin(turn), 0.0],
-                [math.sin(turn), math.cos(turn), 0.0],
-                [0.0, 0.0, 1.0],
-            ]
-        )
-        rotation = _rotation(said["rotation"]) @ grid
+        rotation = _rotation(said["rotation"]) @ grid_axes(lon, lat, None)
         focal = float(said["focal"]) if said.get("focal") else None
         yield str(said["filename"]), FoundPose(lon, lat, altitude, rotation, focal)
 
@@ -281,19 +285,50 @@ def _colmap(path: Path) -> Iterator[tuple[str, FoundPose]]:
         yield shot.name, FoundPose(x, y, z, rotation, *shot.lens, ground)
 
 
+def _pix4d(path: Path, text: str) -> Iterator[tuple[str, FoundPose]]:
+    """PIX4Dmapper's calibrated cameras."""
+    for shot in read_external(path, text):
+        lens = shot.lens or (None, (0.0, 0.0))
+        yield shot.name, FoundPose(shot.lon, shot.lat, shot.altitude, shot.rotation, *lens)
+
+
 def _geo_txt(text: str) -> Iterator[tuple[str, FoundPose]]:
-    """ODM's geo.txt. Its angles are left out: releases of ODM read them differently."""
+    """ODM's geo.txt.
+
+    Three angles may follow the position, which earlier releases of ODM took for omega, phi and
+    kappa (opendm/geo.py), and later ones for yaw, pitch (0 looks down, 90 ahead) and roll. They are
+    read where a comment above names them, else left out.
+    """
     head, *lines = (line.strip() for line in text.strip().splitlines())
     crs = CRS.from_user_input(_crs_of(head))
     transformer = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    kind = None
     for line in lines:
         if not line or line.startswith("#"):
+            named = _ANGLES.search(line)
+            kind = named.lastgroup if named else kind
             continue
         name, *numbers = line.split()
         if len(numbers) < 2:
             raise ValueError(f"{line!r} is no name with a position")
         lon, lat = transformer.transform(float(numbers[0]), float(numbers[1]))
-        yield name, FoundPose(lon, lat, float(numbers[2]) if len(numbers) > 2 else None)
+        altitude = float(numbers[2]) if len(numbers) > 2 else None
+        pose = FoundPose(lon, lat, altitude)
+        if len(numbers) >= 6:
+            pose = _turned(pose, kind, tuple(map(float, numbers[3:6])), crs)
+        yield name, pose
+
+
+def _turned(pose: FoundPose, kind: str | None, angles: tuple[float, ...], crs: CRS) -> FoundPose:
+    """A pose with the direction that geo.txt has, if it is said what its angles are."""
+    if kind is None:
+        return replace(pose, note=UNNAMED_ANGLES)
+    first, second, third = angles
+    if kind == "opk":
+        grid = grid_axes(pose.lon, pose.lat, crs) if crs.is_projected else np.eye(3)
+        return replace(pose, rotation=from_angles(*angles) @ grid)
+    body = CameraPose(mount="body", yaw_deg=first, pitch_deg=second - 90.0, roll_deg=third)
+    return replace(pose, rotation=rotation_of(body))
 
 
 def _crs_of(head: str) -> str:
