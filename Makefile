@@ -29,6 +29,7 @@ demo: setup
 	@echo
 	@echo "Restored windows (in a folder a flight) and mosaic.tif: $(DEMO)/restored"
 	@echo "Original beside restored pixels: $(DEMO)/side_by_side.png"
+	@echo "On a map: $(BIN)/archive serve --archive $(DEMO)/archive.zarr"
 
 # What the page of `archive serve` ships of others, at the versions of its package-lock.json. Needs
 # npm; nothing else does.

@@ -16,6 +16,10 @@ export class Dates {
     this.layers = [];
   }
 
+  get possible() {
+    return this.flights.length > 1;
+  }
+
   open() {
     if (!this.swipe) {
       this.swipe = new Swipe($("stage"), "Swipe between the two flights", () => this.archiveMap.map.render());
@@ -65,9 +69,6 @@ export class Dates {
     for (const layer of this.layers) this.archiveMap.map.removeLayer(layer);
     this.layers = [];
     const [a, b] = [this.find(left), this.find(right)];
-    const tooFew = this.flights.length < 2;
-    this.swipe.hidden = tooFew;
-    if (tooFew) return this.tell("There is only one flight with a position in this archive: nothing to compare it with.");
     this.selects.left.value = left;
     this.selects.right.value = right;
     state.set({ left, right }, { replace: true });
@@ -91,8 +92,8 @@ export class Dates {
 
   /** The pair of flights that have the most ground in common; `left` one of them, if it is given. */
   suggested(left) {
-    let best = [this.flights[0]?.id ?? "", this.flights[1]?.id ?? ""];
-    let most = -1;
+    let best = [this.flights[0].id, this.flights[1].id];
+    let most = 0;
     const some = this.flights.slice(0, 300);
     for (const a of some) {
       if (left && this.find(left) && a.id !== left) continue;

@@ -34,6 +34,15 @@ export function say(text) {
   requestAnimationFrame(() => ($("spoken").textContent = text));
 }
 
+let noticed;
+
+/** Tell everybody, for some seconds or until the next notice; nothing with an empty text. */
+export function notify(text, seconds = 8) {
+  clearTimeout(noticed);
+  $("notice").textContent = text;
+  if (text) noticed = setTimeout(() => ($("notice").textContent = ""), seconds * 1000);
+}
+
 /** Call `action` once, when it was asked for `ms` milliseconds ago and not since. */
 export function debounce(action, ms) {
   let timer;

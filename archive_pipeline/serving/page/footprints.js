@@ -139,14 +139,16 @@ export class Footprints {
     const name = key(feature.getProperties());
     if (name === this.opened) return null;
     const strong = name === this.pointed;
-    const line = colour(this.colourOf(feature.get("flight")));
-    const casing = new ol.style.Stroke({ color: fade(colour("casing"), 0.75), width: strong ? 5.5 : 3 });
+    // Others stand back while one is open.
+    const back = Boolean(this.opened) && !strong;
+    const line = fade(colour(this.colourOf(feature.get("flight"))), back ? 0.55 : 1);
+    const casing = new ol.style.Stroke({ color: fade(colour("casing"), back ? 0 : 0.75), width: strong ? 5.5 : 3 });
     const stroke = new ol.style.Stroke({ color: line, width: strong ? 3 : 1.4 });
     if (feature.getGeometry().getType() === "Point") {
       const image = new ol.style.Circle({ radius: strong ? 8 : 6, fill: new ol.style.Fill({ color: line }), stroke: new ol.style.Stroke({ color: colour("casing"), width: 2 }) });
       return new ol.style.Style({ image, zIndex: strong ? 9 : 2 });
     }
-    const fill = new ol.style.Fill({ color: fade(line, strong ? 0.22 : this.plain ? 0.07 : 0.01) });
+    const fill = new ol.style.Fill({ color: fade(line.slice(0, 7), strong ? 0.22 : this.plain ? 0.07 : 0.01) });
     return [new ol.style.Style({ stroke: casing, zIndex: strong ? 8 : 0 }), new ol.style.Style({ stroke, fill, zIndex: strong ? 9 : 1 })];
   }
 }

@@ -5,7 +5,7 @@ import { Box } from "./box.js";
 import { Compare } from "./compare.js";
 import { Dates } from "./dates.js";
 import { Detail } from "./detail.js";
-import { $, debounce, el, say } from "./dom.js";
+import { $, debounce, el, notify, say } from "./dom.js";
 import { Footprints, key } from "./footprints.js";
 import { bytes, count, images } from "./format.js";
 import { tileLayer } from "./imagery.js";
@@ -46,7 +46,7 @@ class Viewer {
     const onClose = () => this.closeMode();
     this.dates = new Dates(this.archiveMap, flights, { onClose, onError });
     this.box = new Box(this.archiveMap, flights, { onClose });
-    this.tileFailed = once((error) => say(`Some imagery cannot be shown: ${error.message}`));
+    this.tileFailed = rarely((error) => notify(`Some imagery cannot be shown: ${error.message}`));
     this.imagery = true;
   }
 
@@ -73,7 +73,8 @@ class Viewer {
       $("map-note").replaceChildren(el("b", {}, "Nothing to show on the map"), "None of these images tells where it was taken. The list has them all, and each opens at full resolution.");
       $("map-note").hidden = false;
     }
-    for (const id of ["dates-button", "box-button", "imagery"]) $(id).disabled = !bounds;
+    for (const id of ["box-button", "imagery"]) $(id).disabled = !bounds;
+    $("dates-button").disabled = !this.dates.possible;
     $("in-view").closest("label").hidden = !bounds;
   }
 
@@ -139,7 +140,7 @@ class Viewer {
   /** What is drawn on the map, as the mode has it. */
   dress() {
     const { mode } = state.get();
-    const dates = mode === "dates";
+    const dates = mode === "dates" && this.dates.possible;
     this.mosaic?.setVisible(this.imagery && !dates);
     this.mosaic?.setOpacity(this.selected.image ? 0.5 : 1);
     this.footprints.layer.setVisible(!dates);
@@ -182,7 +183,7 @@ class Viewer {
     if (mode !== "dates") this.dates.close();
     if (mode !== "compare") this.compare.close();
     if (mode === "box" && this.about.bounds) this.box.open();
-    if (mode === "dates" && this.about.bounds) this.dates.open();
+    if (mode === "dates" && this.dates.possible) this.dates.open();
     if (mode === "compare" && this.detail.image && key(this.detail.image) === key(opened() ?? {})) this.compare.open(this.detail.image);
     this.dress();
   }
@@ -230,16 +231,20 @@ class Viewer {
   }
 }
 
-function once(action) {
-  let done = false;
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.?!]$/.test(text) ? "" : "."}`;
+
+/** Call `action` at most once in half a minute. */
+function rarely(action) {
+  let last = -Infinity;
   return (...given) => {
-    if (!done) action(...given);
-    done = true;
+    if (performance.now() - last < 30_000) return;
+    last = performance.now();
+    action(...given);
   };
 }
 
 waiting.addEventListener("waiting", ({ detail }) => {
-  $("notice").textContent = detail ? `${detail.text} Trying again in ${Math.ceil(detail.pause)} s.` : "";
+  notify(detail ? `${sentence(detail.text)} Trying again in ${Math.ceil(detail.pause)} s.` : "", 60);
 });
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
