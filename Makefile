@@ -13,6 +13,7 @@ setup: .venv/ready
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,train,verify]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "compressai>=1.2.8"
 	touch $@
 
 # An invented flight over Galveston, Texas: archived, and a street corner of it restored.

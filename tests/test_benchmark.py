@@ -24,6 +24,7 @@ from peers import FRAME_PEERS, PEERS, coded_size, search, within
 from PIL import Image
 from rate_distortion import Comparison, Curve, Ratio, bootstrap, compare, rate_ratio
 from toy_detector import Objects, paint_frame, save_toy_detector
+from zoo_peers import ALL_PEERS
 
 LINE = [(0.05 * 2**k, float(k)) for k in range(6)]  # one more of quality a doubling of the rate
 
@@ -303,9 +304,9 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> bytes:
         raise OSError("disk is made of cheese")
 
-    monkeypatch.setitem(PEERS, "webp", replace(PEERS["webp"], encode=refuse, ladder=(1, 2)))
+    monkeypatch.setitem(ALL_PEERS, "webp", replace(PEERS["webp"], encode=refuse, ladder=(1, 2)))
     for name, ladder in {"jpeg2000": (0.02, 0.04, 0.2, 0.6, 1.3, 2), "jpegxl": (20, 9, 4)}.items():
-        monkeypatch.setitem(PEERS, name, replace(PEERS[name], ladder=ladder))
+        monkeypatch.setitem(ALL_PEERS, name, replace(PEERS[name], ladder=ladder))
     monkeypatch.setattr(benchmark, "OUR_RATES", (0.1, 0.3, 0.6))
     monkeypatch.setattr(benchmark, "SHEET_RATES", (0.6,))
     out = tmp_path / "out"

@@ -27,7 +27,6 @@ from torch import nn
 from training_samples import Crops, random_steps
 from transform_loss import (
     COARSE_WEIGHTS,
-    gaussian_bits,
     multiscale_squared_error,
     quantise,
     rate_distortion,
@@ -44,6 +43,7 @@ from archive_pipeline.pcdc.constants import FIRST_CODED_SCALE, MAX_IMAGE_STEP, M
 from archive_pipeline.pcdc.encoding import Encoding, encode_tiles
 from archive_pipeline.pcdc.model import Model, build_files, stored_as
 from archive_pipeline.pcdc.model_files import FILES, FORMAT, digest, transform_digest
+from archive_pipeline.pcdc.training.estimates import gaussian_bits
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig, scale_of
 
 TRAINING = ROOT / "workflows" / "training"

@@ -56,6 +56,7 @@ from archive_pipeline.pcdc.allocation import ALLOCATIONS
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
 from coding import Coder, split
 from peers import PEERS, Peer, search
+from zoo_peers import ALL_PEERS
 
 OURS = summary.OURS
 OUR_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.42, 0.6, 0.85, 1.2)  # bits a pixel
@@ -124,7 +125,7 @@ class Bench:
         torch.set_num_threads(plan.threads)
         warnings.filterwarnings("ignore", module="torch(metrics|vision)?")
         self.coder, self.plan = Coder(plan.model), plan
-        self.peers = {name: PEERS[name] for name in plan.peers}
+        self.peers = {name: ALL_PEERS[name] for name in plan.peers}
         for peer in self.peers.values():
             peer.library()  # imports it, so that the first file's time is that of coding
         self.measures, _ = metrics.load(plan.metrics)
@@ -327,7 +328,11 @@ def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
     help="Of our bits.",
 )
 @click.option(
-    "--codec", "codecs", type=click.Choice(list(PEERS)), multiple=True, help="Peers; all of them."
+    "--codec",
+    "codecs",
+    type=click.Choice(list(ALL_PEERS)),
+    multiple=True,
+    help="Peers; all of them but those of CompressAI's zoo, whose weights must be at hand.",
 )
 @click.option(
     "--crops",
@@ -366,9 +371,9 @@ def main(
     versions, notes = {}, []
     for name in codecs or PEERS:
         try:
-            versions[name] = PEERS[name].library()
+            versions[name] = ALL_PEERS[name].library()
         except ImportError as error:
-            notes.append(f"{PEERS[name].label} is left out: {error}")
+            notes.append(f"{ALL_PEERS[name].label} is left out: {error}")
     measures, missing = metrics.load(METRICS)
     notes += missing.values()
     for note in notes:
@@ -382,7 +387,7 @@ def main(
         "size": size,
         "seed": seed,
         "libraries": versions,
-        "peers": {name: PEERS[name].note for name in versions},
+        "peers": {name: ALL_PEERS[name].note for name in versions},
         "metrics": list(measures),
     }
     points, failures = resume(out, settings)

@@ -18,7 +18,7 @@ from metrics import METRICS
 from rate_distortion import Comparison, Curve, compare, rate_ratio
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
-from peers import PEERS
+from zoo_peers import ALL_PEERS
 
 OURS = "pcdc"
 RANGE = (0.1, 0.6)  # bits a pixel of ours over which rates are compared
@@ -40,7 +40,7 @@ def label(codec: str) -> str:
         return "PCDC (ours)"
     if codec.startswith(f"{OURS}-"):
         return f"PCDC, steps {codec.removeprefix(f'{OURS}-')}"
-    return PEERS[codec].label
+    return ALL_PEERS[codec].label
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def markdown(run: Run, points: list[Row], failures: list[Row], results: list[Res
         note = f"tiles as in the archive, steps {steps}"
         rows.append([label(name), note, "", *speeds(points, name)])
     for name, version in run.versions.items():
-        rows.append([PEERS[name].label, PEERS[name].note, version, *speeds(points, name)])
+        rows.append([ALL_PEERS[name].label, ALL_PEERS[name].note, version, *speeds(points, name)])
     lines += ["", "## Codecs", ""]
     lines += table(["", "settings", "library", "encode MP/s", "decode MP/s"], rows)
     lines += [

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from archive_pipeline.pcdc.constants import ERROR_WEIGHT, HYPER_LIMIT, SCALE_COUNT
+from archive_pipeline.pcdc.constants import HYPER_LIMIT, SCALE_COUNT
 from archive_pipeline.pcdc.layers import round_half_up
+from archive_pipeline.pcdc.training.estimates import cheaper, gaussian_bits
 from archive_pipeline.pcdc.training.judge import UtilityWeights, lpips, similarity
 from archive_pipeline.pcdc.transforms import TransformCodec, scale_of, step_size
 
@@ -25,14 +26,6 @@ COARSE_WEIGHTS = (
     0.5,
 )  # of the squared error at half and quarter size beside that at full size
 DETECTOR_WEIGHT = 0.15  # in the utility's units: as much as LPIPS then takes part
-
-
-def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
-    """Bits of integer-binned Gaussian symbols: -log2(Phi((v+.5)/s) - Phi((v-.5)/s))."""
-    v = v.abs()
-    upper = torch.special.ndtr((0.5 - v) / scale)
-    lower = torch.special.ndtr((-0.5 - v) / scale)
-    return -torch.log2((upper - lower).clamp_min(2.0**-16))
 
 
 def trained_bits(exact: Tensor, symbols: Tensor, scale: Tensor) -> Tensor:
@@ -89,16 +82,6 @@ def quantise(codec: TransformCodec, x: Tensor, image_step: Tensor, offsets: Tens
     mean = codec.h_mean(z_hat, image_step).float()
     v = (y - mean) / step
     return Latents(z, z_hat, mean, exponent, step, scale, v, cheaper(v, round_half_up(v), scale))
-
-
-def cheaper(v: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    """Symbols q of v, one nearer to zero where that saves more bits than its error is worth."""
-    with torch.no_grad():
-        lower = q - q.sign()
-        saved = gaussian_bits(q, scale) - gaussian_bits(lower, scale)
-        lost = ERROR_WEIGHT * ((v - lower).square() - (v - q).square())
-        change = torch.where(saved > lost, lower - q, 0)
-    return q + change
 
 
 def rate_distortion(
