@@ -68,8 +68,8 @@ def served(archive: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         assert line, process.stderr and process.stderr.read()
         yield json.loads(line)["url"], process
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        assert process.wait(timeout=20) == 0
 
 
 def get(url: str, **headers: str) -> tuple[int, bytes]:
@@ -100,6 +100,7 @@ def test_what_cannot_be_served_is_told_in_one_line(command: Run, archive: Path) 
         (("--archive", archive, "--originals", archive.with_name("none")), 1),
         (("--archive", archive, "--host", "300.300.300.300"), 1),
         (("--archive", archive, "--port", 70000), 2),
+        (("--archive", archive, "--background", "https://tiles.example/;x{z}{x}"), 2),
     ):
         done = command("serve", *args)
         assert done.code == code, done.err

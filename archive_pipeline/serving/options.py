@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from archive_pipeline.errors import UsageError
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.pcdc.precision import Precision
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_PLACES = "".join(f"(?=.*{{{name}}})" for name in ("z", "x", "-?y"))
+_TILES = re.compile(rf"https?://[A-Za-z0-9.:\[\]{{}}-]+(?={_PLACES})/[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,17 @@ class ServeOptions:
     originals: Location | None = None
     device: str = "auto"
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse a background map that is none.
+
+        Raises:
+            UsageError: its URL is no web address, or lacks a placeholder.
+        """
+        if self.background is not None and not _TILES.fullmatch(self.background):
+            raise UsageError(
+                f"--background {self.background!r} is not http(s)://... with {{z}}, {{x}} and {{y}}"
+            )
 
     @property
     def is_local(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -60,6 +61,8 @@ def serve(options: ServeOptions, ready: Callable[[str], None]) -> None:
         ready(f"http://{shown}:{port}/")
         threading.Thread(target=_look_ahead, args=(site,), daemon=True).start()
 
+    # what ends other processes ends this one as Ctrl-C does: with nothing left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server.startup = startup  # type: ignore[method-assign]
     try:
         with suppress(KeyboardInterrupt):
