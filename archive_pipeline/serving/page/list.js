@@ -18,6 +18,7 @@ export class List {
     this.node = $("list");
     this.rows = new Map(); // index → element
     this.items = [];
+    this.current = 0; // the row that the Tab key comes to; arrows lead to the others
     this.node.addEventListener("scroll", () => this.draw(), { passive: true });
     this.node.addEventListener("keydown", (event) => this.move(event));
     new ResizeObserver(() => this.draw()).observe(this.node);
@@ -46,7 +47,8 @@ export class List {
     for (const row of this.rows.values()) this.drop(row);
     this.rows.clear();
     this.items = [];
-    this.body = el("ul", { "aria-label": "Images" });
+    this.current = 0;
+    this.body = el("ul", { "aria-label": "Images; arrow keys move through them" });
     this.node.replaceChildren(this.body);
     this.node.scrollTop = 0;
   }
@@ -111,7 +113,7 @@ export class List {
         this.rows.delete(n);
       }
     }
-    // In the order of the list, so that the Tab key goes through them in that order.
+    // In the order of the list, as screen readers go through them.
     let before = null;
     for (let n = first; n < last; n += 1) {
       let row = this.rows.get(n);
@@ -123,6 +125,8 @@ export class List {
       }
       before = row;
     }
+    if (!this.rows.has(this.current)) this.current = Math.min(last - 1, Math.ceil(scrollTop / ROW));
+    for (const [n, row] of this.rows) row.firstChild.tabIndex = n === this.current ? 0 : -1;
     if (last > this.items.length - 20) this.more();
   }
 
@@ -169,6 +173,7 @@ export class List {
     const { clientHeight, scrollTop } = this.node;
     if (n * ROW < scrollTop) this.node.scrollTop = n * ROW;
     if ((n + 1) * ROW > scrollTop + clientHeight) this.node.scrollTop = (n + 1) * ROW - clientHeight;
+    this.current = n;
     this.draw();
     this.rows.get(n)?.querySelector("a").focus({ preventScroll: true });
   }

@@ -46,7 +46,11 @@ class Viewer {
     const onClose = () => this.closeMode();
     this.dates = new Dates(this.archiveMap, flights, { onClose, onError });
     this.box = new Box(this.archiveMap, flights, { onClose });
-    this.tileFailed = rarely((error) => notify(`Some imagery cannot be shown: ${error.message}`));
+    const tell = rarely((error) => notify(`Some imagery cannot be shown: ${error.message}`));
+    this.tileFailed = (error) => {
+      this.lost = true;
+      tell(error);
+    };
     this.imagery = true;
   }
 
@@ -105,6 +109,11 @@ class Viewer {
     $("box-button").addEventListener("click", () => this.toggleMode("box"));
     this.archiveMap.map.on("moveend", debounce(() => state.get().in && this.list.load(), 300));
     this.archiveMap.view.on("change:resolution", () => this.tellGround());
+    waiting.addEventListener("waiting", ({ detail }) => {
+      if (detail || !this.lost) return;
+      this.lost = false;
+      this.layMosaic(); // with the tiles that could not be had
+    });
     listenToKeys(this);
   }
 
