@@ -14,7 +14,16 @@ from starlette.responses import FileResponse, Response
 from archive_pipeline._version import __version__
 from archive_pipeline.errors import ArchivePipelineError, NotInstalled, UsageError
 from archive_pipeline.outputs.paths import OutputError
-from archive_pipeline.serving import downloads, footprints, listing, originals, tiles, windows, wmts
+from archive_pipeline.serving import (
+    downloads,
+    footprints,
+    listing,
+    originals,
+    stac_api,
+    tiles,
+    windows,
+    wmts,
+)
 from archive_pipeline.serving._door import Door
 from archive_pipeline.serving._errors import Gone, NotFound, Unavailable
 from archive_pipeline.serving._responses import Json
@@ -43,7 +52,7 @@ def make_app(options: ServeOptions, site: Site | None = None) -> FastAPI:
     app.state.site = site
     app.add_middleware(Door, options=options)
     _handle_errors(app, site)
-    for part in (listing, footprints, tiles, windows, originals, downloads, wmts):
+    for part in (listing, footprints, tiles, windows, originals, downloads, wmts, stac_api):
         app.include_router(part.router(site))
     app.include_router(listing.image_router(site))
     if PAGE.is_dir():

@@ -186,9 +186,10 @@ class Snapshot:
             chosen &= np.fromiter((folded in t for t in self.texts), bool, len(self))
         if bbox is not None:
             chosen &= self.meets(bbox)
-        return self._page(np.flatnonzero(chosen), limit, after)
+        return self.page(np.flatnonzero(chosen), limit, after)
 
-    def _page(self, numbers: NDArray[np.intp], limit: int | None, after: str | None) -> Found:
+    def page(self, numbers: NDArray[np.intp], limit: int | None, after: str | None) -> Found:
+        """Of the images of these numbers those after `Found.next` of before, so many at most."""
         first = 0
         if after is not None:
             key = f"flights/{after}"
