@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from conftest import Run
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from rasterio.enums import Resampling
 from rasterio.transform import from_bounds
 from rasterio.warp import reproject
 from test_serve import client_of
+
+from archive_pipeline.serving._rendering import enough
 
 HALF = math.pi * 6378137.0
 
@@ -143,6 +146,17 @@ def test_what_is_no_tile_is_told_in_one_line(client: TestClient, path: str) -> N
     answer = client.get(path)
     assert answer.status_code == 422
     assert len(answer.json()["detail"].splitlines()) == 1
+
+
+def test_from_afar_frames_that_add_nothing_are_left_out() -> None:
+    line = np.array([shapely.box(n, 0, n + 4, 3) for n in range(9)], dtype=object)
+    needed = enough(line)
+    assert needed.sum() < 6
+    assert shapely.union_all(line[needed]).area > 0.97 * shapely.union_all(line).area
+    apart = np.array([shapely.box(5 * n, 0, 5 * n + 4, 3) for n in range(9)], dtype=object)
+    assert enough(apart).all()
+    bow = shapely.Polygon([(0, 0), (9, 9), (9, 0), (0, 9)])  # of a forged record
+    assert enough(np.array([bow, *line], dtype=object)).any()
 
 
 def test_footprints(client: TestClient) -> None:

@@ -6,8 +6,10 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from archive_pipeline.errors import UsageError
@@ -25,6 +27,10 @@ MERCATOR = "EPSG:3857"
 MOST_IMAGES = 48  # that a picture is made of
 READ_PIXELS = 48 << 20  # that are decoded for a picture
 STRETCH = 1.5  # an overview may be so much coarser than a picture: it is decoded many times faster
+FAR = (
+    8  # pixels of an image, a side, in one of a picture where frames that add nothing are left out
+)
+COVERED = 0.03  # of a footprint, that may be missing
 CELLS = 6  # a side, of each of which one image is taken where there are too many
 
 
@@ -83,7 +89,28 @@ def chosen(now: Snapshot, grid: Grid, of: slice) -> NDArray[np.intp]:
         near &= (reaches[:, 1] <= north) & (reaches[:, 3] >= south)
     near |= np.isnan(reaches).any(axis=1)
     found = np.flatnonzero(near & now.mapped[of]) + of.start
-    return found if len(found) <= MOST_IMAGES else _spread(now, found, grid.degrees)
+    if len(found) > MOST_IMAGES:
+        found = _spread(now, found, grid.degrees)
+    ground = grid.pixel * math.cos(math.radians((south + north) / 2))
+    if len(found) > 2 and (now.pitches[found] * FAR < ground).all():
+        found = found[enough(now.shapes[found])]
+    return found
+
+
+def enough(shapes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell of footprints whether they are needed to cover what all of them do, bool (n,).
+
+    Frames of a line overlap by three quarters: where they are small, every other one, or fewer,
+    show all. Spread ones are taken first: the first, the middle one, those in between.
+    """
+    count, shapes = len(shapes), shapely.make_valid(shapes)
+    bits = max(1, (count - 1).bit_length())
+    spread = sorted(range(count), key=lambda n: int(f"{n:0{bits}b}"[::-1], 2))
+    needed, covered = np.zeros(count, bool), shapely.Polygon()
+    for n in spread:
+        if shapely.area(shapely.difference(shapes[n], covered)) > COVERED * shapely.area(shapes[n]):
+            needed[n], covered = True, shapely.union(covered, shapes[n])
+    return needed
 
 
 def _spread(now: Snapshot, numbers: NDArray[np.intp], area: Bbox) -> NDArray[np.intp]:
