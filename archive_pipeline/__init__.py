@@ -6,10 +6,10 @@
     pixels = ap.open("archive.zarr").window((-94.7963, 29.2842, -94.7958, 29.2846))
     ap.restore("archive.zarr", output="restored")
 
-`ingest`, `restore`, `check`, `info`, `remove`, `verify_detection` and `verify_photogrammetry` are
-the commands of `archive`, with their options' names; `open` gives images as arrays. Everything
-that can go wrong is an `ArchivePipelineError`. A module is loaded when something in it is first
-asked for.
+`ingest`, `restore`, `check`, `info`, `remove`, `retire`, `verify_detection` and
+`verify_photogrammetry` are the commands of `archive`, with their options' names; `open` gives
+images as arrays. Everything that can go wrong is an `ArchivePipelineError`. A module is loaded when
+something in it is first asked for.
 """
 
 import lazy_loader

@@ -5,6 +5,7 @@ from .api import ingest as ingest
 from .api import open as open
 from .api import remove as remove
 from .api import restore as restore
+from .api import retire as retire
 from .api import verify_detection as verify_detection
 from .api import verify_photogrammetry as verify_photogrammetry
 from .detection.verification import Verification as Verification

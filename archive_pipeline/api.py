@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from archive_pipeline.jobs.opened import OpenArchive
     from archive_pipeline.jobs.remove import RemoveReport
     from archive_pipeline.jobs.restoring import RestoreReport
+    from archive_pipeline.jobs.retire import RetireReport
     from archive_pipeline.pcdc.precision import Precision
     from archive_pipeline.photogrammetry.verification import PhotogrammetryReport
 
@@ -398,6 +399,54 @@ def remove(
 
     images = texts("image", image)
     return run(str(archive), flight, images, yes=yes, progress=progress, stage=stage)
+
+
+def retire(
+    flight: str | None = None,
+    *,
+    archive: str | Path = DEFAULT_ARCHIVE,
+    originals: str | Path | None = None,
+    require: str | Iterable[str] = (),
+    yes: bool = False,
+    progress: Count = _silent,
+    stage: Stage = _silent,
+) -> RetireReport:
+    """Delete originals that the archive can stand in for: read, decoded and compared right before.
+
+    Args:
+        flight: only this flight's.
+        archive: path or fsspec URL.
+        originals: folder in which they lie; by default those that this user archived from on this
+            machine.
+        require: "detection", "photogrammetry" or "photogrammetry-quick", or several: verdicts that
+            each image must have passed.
+        yes: delete; else only find out what would go.
+        progress: called after each image with the number of images.
+        stage: called with what is done before the first.
+
+    Raises:
+        UsageError: `require` names another kind.
+        ArchiveError: there is no such archive or flight, it cannot be written, or it lies with the
+            originals.
+        FlightError: the folder of originals holds no images.
+    """
+    from archive_pipeline.flight.locations import location
+    from archive_pipeline.jobs.retire import retire as run
+    from archive_pipeline.store.verdicts import KINDS
+
+    kinds = texts("require", require)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"--require {kind}: there are {', '.join(KINDS)}")
+    return run(
+        str(archive),
+        flight,
+        originals=None if originals is None else location(str(originals)),
+        require=kinds,
+        yes=yes,
+        progress=progress,
+        stage=stage,
+    )
 
 
 def info(archive: str | Path = DEFAULT_ARCHIVE) -> dict[str, Any]:

@@ -222,14 +222,23 @@ def test_frames_that_do_not_overlap_prove_nothing(run: Run, town: Path, tmp_path
         assert "no frames overlap: no tie points between any two originals" in found.err
 
 
-def test_a_codec_archive_passes_or_names_what_fails(run: Run, archive: Path, flight: Path) -> None:
+def test_a_codec_archive_passes_or_names_what_fails(
+    run: Run, own_archive: Path, flight: Path
+) -> None:
+    archive = own_archive
     found = verify(run, archive, flight, "--quick", "--inliers", 0.5, "--moved", 1, "--shift", 0.3)
     assert found.code == 0, found.err
     [told] = found.json["flights"]
     assert 0.5 < told["inliers"]["share"] < 1.5
     assert all(0 < moved["median_px"] < 1 for moved in told["moved"])
+    [kept] = run("info", "--archive", archive, "--json").json["flights"][0]["verdicts"]
+    assert (kept["kind"], kept["passed"], kept["void"]) == ("photogrammetry-quick", True, 0)
+    assert kept["how"]["tolerances"]["moved"] == 1
+    assert len(kept["images"]) == 3
     strict = verify(run, archive, flight, "--quick", "--moved", 0.001)
     assert strict.code == 4
+    line = "failed verify-photogrammetry-quick: 3 images, "
+    assert line in run("info", "--archive", archive).out
 
 
 def test_usage(run: Run, exact: Path, town: Path) -> None:

@@ -245,6 +245,8 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
             stored = sum(document["archive_bytes"] for document in documents)
             files, kinds = counted(len(documents), "file"), _kinds(d["path"] for d in documents)
             say(f"  {files} kept byte for byte, {byte_size(stored)}: {kinds}")
+        for verdict in flight.get("verdicts", []):
+            say(f"  {_verdict_line(verdict)}")
         for line in _table([_cells(image) for image in images[:most]]):
             say(line)
         if most is not None and len(images) > most:
@@ -256,6 +258,19 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
     )
     if result["written_by"] != __version__:
         say(f"made by version {result['written_by'] or '0.1.0'}, this is {__version__}")
+
+
+def _verdict_line(verdict: dict[str, Any]) -> str:
+    """What a verification said, of how many images, and of how many it no longer counts."""
+    told = f"{'passed' if verdict['passed'] else 'failed'} verify-{verdict['kind']}"
+    models = verdict["how"].get("models")
+    known = models if isinstance(models, list) else []  # the archive may be a stranger's
+    by = ", ".join(
+        str(model["model"]) for model in known if isinstance(model, dict) and "model" in model
+    )
+    void = f", {verdict['void']} replaced since" if verdict["void"] else ""
+    images = counted(len(verdict["images"]), "image")
+    return f"{told}{f' by {by}' if by else ''}: {images}{void}, {verdict['date'][:10]}"
 
 
 def _cells(image: dict[str, Any]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from archive_pipeline.commands.info import info
 from archive_pipeline.commands.ingest import ingest
 from archive_pipeline.commands.remove import remove
 from archive_pipeline.commands.restore import restore
+from archive_pipeline.commands.retire import retire
 from archive_pipeline.commands.serve import serve
 from archive_pipeline.commands.verify_detection import verify_detection
 from archive_pipeline.commands.verify_photogrammetry import verify_photogrammetry
@@ -50,6 +51,7 @@ for command in (
     check,
     verify_detection,
     verify_photogrammetry,
+    retire,
     remove,
 ):
     main.add_command(command)

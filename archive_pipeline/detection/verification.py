@@ -165,6 +165,17 @@ class Verification:
         """Most bytes that a worker's process held; None where nobody counted."""
         return max((image.peak_memory or 0 for image in self.images), default=0) or None
 
+    def how(self) -> dict[str, Any]:
+        """What images were verified by, as the archive remembers it."""
+        return {
+            "models": [{"model": model.model, "sha256": model.sha256} for model in self.models],
+            "reference": sorted({model.reference for model in self.models}),
+            "tolerance": self.options.tolerance,
+            "confidence": self.options.confidence,
+            "iou": self.options.iou,
+            "steps": self.options.steps,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The contract of `archive verify-detection --json`."""
         return {

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from numpy.typing import NDArray
+
+from archive_pipeline.geo.georef import Window
 from archive_pipeline.jobs._documents import check_documents
 from archive_pipeline.jobs._leftovers import leftover_bytes, remove, told
+from archive_pipeline.jobs._verdicts import check_verdicts
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import KEY, differences, is_outdated, read_index, write_index
@@ -99,6 +103,7 @@ def check(
     report.problems += _lacking_models(archive, found.values())
     stage("reading documents")
     lost = _check_documents(archive, report, repair)
+    report.problems += check_verdicts(archive)
     if archive.is_written() and not repair:
         report.notes.append(
             f"{KEY} was not compared, nor leftovers looked for: an ingest is running"
@@ -182,7 +187,7 @@ def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]
         entry = committed(archive, key)
     except ArchiveError as error:
         return None, [str(error)]
-    return entry, [] if entry is None else _check_image(archive, entry)
+    return entry, [] if entry is None else check_image(archive, entry)
 
 
 def _now(archive: Archive, key: str) -> ImageEntry | None:
@@ -201,9 +206,23 @@ def _try(report: CheckReport, action: Callable[[], Any]) -> Any:
         return None
 
 
-def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
+def check_image(
+    archive: Archive,
+    entry: ImageEntry,
+    see: Callable[[str, Window, NDArray[Any]], None] = lambda name, window, read: None,
+) -> list[str]:
+    """Read and decode all that is stored of an image; what is wrong with it, a line each.
+
+    Args:
+        see: called with each window of "pixels" and "mask" and what was decoded of it; it may
+            raise ArchiveError, which is then among the lines.
+    """
     image = ArchivedImage(archive, entry)
     problems = []
+
+    def seen(name: str, read: Callable[[Window], Any], window: Window) -> None:
+        see(name, window, read(window))
+
     try:
         source = image.source
         if (source.sha256, source.width, source.height) != tuple(
@@ -216,7 +235,7 @@ def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
         image.detections(len)
     except ArchiveError as error:
         problems.append(str(error))
-    problems += _check_array(image, "pixels", image.read)
+    problems += _check_array(image, "pixels", partial(seen, "pixels", image.read))
     if not problems and entry.record["codec"] == "jpeg":
         try:
             image.original()
@@ -225,7 +244,7 @@ def _check_image(archive: Archive, entry: ImageEntry) -> list[str]:
     for factor in entry.overviews:
         problems += _check_array(image, overview_name(factor), partial(image.read_overview, factor))
     if entry.record["mask"] != "none":
-        problems += _check_array(image, "mask", image.read_mask)
+        problems += _check_array(image, "mask", partial(seen, "mask", image.read_mask))
     return problems
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from archive_pipeline.jobs._verdicts import tell_verdicts
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.documents import documents
 from archive_pipeline.store.index import look
-from archive_pipeline.store.layout import ArchiveError
+from archive_pipeline.store.layout import ArchiveError, ImageEntry, quote_name
 
 
 @contextmanager
@@ -44,7 +45,8 @@ def describe(archive_url: str) -> dict[str, Any]:
     def note(name: str, error: ArchiveError) -> None:
         damaged.append({"image": name, "error": str(error)})
 
-    for flight, image in look(archive, damaged=note).summaries():
+    contents = look(archive, damaged=note)
+    for flight, image in contents.summaries():
         flights.setdefault(flight, []).append(image)
     kept = _documents(archive, note)
     for flight in kept:
@@ -59,8 +61,19 @@ def describe(archive_url: str) -> dict[str, Any]:
         "document_bytes": sum(d["archive_bytes"] for some in kept.values() for d in some),
         "model_bytes": archive.size_of("models"),
     }
+
+    def entries_of(flight: str) -> list[ImageEntry]:
+        prefix = f"flights/{quote_name(flight)}/"
+        return [*contents.entries(note, {k for k in contents.images if k.startswith(prefix)})]
+
+    verdicts = tell_verdicts(archive, entries_of, note)
     listed = [
-        {"id": flight, "images": images, "documents": kept.get(flight, [])}
+        {
+            "id": flight,
+            "images": images,
+            "documents": kept.get(flight, []),
+            "verdicts": verdicts.get(flight, []),
+        }
         for flight, images in flights.items()
     ]
     return {

@@ -40,6 +40,7 @@ from archive_pipeline.store.layout import (
 from archive_pipeline.store.leases import Leases, leased
 from archive_pipeline.store.leftovers import Replaced
 from archive_pipeline.store.stored_models import add_model, add_policy
+from archive_pipeline.store.verdicts import void_verdicts
 
 if TYPE_CHECKING:
     from archive_pipeline.detection.detectors import DetectorFile
@@ -200,6 +201,7 @@ def ingest(
         if pending:
             stage("starting")
         pending = _prepared(archive, pending, options)
+        _void_verdicts(archive, pending)
         with (
             _index_kept(archive, bool(pending), stage),
             _collected(archive, leases) as replaced,
@@ -225,6 +227,16 @@ def ingest(
     seconds = time.monotonic() - started
     counts = size, pool.retries, pool.lost
     return IngestReport(outcomes, neighbours, seconds, models, *counts, documents, left_out)
+
+
+def _void_verdicts(archive: Archive, pending: list[IngestTask]) -> None:
+    """Forget verdicts of pixels that are about to be replaced."""
+    replaced: dict[str, list[str]] = {}
+    for task in pending:
+        if task.replaces is not None:
+            replaced.setdefault(task.flight, []).append(task.id)
+    for flight, ids in replaced.items():
+        void_verdicts(archive, flight, ids)
 
 
 def _options(file: ImageFile, options: IngestOptions) -> IngestOptions:

@@ -32,18 +32,30 @@ def by_name(folder: Location) -> Named:
     return found
 
 
+def folders_of(archive_url: str, given: Location | None, flight: str) -> list[Location]:
+    """Places in which `Originals` looks for those of a flight."""
+    return [given] if given is not None else noted_sources(archive_url).get(flight, [])
+
+
 class Originals:
     """Where originals are looked for: only in places that this user has named.
 
     Those are the folder or URL that is given; without one, the folders that this user archived from
     on this machine (`ingested`). Where an archive says that its images came from is never followed.
 
+    Args:
+        strict: whether it is an error if the folder that is given holds no images.
+
     Raises:
-        FlightError: the folder that is given holds no images.
+        FlightError: it does not.
     """
 
-    def __init__(self, archive_url: str, given: Location | None) -> None:
-        self._given = None if given is None else by_name(given)
+    def __init__(self, archive_url: str, given: Location | None, strict: bool = True) -> None:
+        self._given = None
+        if given is not None:
+            with suppress(*(() if strict else (FlightError,))):
+                self._given = by_name(given)
+            self._given = self._given or {}
         self._noted = {} if given is not None else noted_sources(archive_url)
         self._found: dict[str, Named] = {}
 

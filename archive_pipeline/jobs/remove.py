@@ -20,6 +20,8 @@ from archive_pipeline.store.layout import (
 )
 from archive_pipeline.store.leases import leased
 from archive_pipeline.store.leftovers import committed, may_be_whole
+from archive_pipeline.store.retired import count_retired, forget_retired
+from archive_pipeline.store.verdicts import void_verdicts
 
 
 @dataclass
@@ -86,9 +88,16 @@ def remove(
     report.images = {image_name(key): archive.size_of(key) for key in keys}
     report.documents = {document_name(key): archive.size_of(key) for key in documents}
     report.bytes = sum((*report.images.values(), *report.documents.values()))
+    lost = count_retired(archive, flight, [image_name(key).partition("/")[2] for key in keys])
+    if lost:
+        report.notes.append(f"the originals of {lost} of them were deleted by archive retire")
     if not yes:
         return report
+    ids = [image_name(key).partition("/")[2] for key in keys] if images else None
     with leased(archive, [flight]) as leases, archive.writing():
+        void_verdicts(archive, flight, ids)
+        gone = [image_name(key).partition("/")[2] for key in keys]
+        forget_retired(archive, flight, gone)
         for key in (*keys, *documents):
             leases.check()
             with archive.exclusive(key):

@@ -47,6 +47,7 @@ from archive_pipeline.flight import locations
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
+from archive_pipeline.jobs._verdicts import keep_verdict
 from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
 from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.store.archive import Archive, absolute
@@ -137,6 +138,10 @@ def verify(
     stage("judging")
     done.models = [summarise(file, own, done.images, reference, options) for file, own in groups]
     done.seconds = time.monotonic() - started
+    if done.passed or done.below_tolerance:
+        compared = {image.key for image in done.images}
+        entries = [task.entry for task in tasks if task.entry.key in compared]
+        done.warnings += keep_verdict(archive_url, "detection", done.passed, done.how(), entries)
     return done
 
 

@@ -22,6 +22,7 @@ from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._cores import cpu_count
+from archive_pipeline.jobs._verdicts import keep_verdict
 from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
 from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.photogrammetry.frames import Frame
@@ -105,6 +106,7 @@ def verify_photogrammetry(
                 pool, flight, tasks, report, scratch, threads, lambda: progress(total), stage
             )
             report.flights.append(found)
+            _keep(found, tasks, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -189,6 +191,21 @@ def _verify_flight(
             scratch=path,
             stage=stage,
         )
+
+
+def _keep(found: FlightReport, tasks: list[FrameTask], report: PhotogrammetryReport) -> None:
+    """Have the archive remember a flight's verdict, if there is one."""
+    if not (found.passed or found.failures):
+        return
+    options, compared = report.options, {frame.name for frame in found.frames}
+    entries = [task.entry for task in tasks if task.frame.name in compared]
+    how = {
+        "tolerances": dict(vars(options.tolerances)),
+        "features": options.features,
+        "seed": options.seed,
+    }
+    kind = "photogrammetry-quick" if options.quick else "photogrammetry"
+    report.warnings += keep_verdict(report.archive, kind, found.passed, how, entries)
 
 
 def _too_few(tasks: list[FrameTask], have: int) -> str:

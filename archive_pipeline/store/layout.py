@@ -39,7 +39,10 @@ LOSSLESS_CHUNK_BYTES = 4 << 20
 # written beside it. Their shards' names tell them apart, by the separator in "c/0/0" and "c.0.0".
 SEPARATORS: tuple[Literal["/"], Literal["."]] = ("/", ".")
 STAGED = "zarr.next.json"  # an array's metadata until the image is committed that replaces another
-TOP_LEVEL = {"zarr.json", "flights", "documents", "models", "policies", "items.parquet"}
+TOP_LEVEL = {
+    *("zarr.json", "flights", "documents", "models", "policies", "items.parquet"),
+    *("verdicts", "retired"),
+}
 OVERVIEW_STEP = 8  # between an image and its overview, and from one overview to the next
 OVERVIEW_FACTORS = tuple(OVERVIEW_STEP**n for n in range(1, 6))
 WRITTEN = {"pixels", "mask", "metadata", "detections", "zarr.json", "unfinished.json"}
