@@ -7,7 +7,7 @@ import { boxFeature, boxStyle } from "./selected.js";
 import * as state from "./state.js";
 import { Swipe } from "./swipe.js";
 
-const TILE = 512; // pixels of the image, or of what it is reduced to
+const TILE = 480; // pixels of the image, or of what it is reduced to; divisible by 2, 3 and 4
 const CLOSEST = 16; // screen pixels a pixel of the image
 const SOURCES = {
   original: { name: "Original", address: url.original },
@@ -23,7 +23,7 @@ export class Compare {
     this.onClose = onClose;
     this.node = $("compare");
     // Pixels that are enlarged keep their edges.
-    this.pixelated = (event) => (event.context.imageSmoothingEnabled = event.frameState.viewState.resolution * devicePixelRatio > 0.99);
+    this.pixelated = (event) => (event.context.imageSmoothingEnabled = event.frameState.viewState.resolution / devicePixelRatio > 0.99);
   }
 
   /** Show an image as /flights/…/images/… describes it. */
@@ -32,7 +32,7 @@ export class Compare {
     this.image = image;
     this.names = [image.original && "original", "restored", image.steps?.includes(1) && "invented"].filter(Boolean);
     this.chosen = image.original ? ["original", "restored"] : ["restored", ""];
-    this.ratio = devicePixelRatio > 1.25 ? 2 : 1;
+    this.ratio = Math.max(1, Math.min(4, Math.round(devicePixelRatio)));
     this.build();
     this.node.hidden = false;
     this.makeMap();
@@ -53,7 +53,7 @@ export class Compare {
     const select = (side) => el("label", {}, el("span", { class: "hidden" }, side ? "Right side" : "Left side"),
       el("select", { onchange: (event) => this.choose(side, event.target.value) },
         [...this.names, side ? "" : null].filter((name) => name !== null).map((name) => el("option", { value: name, selected: name === this.chosen[side] }, SOURCES[name]?.name ?? "nothing else"))));
-    this.percent = el("button", { type: "button", class: "plain", title: "One pixel of the image for one of the screen (1)", onclick: () => this.zoomTo(1 / devicePixelRatio) });
+    this.percent = el("button", { type: "button", class: "plain", title: "One pixel of the image for one of the screen (1)", onclick: () => this.zoomTo(devicePixelRatio) });
     this.target = el("div", { class: "canvas", tabindex: 0, role: "application", "aria-label": "Pixels of the image. Arrow keys move, plus and minus zoom." });
     this.pixels = el("div", { class: "pixels" }, this.target);
     this.busy = el("div", { class: "busy", hidden: true });
@@ -80,7 +80,7 @@ export class Compare {
     this.projection = new ol.proj.Projection({ code: "pixels", units: "pixels", extent });
     this.view = new ol.View({
       projection: this.projection, extent, constrainOnlyCenter: true, center: [width / 2, height / 2], resolution: 1,
-      minResolution: 1 / CLOSEST / devicePixelRatio, maxResolution: Math.max(width, height) / 100, enableRotation: false, smoothResolutionConstraint: false,
+      minResolution: devicePixelRatio / CLOSEST, maxResolution: Math.max(width, height) / 100, enableRotation: false, smoothResolutionConstraint: false,
     });
     const place = (col, row) => [col, height - row];
     this.boxes = new ol.layer.Vector({ source: new ol.source.Vector({ features: (detections ?? []).map((found) => boxFeature(found, place)) }), style: boxStyle, declutter: true, zIndex: 9 });
@@ -184,7 +184,7 @@ export class Compare {
   }
 
   tellZoom() {
-    const scale = 100 / (this.view.getResolution() * devicePixelRatio);
+    const scale = (100 * devicePixelRatio) / this.view.getResolution();
     this.percent.textContent = `${scale < 9.95 ? scale.toFixed(1) : Math.round(scale)} %`;
     this.percent.setAttribute("aria-label", `${this.percent.textContent}: show at 100 %`);
   }

@@ -26,7 +26,7 @@ export function listenToKeys(viewer) {
     "+": () => (comparing() ? viewer.compare.zoomBy(0.5) : viewer.archiveMap.zoomBy(1)),
     "-": () => (comparing() ? viewer.compare.zoomBy(2) : viewer.archiveMap.zoomBy(-1)),
     0: () => (comparing() ? viewer.compare.fit(200) : viewer.archiveMap.showAll()),
-    1: () => comparing() && viewer.compare.zoomTo(1 / devicePixelRatio),
+    1: () => comparing() && viewer.compare.zoomTo(devicePixelRatio),
     Escape: () => {
       if (state.get().mode) viewer.closeMode();
       else if (opened()) viewer.back();
