@@ -85,7 +85,7 @@ def _headers(options: ServeOptions) -> dict[str, str]:
     policy = {
         "default-src": "'none'",
         "script-src": "'self'",
-        "style-src": "'self' 'unsafe-inline'",
+        "style-src": "'self'",
         "img-src": f"'self' data: blob:{elsewhere}",
         "connect-src": f"'self'{elsewhere}",
         "worker-src": "'self' blob:",
