@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from conftest import BRIGHTON, FRAMES, Run, command_line
 from PIL import Image
 
@@ -389,3 +390,24 @@ def test_files_that_claim_to_be_huge(run: Run, tmp_path: Path) -> None:
     assert result.json["ingested"] == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kilobytes
     assert ids(url) == []
+
+
+def test_a_flight_without_photographs_needs_no_model(run: Run, tmp_path: Path) -> None:
+    """It is neither loaded nor stored, until a photograph comes."""
+    folder, url = tmp_path / "f", tmp_path / "a.zarr"
+    folder.mkdir()
+    form = {"driver": "GTiff", "width": 30, "height": 20, "count": 5, "dtype": "uint16"}
+    with rasterio.open(folder / "a.tif", "w", **form) as out:
+        out.write(np.random.default_rng(0).integers(0, 999, (5, 20, 30), np.uint16))
+    args = ("ingest", folder, "--archive", url, "--workers", 0, "--ratio", 8)
+    first = run(*args)
+    assert first.code == 0, first.err
+    assert "models" not in first.out
+    assert not (url / "models").exists()
+    assert run("check", "--archive", url).code == 0
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "b.png")
+    second = run(*args)
+    assert second.code == 0, second.err
+    assert len(list((url / "models").iterdir())) >= 1
+    assert run("check", "--archive", url).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from archive_pipeline.flight import read as reading
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.read import read_pixels, read_source
 from archive_pipeline.flight.source_image import SourceError
+from archive_pipeline.store.layout import SHARD_BYTES, grid
 
 WIDTH, HEIGHT, SHARD = 301, 203, 96
 KINDS = ("jpeg", "png", "webp", "strips", "one_strip", "tiled", "uint16")
@@ -133,3 +135,13 @@ def test_another_file_in_its_place(tmp_path: Path) -> None:
     Image.new("RGB", (5, 5)).save(source.path)
     with SourcePixels(source) as pixels, pytest.raises(SourceError, match="has changed"):
         pixels.read((0, 0, 5, 5))
+
+
+def test_shards_of_many_bands_are_small_enough_to_hold() -> None:
+    for shape in ((640, 700, 270), (256, 256, 3000), (3000, 4000, 40), (5000, 5000, 1)):
+        for itemsize in (1, 2, 4):
+            chunks, shards = grid(shape, itemsize)
+            tile = itemsize * math.prod(chunks)
+            assert itemsize * math.prod(shards) <= max(SHARD_BYTES, tile)
+            assert all(outer % inner == 0 for outer, inner in zip(shards, chunks, strict=True))
+    assert grid((3648, 5472, 3), 1)[1] == (3648, 5472, 3)  # a photograph is one, as ever

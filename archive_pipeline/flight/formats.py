@@ -15,17 +15,18 @@ from __future__ import annotations
 import os
 import re
 import stat
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from archive_pipeline.flight._beside import beside
 from archive_pipeline.flight._hfa import companions
 from archive_pipeline.flight.decoded import DECODERS, open_decoded
-from archive_pipeline.flight.locations import open_file
+from archive_pipeline.flight.locations import Location, open_file
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.flight.tiff_directory import check_bands
 
@@ -135,6 +136,19 @@ def open_image(path: Path, complaints: list[str] | None = None) -> rasterio.Data
     if complaint and complaints is not None:
         complaints.append(complaint)
     return dataset
+
+
+def may_be_photo(path: Location) -> bool:
+    """Whether a file may hold an 8-bit RGB picture; only of rasters on this machine it is known."""
+    try:
+        if not isinstance(path, Path) or image_driver(path) not in ("GTiff", "HFA", "NITF"):
+            return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with open_image(path) as dataset:
+                return dataset.count in (3, 4) and {*dataset.dtypes} == {"uint8"}
+    except (SourceError, OSError, RasterioError, CPLE_BaseError):
+        return True  # the task that reads it says what is wrong
 
 
 def image_driver(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from archive_pipeline.errors import UsageError, did_you_mean
 from archive_pipeline.flight import locations as sources
 from archive_pipeline.flight.find import ImageFile, find_flight
+from archive_pipeline.flight.formats import may_be_photo
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.poses import read_poses
 from archive_pipeline.geo.terrain import check_dem
@@ -325,7 +326,7 @@ def _prepared(
     if not pending:
         return []
     model, policy = "", ""
-    if not all(task.keeps_file for task in pending):
+    if any(not task.keeps_file and may_be_photo(task.path) for task in pending):
         model, policy = _add_model(archive, options)
     for flight in sorted({task.flight for task in pending}):
         archive.create_flight(flight)

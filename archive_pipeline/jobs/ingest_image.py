@@ -277,6 +277,8 @@ def _write(
         if _outgrew(writer, source):
             return _write_file(archive, task, reader, sidecars, source.size_bytes)
         return writer.commit(record, conventions), None, writer.replaces
+    if not task.model:
+        raise SourceError(task.path, "has changed since it was listed")
     budget = options.budget.bytes_for(source)
     allowed = allowed_bytes(source, budget)
     coded = record | {"codec": "pcdc", "model": task.model}

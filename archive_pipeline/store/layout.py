@@ -35,6 +35,9 @@ MAX_JSON = 16 << 20  # of a document inside an image's arrays: Python takes twen
 MAX_DOCUMENT = 4 << 20  # of a record and other small keys
 MAX_NAME = 240  # bytes of a node's name; file systems end at 255
 LOSSLESS_CHUNK_BYTES = 4 << 20
+# A shard is held in memory, three times over where it does not compress: none has more bytes of
+# pixels than one of photographs, and one of so many bands that tiles are smaller has half of that.
+SHARD_BYTES = SHARD_TILES * TILE * TILE * 3
 # An image's arrays exist in two generations, which alternate: one is committed while the next is
 # written beside it. Their shards' names tell them apart, by the separator in "c/0/0" and "c.0.0".
 SEPARATORS: tuple[Literal["/"], Literal["."]] = ("/", ".")
@@ -345,8 +348,8 @@ def grid(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[
     while side > 64 and side * side * pixel > LOSSLESS_CHUNK_BYTES:
         side //= 2
     rows, columns = -(-shape[0] // side), -(-shape[1] // side)
-    # so many bands that the smallest tile is large: a shard is still held in memory
-    most = min(SHARD_TILES, max(1, SHARD_TILES * LOSSLESS_CHUNK_BYTES // (side * side * pixel)))
+    room = SHARD_BYTES if side == TILE else SHARD_BYTES // 2
+    most = min(SHARD_TILES, max(1, room // (side * side * pixel)))
     if rows * columns > most:
         limit = min(LARGE_SHARD_SIDE, math.isqrt(most))
         rows, columns = _shard_side(rows, limit), _shard_side(columns, limit)
