@@ -25,6 +25,9 @@ from test_s3 import s3, server  # noqa: F401  fixtures
 from test_serve import client_of, served  # noqa: F401  a fixture
 from test_serve_tiles import pixels_of, tile_at
 
+from archive_pipeline.errors import UsageError
+from archive_pipeline.serving.windows import size_of
+
 IMAGE = "/flights/beach/images/DJI_0002.JPG"
 NAMES = [
     "../../../../etc/passwd",
@@ -365,6 +368,16 @@ def test_a_zip_cannot_be_kept_waiting_on_disk(client: TestClient) -> None:
         next(answer.iter_bytes())
     site = client.app.state.site  # type: ignore[attr-defined]
     assert not os.listdir(site.temporary.name)
+
+
+def test_a_picture_of_a_huge_image_without_overviews_is_refused() -> None:
+    huge = (0, 0, 1 << 24, 1 << 24)
+    for overviews in ((), (8,)):
+        with pytest.raises(UsageError, match="no overview"):
+            size_of(huge, 600, overviews)
+    assert size_of((0, 0, 5472, 3648), 600, (8,)) == (600, 400, False)
+    assert size_of((0, 0, 5472, 3648), 600, ()) == (600, 400, True)
+    assert size_of((0, 0, 600, 400), None, ()) == (600, 400, False)
 
 
 def test_sixteen_bits_are_stretched(run: Run, tmp_path: Path) -> None:

@@ -27,9 +27,7 @@ MERCATOR = "EPSG:3857"
 MOST_IMAGES = 48  # that a picture is made of
 READ_PIXELS = 48 << 20  # that are decoded for a picture
 STRETCH = 1.5  # an overview may be so much coarser than a picture: it is decoded many times faster
-FAR = (
-    8  # pixels of an image, a side, in one of a picture where frames that add nothing are left out
-)
+FAR = 8  # pixels of an image, a side, in one of a picture that leaves out what adds nothing
 COVERED = 0.03  # of a footprint, that may be missing
 CELLS = 6  # a side, of each of which one image is taken where there are too many
 

@@ -51,7 +51,7 @@ def plan_original(
         UsageError: there is no such window, or it is too large.
     """
     area = parse_window(text, entry.record["width"], entry.record["height"])
-    width, height = size_of(area, max_size)
+    width, height, _ = size_of(area, max_size, ())
     found = site.originals.find(site.open(entry))
     if found is None:
         raise NotFound(f"the original of {entry.flight}/{entry.id} is not at hand (--originals)")
@@ -70,4 +70,5 @@ def plan_original(
         return encoded(shown.read(window), shown.read_mask(window), ext)
 
     tag = f"original {version_of(entry)} {version} {area} {width} {ext}"
+    # files are decoded once, and quickly: what is large is what is made of them
     return Made(tag, MEDIA_TYPES[ext], make, width * height > LARGE_PIXELS)

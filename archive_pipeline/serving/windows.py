@@ -25,7 +25,8 @@ from archive_pipeline.store.layout import ImageEntry
 
 MOST_SIDE = 16_384  # pixels of a picture
 MOST_PIXELS = 64 << 20  # of a picture
-LARGE_PIXELS = 4 << 20  # of a picture that is made alone
+MOST_READ = 256 << 20  # pixels that are decoded for a picture
+LARGE_PIXELS, LARGE_READ = 4 << 20, 16 << 20  # the same of a picture that is made alone
 FORMATS = {"tif": "gtiff", "jpg": "jpeg", "png": "png"}
 SUFFIXES = {"tif": ".tif", "jpg": ".jpg", "png": ".png"}
 
@@ -94,10 +95,8 @@ def plan_window(
         UsageError: there is no such window, or it is too large.
     """
     area = _area(entry, text)
-    width, height = size_of(area, max_size)
+    width, height, large = size_of(area, max_size, entry.overviews)
     site.settings(steps)
-
-    large = width * height > LARGE_PIXELS
 
     def make() -> bytes:
         image = site.open(entry, steps)
@@ -119,11 +118,16 @@ def plan_window(
     return Made(tag, MEDIA_TYPES[ext], make, large)
 
 
-def size_of(area: Window, max_size: int | None) -> tuple[int, int]:
-    """Width and height of a picture of a window.
+def size_of(
+    area: Window, max_size: int | None, overviews: tuple[int, ...]
+) -> tuple[int, int, bool]:
+    """Width and height of a picture of a window, and whether it takes much work.
+
+    Args:
+        overviews: what those that it may be made from are smaller by, a side.
 
     Raises:
-        UsageError: it has too many pixels.
+        UsageError: it has too many pixels, or too many would be decoded for it.
     """
     _, _, width, height = area
     factor = max(1.0, max(width, height) / (max_size or MOST_SIDE))
@@ -132,7 +136,12 @@ def size_of(area: Window, max_size: int | None) -> tuple[int, int]:
         raise UsageError(
             f"{width} x {height} pixels are too many for a picture: give a window or max_size"
         )
-    return size
+    read = width * height / max([f for f in overviews if f <= factor], default=1) ** 2
+    if read > MOST_READ:
+        raise UsageError(
+            f"{width} x {height} pixels have no overview for a picture so small: give a window"
+        )
+    return *size, size[0] * size[1] > LARGE_PIXELS or read > LARGE_READ
 
 
 def plan_file(
@@ -143,7 +152,7 @@ def plan_file(
     Raises:
         UsageError: it is too large.
     """
-    width, height = size_of(area, max_size)
+    width, height, large = size_of(area, max_size, entry.overviews)
     site.settings(steps)
     full = area == _whole(entry) and max_size is None
     path = output_path(Path(), entry.flight, entry.id, area, full, SUFFIXES[ext])
@@ -156,4 +165,4 @@ def plan_file(
         return place
 
     tag = f"file {version_of(entry)} {area} {width} {steps} {ext}"
-    return Written(tag, MEDIA_TYPES[ext], write, width * height > LARGE_PIXELS, path.name)
+    return Written(tag, MEDIA_TYPES[ext], write, large, path.name)
