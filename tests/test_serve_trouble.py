@@ -90,6 +90,10 @@ def test_nothing_can_be_changed(client: TestClient) -> None:
     for method in ("PUT", "DELETE", "PATCH", "TRACE"):
         assert client.request(method, IMAGE).status_code == 405
     assert client.post(IMAGE).status_code == 405
+    for path in (IMAGE, f"{IMAGE}/window.png?max_size=8", "/none"):
+        head, whole = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers["content-length"] == whole.headers["content-length"]
     assert client.get("/" + "x" * 10_000).status_code == 414
 
 

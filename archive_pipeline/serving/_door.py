@@ -39,6 +39,8 @@ class Door:
                 headers = MutableHeaders(scope=message)
                 for key, value in self._headers.items():
                     headers.setdefault(key, value)
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         refused = self._refused(scope)
@@ -46,10 +48,12 @@ class Door:
             await refused(scope, receive, sent)
             return
         path = [unquote(part, errors="surrogateescape") for part in _raw(scope).split("/")]
-        scope = {**scope, "path": "/".join(part.replace("/", SLASH) for part in path)}
+        inner = {**scope, "path": "/".join(part.replace("/", SLASH) for part in path)}
+        if scope["method"] == "HEAD":  # answered as GET is, but for the body
+            inner = {**inner, "method": "GET"}
         self._requests += 1
         try:
-            await self._app(scope, receive, sent)
+            await self._app(inner, receive, sent)
         finally:
             self._requests -= 1
 
