@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote
 
+import httpx
 import numpy as np
 import pytest
 from conftest import Run
@@ -22,10 +24,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from s3_server import S3Server
 from test_s3 import s3, server  # noqa: F401  fixtures
-from test_serve import client_of, served  # noqa: F401  a fixture
+from test_serve import LOCAL, client_of, served  # noqa: F401  a fixture
 from test_serve_tiles import pixels_of, tile_at
 
 from archive_pipeline.errors import UsageError
+from archive_pipeline.serving import site
+from archive_pipeline.serving.app import make_app
+from archive_pipeline.serving.options import ServeOptions
 from archive_pipeline.serving.windows import size_of
 
 IMAGE = "/flights/beach/images/DJI_0002.JPG"
@@ -301,6 +306,28 @@ def crowd(url: str, paths: list[str], clients: int, seconds: float) -> Counter[i
         thread.join()
     assert None not in told, statuses
     return statuses
+
+
+def test_what_is_too_much_is_told_to_come_back(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "WAITING", 2)
+    app = make_app(ServeOptions(str(archive)))
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url=LOCAL) as client:
+            paths = [f"{IMAGE}/window.png?window={n},0,300,300" for n in range(9)]
+            found = await asyncio.gather(*map(client.get, paths))
+            assert (await client.get(paths[0])).status_code == 200
+            return list(found)
+
+    answers = asyncio.run(ask())
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < 9
+    for answer in refused:
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
 
 
 def test_many_clients_at_once(served: tuple[str, object]) -> None:  # noqa: F811
