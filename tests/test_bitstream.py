@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archive_pipeline.codec.models import shipped
+from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.bitstream import HEADER_BYTES, MAX_SIDE, Header, parse
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import MAX_IMAGE_STEP, MIN_IMAGE_STEP
@@ -147,6 +148,21 @@ def test_goldens_in_company(
     with ref.threads(threads):
         together = codec.decode_symbols(streams, 4096, 4096)
     for name, symbols in zip(golden, together, strict=True):
+        assert ref.same(decoded[name], symbols), name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "numpy"])
+def test_goldens_by_either_loop(
+    golden: dict[str, Any],
+    decoded: dict[str, Symbols],
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entropy, "_is_worth_compiling", lambda _: compiled)
+    streams = [stream_of(e) for e in golden.values()]
+    for name, symbols in zip(
+        golden, ref.tiny_codec().decode_symbols(streams, 4096, 4096), strict=True
+    ):
         assert ref.same(decoded[name], symbols), name  # type: ignore[arg-type]
 
 

@@ -37,6 +37,7 @@ from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.pcdc.model import Model, build_files
 from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.policy import load_policy
+from archive_pipeline.pcdc.quantiser import Quantised
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 CPU = torch.device("cpu")
@@ -177,6 +178,27 @@ def test_symbols_are_the_quantised_latents(
         assert (np.abs(q) <= np.abs(v) + 0.502).all()
         assert (np.abs(q) >= np.abs(v) - 1.502).all()
         assert (q * v >= 0).all()
+
+
+@pytest.mark.parametrize("spread", [0.4, 30.0, 3e5])
+def test_the_compiled_loop_rounds_as_numpy_does(spread: float) -> None:
+    rng = np.random.default_rng(5)
+    rounding = Encoding(ref.tiny_codec(), []).rounding
+    shape = 7, 6, 5
+    index = rng.integers(-63, 256, shape).astype(np.int16)
+    v = rng.normal(0, spread, shape).astype(np.float32)
+    v.ravel()[::9] = np.rint(v.ravel()[::9]) + 0.5
+    nothing = np.zeros((0, 0, 0), np.int64)
+    for layout in (v, np.asfortranarray(v)):
+        quantised = Quantised(nothing, nothing, 3.0, index, layout)
+        for offset in (*LEVEL_OFFSETS, rng.choice(LEVEL_OFFSETS, shape[1:])):
+            coded = quantised.symbols(rounding, offset)
+            place, tables, exact = quantised.coded(offset)
+            q = rounding.symbols(exact, tables)
+            np.testing.assert_array_equal(coded.place, place)
+            np.testing.assert_array_equal(coded.index, tables)
+            np.testing.assert_array_equal(coded.q, q)
+            assert coded.bits == pytest.approx(rounding.bits(q, tables).sum() + 3.0)
 
 
 def test_symbols_are_worth_their_bits() -> None:

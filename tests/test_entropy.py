@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +15,14 @@ from archive_pipeline.pcdc import entropy
 from archive_pipeline.pcdc.entropy import TOTAL, CorruptStream, Decoder, Tables
 
 Phases = list[list[tuple[np.ndarray, np.ndarray]]]
+
+
+@pytest.fixture(params=["numpy", "compiled"], scope="module", autouse=True)
+def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Decoding with and without Numba; encoding always takes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entropy, "_is_worth_compiling", lambda _: request.param == "compiled")
+        yield
 
 
 def gaussian_tables(scales: list[float]) -> Tables:

@@ -181,7 +181,7 @@ class TileDecoder(ABC):
     def _decode_group(self, members: list[tuple[int, Header, bytes]], lanes: int) -> list[Symbols]:
         tables = self._tables
         headers = [h for _, h, _ in members]
-        decoder = entropy.Decoder(tables, [p for _, _, p in members], lanes)
+        decoder = entropy.Decoder(tables, [p for _, _, p in members], lanes, self.each)
 
         shapes = [(grid(h.height, STRIDE), grid(h.width, STRIDE)) for h in headers]
         blocks = [(grid(a, BLOCK), grid(b, BLOCK)) for a, b in shapes]

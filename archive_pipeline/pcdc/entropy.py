@@ -2,9 +2,9 @@
 
 Everything here is integer arithmetic, so a stream decodes to the same symbols on any machine.
 The coder follows Duda's range ANS (arXiv:1311.2540) with Giesen's interleaving
-(arXiv:1402.3392): each tile has a power of two of lanes that share one word sequence. NumPy
-steps all lanes of all tiles at once, which makes Python's overhead a cost per step, not per
-symbol.
+(arXiv:1402.3392): each tile has a power of two of lanes that share one word sequence. Loops are
+compiled by Numba (`kernels`). For decoding without it, and where little is decoded, NumPy steps all
+lanes of all tiles at once, which makes Python's overhead a cost per step, not per symbol.
 
 Parameters, part of the bitstream format: frequencies sum to 2^14, states lie in [2^24, 2^40),
 words are 16 bits, a lane's symbols are every L-th of the tile's.
@@ -13,6 +13,10 @@ words are 16 bits, a lane's symbols are every L-th of the tile's.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +36,7 @@ LEAST_LIMIT = 4  # of tables when a model is made: an escape takes a byte more t
 # not count, has at most this many symbols
 MAX_STEPS = 2 * STEPS_PER_LANE
 CHECK_EVERY = 1024  # steps between looks at whether a stream has run dry
-CACHED = 1 << 14  # symbols that are encoded at a time
+WORTH_COMPILED = 1 << 19  # symbols of a phase from which on loading Numba pays
 
 
 class CorruptStream(ArchivePipelineError, ValueError):
@@ -148,73 +152,29 @@ def encode(tables: Tables, phases: list[list[tuple[NDArray, NDArray]]], lanes: i
     Returns:
         a tile's states (5 bytes a lane) and words, little endian.
     """
-    count = len(phases[0])
-    null = int(tables.start[tables.null])
-    steps = np.concatenate(
-        [
-            _interleave([tables.middle[i] + s for i, s in phase], lanes, null, np.uint16)
-            for phase in phases
-        ]
-    )
-    state = np.full(count * lanes, float(LOW))
-    written = np.zeros(steps.shape, np.bool_)
-    words = np.empty(steps.shape, np.uint16)
-    # the last symbol first, some steps at a time: as many as a cache holds
-    some = max(1, CACHED // max(1, count * lanes))
-    for end in range(len(steps), 0, -some):
-        part = slice(max(0, end - some), end)
-        entries = steps[part].reshape(-1, count * lanes)
-        state = _push(tables, entries, state, written[part], words[part])
-    heads = state.astype("<u8").view(np.uint8).reshape(count, lanes, 8)[..., :STATE_BYTES]
-    by_tile = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (written, words))
-    return [
-        head.tobytes() + row[kept].astype("<u2").tobytes()
-        for head, kept, row in zip(heads, *by_tile, strict=True)
-    ]
+    from archive_pipeline.pcdc import kernels
+
+    payloads = []
+    for t in range(len(phases[0])):
+        tile = [phase[t] for phase in phases]
+        words = np.empty(sum(len(symbols) for _, symbols in tile), np.uint16)
+        state, left = np.full(lanes, LOW, np.int64), len(words)
+        for index, symbols in reversed(tile):  # the last symbol first
+            entries = (tables.middle[index] + symbols).astype(np.uint16)
+            left = kernels.encode(state, entries, tables.frequency, tables.cumulative, words, left)
+        head = state.astype("<u8").view(np.uint8).reshape(lanes, 8)[:, :STATE_BYTES]
+        payloads.append(head.tobytes() + words[left:].astype("<u2").tobytes())
+    return payloads
 
 
-def _push(
-    tables: Tables,
-    entries: NDArray[np.uint16],
-    state: NDArray[np.float64],
-    written: NDArray[np.bool_],
-    words: NDArray[np.uint16],
-) -> NDArray[np.float64]:
-    """States (n,) after some steps (s, n), the last one first; which words (s, n) they write.
+def one_by_one(function: Callable[[int], Any], items: Iterable[int]) -> list[Any]:
+    """Results of a function for all items, in order."""
+    return [function(item) for item in items]
 
-    States are integers below 2^40, all of whose sums and products here float64 holds. It divides
-    them faster than integers are divided: the quotient of x + 1/2 lies at least 1 / (2 frequency)
-    off the integers, further than rounding reaches, so its floor is x's.
-    """
-    frequency = tables.frequency.astype(np.float64).take(entries)
-    before = tables.cumulative.astype(np.float64).take(entries)
-    most = frequency * 2.0 ** (24 - PRECISION + WORD_BITS)
-    inverse = 1 / frequency
-    others = TOTAL - frequency
-    states = np.empty((len(entries) + 1, len(state)))
-    states[-1] = state
-    full = np.empty(entries.shape, np.bool_)
-    # rows of one number each: NumPy takes longer over scalars
-    word, half = np.full_like(state, 2.0**-WORD_BITS), np.full_like(state, 0.5)
-    other = np.empty_like(state)
-    backwards = (a[::-1] for a in (full, most, inverse, others, before))
-    for x, out, over, limit, inverse_of, rest, start in zip(
-        states[:0:-1], states[-2::-1], *backwards, strict=True
-    ):
-        np.greater_equal(x, limit, over)
-        np.multiply(x, word, other)
-        np.floor(other, other)
-        out[:] = x
-        np.putmask(out, over, other)
-        np.add(out, half, other)
-        np.multiply(other, inverse_of, other)
-        np.floor(other, other)  # the quotient
-        np.multiply(other, rest, other)  # and, with the state, the remainder
-        np.add(out, other, out)
-        np.add(out, start, out)
-    written[...] = full.reshape(written.shape)
-    words[...] = states[1:].astype(np.int64).astype(np.uint16).reshape(words.shape)
-    return states[0]
+
+def _is_worth_compiling(symbols: int) -> bool:
+    loaded = "archive_pipeline.pcdc.kernels" in sys.modules
+    return loaded or (symbols >= WORTH_COMPILED and find_spec("numba") is not None)
 
 
 class Decoder:
@@ -223,13 +183,21 @@ class Decoder:
     Args:
         payloads: a tile's bytes as `encode` made them, followed by anything.
         lanes: lanes of every tile.
+        each: results of a function for every item; it may run them side by side.
 
     Raises:
         CorruptStream: a payload is shorter than its states, or a state is out of range.
     """
 
-    def __init__(self, tables: Tables, payloads: list[bytes], lanes: int) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        payloads: list[bytes],
+        lanes: int,
+        each: Callable[[Callable[[int], Any], Iterable[int]], list[Any]] = one_by_one,
+    ) -> None:
         self.tables = tables
+        self._each = each
         self.lanes = lanes
         head = lanes * STATE_BYTES
         if any(len(p) < head for p in payloads):
@@ -260,6 +228,8 @@ class Decoder:
         tables, lanes = self.tables, self.lanes
         if lanes < 1 << MAX_LANES_LOG2 and any(len(i) > MAX_STEPS * lanes for i in indices):
             raise CorruptStream("too few lanes for so many symbols")
+        if _is_worth_compiling(sum(map(len, indices))):
+            return self._decode_compiled(indices)
         grid = _interleave(indices, lanes, tables.null, np.uint16)
         steps, count, _ = grid.shape
         base = grid.reshape(steps, count * lanes).astype(np.int64) << PRECISION
@@ -303,6 +273,24 @@ class Decoder:
             flat[t, : len(i)].astype(np.int64) - tables.start[i] - tables.zero[i]
             for t, i in enumerate(indices)
         ]
+
+    def _decode_compiled(self, indices: list[NDArray]) -> list[NDArray[np.int64]]:
+        from archive_pipeline.pcdc import kernels
+
+        tables = self.tables
+        arrays = tables.entry, tables.frequency, tables.cumulative, tables.middle
+
+        def tile(t: int) -> NDArray[np.int64]:
+            symbols = np.empty(len(indices[t]), np.int64)
+            words, index = self.words[t, : self.available[t]], indices[t].astype(np.uint16)
+            state, position = self.state[t], int(self.position[t])
+            self.position[t] = kernels.decode(state, words, position, index, *arrays, symbols)
+            return symbols
+
+        symbols = self._each(tile, range(len(indices)))
+        if (self.position < 0).any():
+            raise CorruptStream("stream ends early")
+        return symbols
 
     def finish(self) -> list[int]:
         """Return the bytes used of each payload.

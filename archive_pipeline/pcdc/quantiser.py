@@ -147,10 +147,30 @@ class Quantised:
 
     def symbols(self, rounding: Rounding, offset: int | NDArray[np.int64]) -> Coded:
         """The tile's symbols at a level's offset, or at those of a plane (h, w)."""
-        place, index, v = self.coded(offset)
-        q = rounding.symbols(v, index)
-        bits = float(rounding.bits(q, index).sum()) + self.z_bits
-        return Coded(self.z, self.z_index, place, index, q, bits)
+        from archive_pipeline.pcdc import kernels
+
+        tables, shape = rounding.tables, self.v.shape
+        offsets = np.broadcast_to(np.asarray(offset, np.int64), shape[1:])
+        place = np.empty(self.v.size, np.int32)
+        index, q = np.empty(self.v.size, np.uint8), np.empty(self.v.size, np.int16)
+        count, bits = kernels.round_symbols(
+            self.index,
+            self.v,
+            offsets,
+            relative_step(offsets),
+            FIRST_CODED_SCALE,
+            SCALE_COUNT - 1,
+            tables.limits,
+            tables.middle,
+            rounding.least_kept,
+            tables.bits,
+            place,
+            index,
+            q,
+            SYMBOL_LIMIT,
+        )
+        found = place[:count].copy(), index[:count].copy(), q[:count].copy()
+        return Coded(self.z, self.z_index, *found, bits + self.z_bits)
 
     def block_costs(self, rounding: Rounding) -> BlockCosts:
         """Exact costs of the tile's blocks at every level."""
