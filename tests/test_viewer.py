@@ -18,6 +18,7 @@ import rasterio
 from conftest import HEIGHT, WIDTH, command_line, make_flight
 from numpy.typing import NDArray
 from PIL import Image
+from pyproj import Transformer
 
 import archive_pipeline as ap
 
@@ -286,6 +287,26 @@ def test_a_box_is_drawn_and_downloaded(opened: Open, shown: Path, tmp_path: Path
         assert zipped.testzip() is None
         assert all(Image.open(zipped.open(n)).format == "JPEG" for n in zipped.namelist())
         assert len(zipped.namelist()) >= 1
+
+
+def test_detections_lie_where_the_transform_puts_them(opened: Open, shown: Path) -> None:
+    image = next(i for i in ap.open(shown).images if i.flight == "beach")
+    assert image.crs is not None
+    assert image.transform is not None
+    a, b, c, d, e, f = image.transform
+    to_degrees = Transformer.from_crs(image.crs, 4326, always_xy=True)
+    page = opened()
+    for col, row in ((0, 0), (WIDTH, 0), (200, 250), (WIDTH, HEIGHT)):
+        found = page.evaluate(
+            """async ([path, col, row]) => {
+                const { pixelsToMap } = await import("/page/selected.js");
+                const image = await (await fetch(path)).json();
+                return ol.proj.toLonLat(pixelsToMap(image)(col, row));
+            }""",
+            [f"/flights/{image.flight}/images/{image.id}", col, row],
+        )
+        expected = to_degrees.transform(a * col + b * row + c, d * col + e * row + f)
+        assert found == pytest.approx(expected, abs=2e-7)  # 2 cm
 
 
 def test_two_flights_below_a_swipe(opened: Open) -> None:
