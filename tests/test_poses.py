@@ -372,5 +372,7 @@ def test_the_command_takes_them(frame: Path, tmp_path: Path, run: Run) -> None:
     result = run(*args)
     assert result.code == 0, result.err
     (found,) = run("info", "--archive", url, "--json").json["flights"]
+    assert found["images"][0]["placed_by"] == "OpenSfM"
+    assert "  by OpenSfM" in run("info", "--archive", url).out
     middle = np.mean(found["images"][0]["footprint"][:4], axis=0)
     assert middle == pytest.approx((LON, LAT), abs=2e-4)

@@ -280,6 +280,9 @@ def _cells(image: dict[str, Any]) -> tuple[str, ...]:
         lon, lat = (sum(point[n] for point in ring[:-1]) / (len(ring) - 1) for n in (0, 1))
         unknown = "" if image["crs"] else "  extent unknown"
         centre = f"{(lon + 180) % 360 - 180:.6f} {lat:.6f}{unknown}"
+    placed_by = image.get("placed_by")
+    if placed_by is not None and not placed_by.endswith(" tags"):
+        centre += f"  by {placed_by}"
     size = f"{image['width']}x{image['height']}"
     sizes = byte_size(image["source_bytes"]), "->", byte_size(image["archive_bytes"])
     return (image["id"], size, image["codec"], *sizes, centre)

@@ -42,6 +42,7 @@ _ANGLES = re.compile(
     re.IGNORECASE,
 )
 EARTH_M = 6.3e6, 6.5e6  # from the Earth's middle to where drones fly
+SOURCES = ("COLMAP", "ODM", "OpenSfM", "Metashape", "PIX4Dmapper", "geo.txt")
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
@@ -136,6 +137,13 @@ class Poses:
         return made
 
 
+def placed_by(camera: CameraPose) -> str:
+    """What told where a camera was: a program of photogrammetry, or a maker's tags."""
+    if camera.dialect in SOURCES:
+        return camera.dialect
+    return f"{camera.dialect or 'EXIF'} tags"
+
+
 def read_poses(path: str) -> Poses:
     """Read a file of poses.
 
@@ -175,7 +183,7 @@ def _read(path: str, version: int, size: int) -> Poses:
         except ElementTree.ParseError as error:
             raise ValueError(str(error)) from error
     elif text.lstrip().casefold().startswith("imagename"):
-        source, poses = "Pix4D", _pix4d(Path(path), text)
+        source, poses = "PIX4Dmapper", _pix4d(Path(path), text)
     else:
         source, poses = "geo.txt", _geo_txt(text)
     return _named(path, source, poses)

@@ -19,7 +19,7 @@ from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import local_file
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.placing import Ground
-from archive_pipeline.flight.poses import PosesError, read_poses
+from archive_pipeline.flight.poses import PosesError, placed_by, read_poses
 from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.restored_tag import is_restored
 from archive_pipeline.flight.sidecars import digest
@@ -392,6 +392,8 @@ def _record(task: IngestTask, source: SourceImage, sidecars: str) -> dict[str, A
     }
     if source.camera is not None:
         record["camera"] = source.camera.brief()
+        if source.georef.method in ("camera", "point"):
+            record["placed_by"] = placed_by(source.camera)
     if task.file.version is not None:
         record["source_version"] = task.file.version
     return record

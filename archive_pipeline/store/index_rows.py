@@ -7,6 +7,7 @@ The few records that this does not give back exactly have no version, so that th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ from archive_pipeline.store.layout import CODECS, MAX_BANDS, MAX_SIDE, ImageEntr
 
 GROUP, IMAGE, FLIGHT, SHA256 = "archive:key", "id", "collection", "archive:sha256"
 CAPTURED, OTHER, VERSION = "archive:captured", "archive:other", "archive:version"
+_PLACED_BY = re.compile(r'(?<!\\)"placed_by":"([^"\\]+)"')  # in a record's JSON, not in a text
 CAMERA, POSE = "archive:camera", "archive:pose"
 SPOT = 4  # times that a footprint has a place whose extent is not known
 MAX_LONGITUDE = 720.0  # that a footprint may count on to
@@ -203,6 +205,7 @@ def to_records(rows: pa.Table) -> list[dict[str, Any]]:
     ):
         rest = json.loads(other)
         georef = {name: summary.pop(name) for name in sorted(TYPED_GEOREF)} | rest["georef"]
+        del summary["placed_by"]  # it is in the rest
         known = {"sha256": sha256, "bands": bands, "dtype": dtype}
         if model is not None:
             known["model"] = model
@@ -237,17 +240,26 @@ def to_summaries(rows: pa.Table) -> list[dict[str, Any]]:
             "captured": captured,
             "source_bytes": source_bytes,
             "archive_bytes": archive_bytes,
+            "placed_by": None if placed is None else placed[1],
         }
         for id, captured, source_bytes, archive_bytes, width, height, codec, code, wkt, transform,
-            footprint
+            footprint, placed
         in zip(
             *(rows[name].to_pylist() for name in (IMAGE, CAPTURED, *SIZES, *SIDES)),
             *(repeated_texts(rows[name]) for name in ("archive:codec", "proj:code", "proj:wkt2")),
             _transforms(rows),
             _rings(rows["geometry"]),
+            _placed(rows),
             strict=True,
         )
     ]  # fmt: skip
+
+
+def _placed(rows: pa.Table) -> list[re.Match[str] | None]:
+    """Where other fields of records say what placed an image; a quick look, without parsing all."""
+    words, which = words_of(rows[OTHER])
+    found = [None if word is None else _PLACED_BY.search(word) for word in words]
+    return [found[n] for n in which]
 
 
 def summary_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -257,6 +269,7 @@ def summary_of(record: dict[str, Any]) -> dict[str, Any]:
         **{name: record[name] for name in ("id", "width", "height", "codec")},
         **{name: georef[name] for name in ("crs", "transform", "footprint")},
         **{name: record[name] for name in ("captured", "source_bytes", "archive_bytes")},
+        "placed_by": record.get("placed_by"),
     }
 
 

@@ -100,7 +100,8 @@ class ImageEntry:
             camera (what `geo.pose.CameraPose.brief` gives; absent where nothing is known of one,
             and in archives of earlier releases),
             overviews (what each is smaller by, a side, from the finest on; absent without any),
-            generation (absent means 0).
+            generation (absent means 0),
+            placed_by (what told where a camera was: "DJI tags", "OpenSfM"; absent of others).
     """
 
     flight: str
@@ -222,6 +223,9 @@ def check_record(record: dict[str, Any]) -> None:
     for name in ("source_version", "sidecars"):
         if not isinstance(record.get(name), str | None):
             raise ValueError(f"{name} is not a text")
+    placed_by = record.get("placed_by")
+    if placed_by is not None and not re.fullmatch(r"[A-Za-z0-9 .-]{1,60}", placed_by):
+        raise ValueError("placed_by is not a source")
     if not isinstance(record["captured"], str | None):
         raise ValueError("captured is not a time")
     if not isinstance(record.get("camera"), dict | None):
