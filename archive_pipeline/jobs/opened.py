@@ -73,18 +73,11 @@ class Pixels:
             ImportError: xarray is not installed.
         """
         import xarray
-        from pyproj import CRS
+
+        from archive_pipeline.jobs._lazy import coordinates
 
         height, width, bands = self.shape
-        coords: dict[str, Any] = {"band": np.arange(1, bands + 1)}
-        if self.crs is not None and self.transform is not None:
-            a, b, c, d, e, f = self.transform
-            reference = {"crs_wkt": CRS.from_user_input(self.crs).to_wkt()}
-            reference["GeoTransform"] = " ".join(repr(n) for n in (c, a, b, f, d, e))
-            coords["spatial_ref"] = xarray.Variable((), 0, reference)
-            if b == d == 0:
-                coords["x"] = c + a * (np.arange(width) + 0.5)
-                coords["y"] = f + e * (np.arange(height) + 0.5)
+        coords = coordinates(self.georef, bands, height, width)
         if self.mask is not None:
             coords["mask"] = (("y", "x"), self.mask)
         return xarray.DataArray(np.moveaxis(self.values, 2, 0), coords, ("band", "y", "x"))
@@ -197,6 +190,20 @@ class OpenImage:
         mask, values = view.read_mask(view.window), view.read(view.window)
         georef = window_transform(view.source.georef, view.window)
         return Pixels(values, None if mask is None else mask > 0, georef, (self.name,))
+
+    def to_xarray(self) -> xarray.DataArray:
+        """All of it as a DataArray (band, y, x), of which only what is looked at is decoded.
+
+        With `spatial_ref`, by which rioxarray finds CRS and transform, and the coordinates x and y
+        of pixel centres where rows and columns run along the CRS' axes: what rio-tiler's
+        `XarrayReader` takes.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        from archive_pipeline.jobs._lazy import lazy_pixels
+
+        return lazy_pixels(self._opened.reader(self._entry))
 
     def window(self, bbox: Bbox, crs: str = "EPSG:4326", max_size: int | None = None) -> Pixels:
         """The smallest window of its own pixel grid that covers what a box shows of it.

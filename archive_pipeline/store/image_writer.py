@@ -375,7 +375,15 @@ class ImageWriter:
             serializer=PCDCCodec(model, bits_per_pixel),
             compressors=[Crc32cCodec()],
             dimension_names=("y", "x", "band"),
+            attributes=self._reference(shape),
         )
+
+    def _reference(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Attributes by which rioxarray finds where an array's pixels lie; none of overviews."""
+        georef, own = self.source.georef, (self.source.height, self.source.width)
+        if georef.crs is None or georef.transform is None or shape[:2] != own:
+            return {}
+        return {"crs": georef.crs, "transform": list(georef.transform)}
 
     def _lossless(
         self,
@@ -395,6 +403,7 @@ class ImageWriter:
                 Crc32cCodec(),
             ],
             dimension_names=("y", "x", "band")[: len(shape)] if len(shape) > 1 else ("byte",),
+            attributes=self._reference(shape),
         )
 
     def _draft(self, **spec: Any) -> tuple[zarr.Array, bytes]:
