@@ -24,7 +24,7 @@ from archive_pipeline.store.image_writer import ImageWriter
 if importlib.util.find_spec("pycolmap") is None:
     pytest.skip("the extra 'photogrammetry' is not installed", allow_module_level=True)
 
-from archive_pipeline.photogrammetry.alignment import difference, level
+from archive_pipeline.photogrammetry.alignment import difference, in_metres, level
 from archive_pipeline.photogrammetry.features import find_features, reduction
 from archive_pipeline.photogrammetry.frames import NEIGHBOURS, Frame, choose_pairs, places
 from archive_pipeline.photogrammetry.reconstruction import Reconstruction
@@ -358,3 +358,16 @@ def test_a_lane_that_was_moved_turned_and_scaled_is_fitted() -> None:
     heights = [c[2] for c in flat.centres.values()]
     assert np.ptp(heights) < 1e-9
     assert np.ptp(flat.points[:, 2]) == pytest.approx(np.ptp(points[:, 2]), abs=1e-9)
+
+
+def test_what_has_a_unit_of_its_own_is_scaled_by_the_positions() -> None:
+    centres = np.array([[10.0 * n, 5.0 * n, 60.0] for n in range(4)])
+    found = model([np.eye(3)] * 4, centres / 8, np.ones((5, 3)))
+    scaled = in_metres(found, centres + 3)
+    assert np.allclose([*scaled.centres.values()], centres)
+    assert (scaled.points[0, 0], scaled.spacing) == pytest.approx((8, 8 * 0.02))
+    near = model([np.eye(3)] * 4, centres * 1.05, np.ones((5, 3)))
+    assert in_metres(near, centres) is near  # as good as positions are
+    assert in_metres(found, np.zeros((4, 3))) is found  # nothing is known
+    heights = centres * [1, 1, np.nan]
+    assert in_metres(found, heights).spacing == pytest.approx(0.16)

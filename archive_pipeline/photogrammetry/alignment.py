@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 
 CELL_POINTS = 10  # points of the ground in a cell of the coarse surface, on average
 LEAST_POINTS = 4  # of both reconstructions in a cell that is compared
+SCALE_AGREES = 0.1  # of a reconstruction with the positions by GPS, which are good to metres
 LEAST_CELLS = 10  # that say something of a surface
 
 
@@ -96,6 +97,31 @@ def level(found: Reconstruction, frames: Sequence[Frame]) -> Reconstruction:
         rotations={index: own @ turn.T for index, own in found.rotations.items()},
         centres={index: turn @ (at - middle) + middle for index, at in found.centres.items()},
         points=(found.points - middle) @ turn.T + middle,
+    )
+
+
+def in_metres(found: Reconstruction, where: Array) -> Reconstruction:
+    """Scale a reconstruction by the distances between positions, where COLMAP could not.
+
+    It leaves its own unit where frames in one lane do not fix how positions are to be fitted.
+
+    Args:
+        where: float64 (n, 3), see `frames.places`.
+    """
+    numbers = sorted(found.centres)
+    given = np.nan_to_num(where[numbers])
+    own = np.array([found.centres[number] for number in numbers])
+    one, two = (np.linalg.norm(np.diff(at, axis=0), axis=1) for at in (given, own))
+    if not (one.sum() > 0 and two.sum() > 0):
+        return found
+    scale = float(np.median(one[two > 0] / two[two > 0]))
+    if not scale > 0 or abs(scale - 1) <= SCALE_AGREES:
+        return found
+    return replace(
+        found,
+        centres={number: scale * at for number, at in found.centres.items()},
+        points=scale * found.points,
+        spacing=scale * found.spacing,
     )
 
 

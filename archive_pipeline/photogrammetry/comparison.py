@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from archive_pipeline.photogrammetry.alignment import difference, level
+from archive_pipeline.photogrammetry.alignment import difference, in_metres, level
 from archive_pipeline.photogrammetry.frames import Frame, Pair, choose_pairs, places
 from archive_pipeline.photogrammetry.matching import Matcher, image_name, inliers
 from archive_pipeline.photogrammetry.reconstruction import reconstruct
@@ -57,7 +57,8 @@ def compare(
             points = [matcher.keypoints(image_name(prefix, number)) for number in numbers]
             models.append(reconstruct(frames, places(frames), points, good, seed, scratch))
         original, report.restored = models
-        report.original = None if original is None else level(original, frames)
+        if original is not None:
+            report.original = in_metres(level(original, frames), places(frames))
         if report.original is not None and report.restored is not None:
             report.difference = difference(report.original, report.restored)
     judge(report, tolerances)
