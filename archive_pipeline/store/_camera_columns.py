@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from archive_pipeline.geo.camera import field_of_view_pitch, principal_point, rotations
 from archive_pipeline.geo.pose import CameraPose
 from archive_pipeline.store._columns import NUMBERS, SMALL_NUMBERS, TEXTS, WHOLE_NUMBERS, lists
 from archive_pipeline.store.index_rows import CAMERA, SIDES, as_text, poses_of, words_of
@@ -54,6 +53,8 @@ CAMERA_COLUMNS = {
 
 def camera_columns(rows: pa.Table) -> dict[str, pa.Array]:
     """`CAMERA_COLUMNS` of rows of the index, null where nothing is known."""
+    from archive_pipeline.geo.camera import rotations  # loads rasterio, which reading does without
+
     cameras, which = cameras_of(rows)
     known = np.array([camera is not None for camera in cameras])[which]
     in_body = np.array([camera is not None and camera.mount == "body" for camera in cameras])[which]
@@ -123,6 +124,8 @@ def _interiors(rows: pa.Table, cameras: list[CameraPose | None], which: list[int
 
 def _interior(camera: CameraPose, width: int, height: int) -> dict[str, Any]:
     """Interior orientation by what `geo.camera` places frames with; lengths in mm."""
+    from archive_pipeline.geo.camera import field_of_view_pitch, principal_point
+
     lens: dict[str, Any] = {}
     with suppress(ZeroDivisionError, OverflowError):  # of a forged camera
         tangent = field_of_view_pitch(camera, width, height) or 0.0
