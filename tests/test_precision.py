@@ -64,7 +64,7 @@ def test_pixels_are_as_good_whatever_multiplied_where(
     least = error("float32", "float32")
     for pair in (("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")):
         # an error of hardly a level, and that of one pixel, have no decibels to speak of
-        slack = 0.05 if kind != "pixel" else 4.0
+        slack = 0.1 if kind != "pixel" else 4.0
         assert error(*pair) <= least * 10**0.002 + slack, pair
 
 

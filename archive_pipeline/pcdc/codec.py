@@ -6,7 +6,10 @@ everything that the entropy *decoder* depends on is integer arithmetic.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,13 +25,27 @@ from archive_pipeline.pcdc.decoding import (
     residuals_from_levels,
 )
 from archive_pipeline.pcdc.model import Model
+from archive_pipeline.pcdc.model_files import read
 from archive_pipeline.pcdc.parallel import BATCH_PIXELS, each
+from archive_pipeline.pcdc.reader.decoder import core_count
 from archive_pipeline.pcdc.transforms import step_size
+
+if TYPE_CHECKING:
+    from archive_pipeline.pcdc.openvino_analysis import OpenVINOAnalysis
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Tensors (1, ...) of tiles as a batch; one alone stays as it lies in memory."""
     return torch.cat([*parts]) if len(parts) > 1 else parts[0]
+
+
+def _openvino_analysis(model: Model) -> OpenVINOAnalysis:
+    from archive_pipeline.pcdc.openvino_analysis import OpenVINOAnalysis
+
+    contents = read(model.files, model.sha256)
+    g_a = model.networks.g_a
+    bfloat16 = next(g_a.net[1].parameters()).dtype == torch.bfloat16
+    return OpenVINOAnalysis(g_a, contents.tensors, contents.config, bfloat16, core_count())
 
 
 class Codec(TileDecoder):
@@ -40,6 +57,8 @@ class Codec(TileDecoder):
         self.model = model
         self.dtype = model.networks.prior.knots.dtype
         self._prior: dict[int, NDArray[np.int64]] = {}  # by image step
+        self._analysis: OpenVINOAnalysis | None = None
+        self._lock = threading.Lock()
         if model.device.type != "cpu":
             self.batch_pixels = BATCH_PIXELS
 
@@ -62,6 +81,16 @@ class Codec(TileDecoder):
         host.copy_(batch, non_blocking=True)
         torch.cuda.current_stream(batch.device).synchronize()
         return host.numpy()
+
+    @torch.no_grad()
+    def analyse(self, x: Tensor) -> Tensor:
+        """g_a: pixels (N, 3, H, W) in -1..1, sides multiples of 16, to y (N, M, H/16, W/16)."""
+        if self.batch_pixels > 1 or x.dtype != torch.float32:
+            return self.model.networks.g_a(x)
+        with self._lock:
+            if self._analysis is None and find_spec("openvino") is not None:
+                self._analysis = _openvino_analysis(self.model)
+        return self.model.networks.g_a(x) if self._analysis is None else self._analysis(x)
 
     @torch.no_grad()
     def prior_index(self, image_step: int) -> NDArray[np.int64]:

@@ -289,7 +289,7 @@ class Encoding:
     def _analyse(self, tiles: list[int]) -> list[Tensor | None]:
         if not self.tiles[tiles[0]].size:
             return [None] * len(tiles)
-        return [*self.codec.model.networks.g_a(self._pixels(tiles)).split(1)]
+        return [*self.codec.analyse(self._pixels(tiles)).split(1)]
 
     def _correct(self, tiles: list[int], plans: list[TilePlan]) -> list[Tensor]:
         """Latents of tiles, none empty, after a step down the gradient of what g_s makes of them.
