@@ -344,6 +344,7 @@ def check(
     archive: str | Path = DEFAULT_ARCHIVE,
     *,
     repair: bool = False,
+    overviews: bool = False,
     progress: Count = _silent,
     stage: Stage = _silent,
 ) -> CheckReport:
@@ -351,11 +352,14 @@ def check(
 
     Args:
         archive: path or fsspec URL.
-        repair: write the index anew if it does not agree; nothing else.
+        repair: write the index anew if it does not agree, and remove what interrupted ingests
+            left; nothing else.
+        overviews: with `repair`, give overviews to images that were archived without.
         progress: called after each image with the number of images.
         stage: called with what is done before the first image and after the last.
 
     Raises:
+        UsageError: overviews are asked for without repair.
         ArchiveError: there is no archive to check, or the index cannot be written.
 
     >>> import archive_pipeline as ap
@@ -365,7 +369,7 @@ def check(
     """
     from archive_pipeline.jobs.check import check as run
 
-    return run(str(archive), progress, stage, repair=repair)
+    return run(str(archive), progress, stage, repair=repair, overviews=overviews)
 
 
 def remove(

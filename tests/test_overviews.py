@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import Affine
 
+import archive_pipeline as ap
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Georef, Window
 from archive_pipeline.jobs._overviews import SHARE, factors_of, reduced
@@ -23,6 +24,7 @@ from archive_pipeline.outputs.reduced import Reduced
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import overview_name
+from archive_pipeline.store.overview_writer import OverviewWriter
 
 WIDTH, HEIGHT, RATIO = 1400, 900, 16
 
@@ -38,8 +40,6 @@ def frame(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def kept(frame: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of one frame that has an overview; not to be changed."""
-    import archive_pipeline as ap
-
     url = tmp_path_factory.mktemp("kept") / "a.zarr"
     report = ap.ingest(frame.parent, archive=url, ratio=RATIO, workers=0)
     assert not report.to_json()["failed"]
@@ -253,6 +253,68 @@ def test_records_that_lie(run: Run, own: Path, overviews: object) -> None:
     checked = run("check", "--archive", own)
     assert checked.code == 1
     assert "damaged record: overviews" in checked.err
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "replaced"])
+def test_check_gives_overviews_to_images_archived_without(
+    run: Run, frame: Path, tmp_path: Path, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "old.zarr"
+    args = ("ingest", frame.parent, "--archive", url, "--ratio", RATIO, "--workers", 0)
+    with monkeypatch.context() as patch:  # as releases before overviews did
+        patch.setattr("archive_pipeline.jobs.ingest_image.write_overviews", lambda *_: [])
+        assert run(*args).code == 0
+        if again:
+            assert run(*args, "--overwrite").code == 0
+    before = image_of(url)
+    pixels, size = before.read((0, 0, WIDTH, HEIGHT)), before.entry.record["archive_bytes"]
+    assert before.entry.overviews == ()
+    verdict = run("check", "--archive", url, "--overviews")
+    assert (verdict.code, "it needs --repair" in verdict.err) == (2, True)
+    assert image_of(url).entry.overviews == ()
+    done = run("check", "--archive", url, "--repair", "--overviews", "--json")
+    assert (done.code, done.json["notes"]) == (0, ["overviews were added to 1 images"])
+    image = image_of(url)
+    assert image.entry.overviews == (8,)
+    np.testing.assert_array_equal(image.read((0, 0, WIDTH, HEIGHT)), pixels)
+    stored = sum(f.stat().st_size for f in (url / image.entry.key).rglob("*") if f.is_file())
+    assert size < image.entry.record["archive_bytes"] == stored <= size * (1 + SHARE) + 400
+    expected = reduced(lambda w: (image.read(w), None), WIDTH, HEIGHT, 8)
+    small = image.read_overview(8, (0, 0, *expected.shape[1::-1]))
+    assert np.square(small.astype(float) - expected).mean() < 100
+    group = json.loads((url / image.entry.key / "zarr.json").read_text())["attributes"]
+    assert group["multiscales"]["layout"][1]["asset"] == "overview_8"
+    assert len(group["zarr_conventions"]) == 3
+    clean = run("check", "--archive", url, "--repair", "--overviews", "--json")
+    assert (clean.code, clean.json["notes"]) == (0, ["overviews were added to 0 images"])
+    assert run(*args, "--overwrite").code == 0
+    whole = run("check", "--archive", url, "--json")
+    assert (whole.json["problems"], whole.json["leftover_bytes"]) == ([], 0)
+
+
+def test_overviews_that_were_not_added_are_leftovers(
+    run: Run, frame: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "old.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr("archive_pipeline.jobs.ingest_image.write_overviews", lambda *_: [])
+        assert run("ingest", frame.parent, "--archive", url, "--workers", 0).code == 0
+    record = (url / image_of(url).entry.key / "zarr.json").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OverviewWriter, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ap.check(url, repair=True, overviews=True)
+    assert (url / image_of(url).entry.key / "zarr.json").read_bytes() == record
+    left = run("check", "--archive", url, "--json")
+    assert (left.code, left.json["problems"]) == (0, [])
+    assert left.json["leftover_bytes"] > 0
+    done = run("check", "--archive", url, "--repair", "--overviews", "--json")
+    assert (done.code, done.json["leftover_bytes"]) == (0, 0)
+    assert image_of(url).entry.overviews == (8,)
 
 
 def test_an_image_that_is_replaced_has_one_set_of_overviews(

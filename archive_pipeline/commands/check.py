@@ -34,8 +34,15 @@ from archive_pipeline.commands._options import (
     help="Write the index anew if it does not agree, and remove what interrupted ingests left of "
     "images that were not committed; nothing else.",
 )
+@click.option(
+    "--overviews",
+    is_flag=True,
+    help="With --repair: give overviews to images that were archived without.",
+)
 @common
-def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bool) -> None:
+def check(
+    archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bool, overviews: bool
+) -> None:
     """Verify every checksum, decode every tile, compare the index with the contents.
 
     Broken images are mended by ingesting them again with --overwrite. What interrupted ingests
@@ -44,7 +51,9 @@ def check(archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bo
     without_pandas()
     bar = Progress("check", quiet)
     with bar:
-        report = api.check(archive_url, repair=repair, progress=bar.step, stage=bar.stage)
+        report = api.check(
+            archive_url, repair=repair, overviews=overviews, progress=bar.step, stage=bar.stage
+        )
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:

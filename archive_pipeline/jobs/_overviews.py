@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from archive_pipeline.codec.settings import Settings
-from archive_pipeline.flight.pixels import SourcePixels
+from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
+from archive_pipeline.store.archive import Archive
+from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.image_writer import ImageWriter
 from archive_pipeline.store.layout import (
+    ATTRIBUTE,
     OVERVIEW_FACTORS,
     OVERVIEW_STEP,
     SHARD_TILES,
     TILE,
+    ImageEntry,
     overview_name,
     overview_shape,
 )
+from archive_pipeline.store.overview_writer import OverviewWriter
 
 SHARE = 0.03  # of an image's budget, for all its overviews
 LARGEST = SHARD_TILES * TILE**2  # pixels of an overview, which is made in memory
@@ -30,6 +37,17 @@ READ_BYTES = 32 << 20  # of an image at a time
 FINER = 4  # times the bits a pixel of an overview, for the next smaller one
 # A Zarr convention by its registered identifier.
 MULTISCALES = {"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"}
+
+
+class Readable(Protocol):
+    """An image whose pixels can be read, from its file or from an archive."""
+
+    @property
+    def source(self) -> SourceImage: ...
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Pixels (h, w, 3) and mask (h, w) of a window."""
+
 
 ReadWindow = Callable[[Window], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
 
@@ -46,7 +64,7 @@ def factors_of(width: int, height: int) -> tuple[int, ...]:
 
 
 def write_overviews(
-    writer: ImageWriter, reader: SourcePixels, model: str, budget: int, settings: Settings
+    writer: ImageWriter, reader: Readable, model: str, budget: int, settings: Settings
 ) -> list[int]:
     """Store an image's overviews, each unless its share of the budget is too small to show much.
 
@@ -73,6 +91,50 @@ def write_overviews(
         if writer.write_overview(factor, pixels, model, share, settings):
             stored.append(factor)
     return stored
+
+
+@dataclass(frozen=True)
+class _Archived:
+    """An archived image as `write_overviews` reads it."""
+
+    image: ArchivedImage
+
+    @property
+    def source(self) -> SourceImage:
+        return self.image.source
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        return self.image.read(window), self.image.read_mask(window)
+
+
+def lacks_overviews(entry: ImageEntry) -> bool:
+    """Whether an image would have overviews if it were archived today, and has none."""
+    record = entry.record
+    due = record["codec"] == "pcdc" and factors_of(record["width"], record["height"])
+    return bool(due) and not entry.overviews
+
+
+def add_overviews(archive: Archive, entry: ImageEntry, settings: Settings) -> bool:
+    """Give overviews to an archived image, of 3 % of its bytes at most, from its own pixels.
+
+    To be called by who holds the image's lock or its flight's lease.
+
+    Returns:
+        Whether it has any now: where so few bytes show nothing, it gets none.
+
+    Raises:
+        ArchiveError: it is damaged, or was written just now; or the store fails.
+    """
+    record = entry.record
+    image = ArchivedImage(archive, entry, settings)
+    writer = OverviewWriter(archive, entry, image.source)
+    reader, budget = _Archived(image), record["archive_bytes"]
+    factors = write_overviews(writer, reader, record["model"], budget, settings)
+    if factors:
+        kept = json.loads(archive.read_key(f"{entry.key}/zarr.json") or b"{}")["attributes"]
+        own = {name: value for name, value in kept.items() if name != ATTRIBUTE}
+        writer.add(factors, with_multiscales(own, factors))
+    return bool(factors)
 
 
 def reduced(read: ReadWindow, width: int, height: int, factor: int) -> NDArray[np.uint8]:
@@ -111,13 +173,15 @@ def _averaged(
     return ((total + counts // 2) // np.maximum(counts, 1)).astype(np.uint8)
 
 
-def multiscales(factors: list[int]) -> dict[str, Any]:
-    """The `multiscales` attribute of an image's group: its arrays by resolution.
+def with_multiscales(attributes: dict[str, Any], factors: list[int]) -> dict[str, Any]:
+    """Attributes of an image's group, with those of its arrays by resolution.
 
     Scales and translations (of pixel centres) are in pixels, rows before columns, relative to the
     array that each level is derived from.
     """
-    return {"layout": list(_layout(factors)), "resampling_method": "average"}
+    named = [*attributes.get("zarr_conventions", ()), MULTISCALES]
+    scales = {"layout": list(_layout(factors)), "resampling_method": "average"}
+    return {**attributes, "zarr_conventions": named, "multiscales": scales}
 
 
 def _layout(factors: list[int]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from archive_pipeline.errors import UsageError
 from archive_pipeline.geo.georef import Window
+from archive_pipeline.jobs._adding_overviews import add_missing
 from archive_pipeline.jobs._documents import check_documents
 from archive_pipeline.jobs._leftovers import leftover_bytes, remove, told
 from archive_pipeline.jobs._verdicts import check_verdicts
@@ -61,6 +63,7 @@ def check(
     stage: Callable[[str], None] = lambda name: None,
     *,
     repair: bool = False,
+    overviews: bool = False,
 ) -> CheckReport:
     """Check every checksum, decode every tile, compare the index with the contents.
 
@@ -71,10 +74,15 @@ def check(
         stage: called with what is done before the first image and after the last.
         repair: write the index anew if it does not agree, and remove what interrupted ingests
             left.
+        overviews: give overviews to whole images that have none and are so large that they would
+            today; with `repair`.
 
     Raises:
+        UsageError: overviews are asked for without repair.
         ArchiveError: there is no archive to check, or it cannot be repaired.
     """
+    if overviews and not repair:
+        raise UsageError("--overviews adds to the archive: it needs --repair")
     archive = Archive.open(archive_url, writable=repair)
     report = CheckReport()
     for sha256 in archive.list_names("models"):
@@ -86,6 +94,7 @@ def check(
     keys = list(archive.keys())
     found: dict[str, ImageEntry] = {}
     left: dict[str, int] = {}
+    broken: set[str] = set()
     listed = _listed(archive)
     for key in keys:
         entry, problems = _check_key(archive, key)
@@ -96,6 +105,8 @@ def check(
             report.images += 1
             found[key] = entry
         report.problems += problems
+        if problems:
+            broken.add(key)
         left[key] = leftover_bytes(archive, key)
         if entry is None and not problems and not archive.is_written():
             _see_to_lost(archive, report, key, key in listed)
@@ -112,6 +123,14 @@ def check(
     stage("looking at what interrupted ingests left")
     _see_to_leftovers(archive, report, {k: n for k, n in left.items() if n}, repair)
     report.leftover_bytes += lost
+    if overviews:
+        stage("adding overviews")
+        whole = [entry for key, entry in found.items() if key not in broken]
+        added, notes = add_missing(archive, whole, progress)
+        report.notes += [*notes, f"overviews were added to {added} images"]
+        if added:
+            write_index(archive)
+            found = {key: entry for key in found if (entry := _now(archive, key)) is not None}
     stage("comparing the index")
     problems, note = _compare_index(archive, found)
     if repair and (problems or note):

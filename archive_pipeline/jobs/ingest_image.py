@@ -28,7 +28,7 @@ from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.terrain import Terrain
 from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area, exceeded
 from archive_pipeline.jobs._jpeg_files import bytes_as_file, slim, why_not, write_file
-from archive_pipeline.jobs._overviews import MULTISCALES, multiscales, write_overviews
+from archive_pipeline.jobs._overviews import with_multiscales, write_overviews
 from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask, Outcome, OverBudget
 from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
 from archive_pipeline.stages import stage, timed
@@ -285,7 +285,7 @@ def _write(
     scaled = conventions
     if overviews := write_overviews(writer, reader, task.model, allowed, settings):
         coded["overviews"] = overviews
-        scaled = _with_overviews(conventions, overviews)
+        scaled = with_multiscales(conventions, overviews)
     if pixels.write_coded(task.model, budget, coded, scaled):
         record, conventions = coded, scaled
     else:
@@ -438,9 +438,3 @@ def _conventions(source: SourceImage) -> dict[str, Any]:
         "spatial:transform": list(georef.transform),
         "spatial:shape": [source.height, source.width],
     }
-
-
-def _with_overviews(conventions: dict[str, Any], overviews: list[int]) -> dict[str, Any]:
-    """The same attributes, and those of the multiscales: convention."""
-    named = [*conventions.get("zarr_conventions", ()), MULTISCALES]
-    return {**conventions, "zarr_conventions": named, "multiscales": multiscales(overviews)}
