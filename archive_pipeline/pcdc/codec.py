@@ -138,7 +138,9 @@ class Codec(TileDecoder):
         if steps:
             from archive_pipeline.pcdc.denoiser import sample  # diffusers takes seconds
 
-            x = sample(self.model.denoiser(), y_hat, exponent, x, steps, seeds)
+            kind = self.model.multiplies_in
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+                x = sample(self.model.denoiser(), y_hat, exponent, x, steps, seeds)
         x = x[:, :, : tiles[0].height, : tiles[0].width]
         pixels = (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # + 127.5, and halves round up
         return [*self.to_host(pixels.permute(0, 2, 3, 1).contiguous())]

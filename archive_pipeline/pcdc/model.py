@@ -56,6 +56,7 @@ class Model:
         tables: scale tables 0..79, then one table a level-map statistic.
         files: the files that define the model, by name: `FILES`, perhaps `DENOISER_FILES`.
         sha256: its identity.
+        multiplies_in: type in which its large networks multiply.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class Model:
         self.level_tables = contents.level_tables
         self.device = torch.device(device)
         self.networks = networks.eval().requires_grad_(False).to(device)
-        self.networks.multiply_in(chosen(precision, self.device))
+        self.multiplies_in = chosen(precision, self.device)
+        self.networks.multiply_in(self.multiplies_in)
 
     @property
     def has_denoiser(self) -> bool:
@@ -107,7 +109,7 @@ class Model:
                 loaded = load_denoiser(config, weights, self.networks.config.latents)
             except ValueError as error:
                 raise ModelError(f"model {self.sha256[:12]}: its denoiser: {error}") from error
-            self._denoiser = loaded.to(self.device)
+            self._denoiser = loaded.to(self.device, memory_format=torch.channels_last)
         return self._denoiser
 
     @classmethod
