@@ -286,8 +286,11 @@ class ImageWriter:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each array by its name."""
-        total = self._stored()
-        sizes = {name: total - self._stored(without=name) for name in sorted(self._arrays)}
+        sizes = dict.fromkeys(sorted(self._arrays), 0)
+        for key, stored in self.archive.stored(self.key).items():
+            name, _, rest = key.removeprefix(f"{self.key}/").partition("/")
+            if name in sizes and (rest == self._metadata or is_shard(rest, self._generation)):
+                sizes[name] += stored.size
         return {name: size for name, size in sizes.items() if size}
 
     def missing(self, array: zarr.Array) -> list[Window]:
@@ -336,14 +339,7 @@ class ImageWriter:
 
     def _stored(self, without: str = "") -> int:
         """Bytes of the arrays that were created, all or without one."""
-        names = self._arrays.keys() - {without}
-        parts = {self._path(name, self._metadata) for name in names}
-        total = 0
-        for key, stored in self.archive.stored(self.key).items():
-            name, _, rest = key.removeprefix(f"{self.key}/").partition("/")
-            if key in parts or (name in names and is_shard(rest, self._generation)):
-                total += stored.size
-        return total
+        return sum(size for name, size in self.sizes().items() if name != without)
 
     def _create(self, name: str, spec: tuple[zarr.Array, bytes]) -> zarr.Array:
         """Store an array's metadata; its shards from an earlier run stay if they fit to it."""
