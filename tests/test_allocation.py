@@ -30,6 +30,7 @@ from archive_pipeline.pcdc.allocation import (
 )
 from archive_pipeline.pcdc.decoding import Symbols
 from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles, least_error
+from archive_pipeline.pcdc.entropy import one_by_one
 from archive_pipeline.pcdc.policy import (
     Policy,
     PolicyConfig,
@@ -136,7 +137,7 @@ def test_priced_plans_never_overspend(seed: int, wealth: float) -> None:
         lambda t, step: BlockCosts(bits(t, step), bits(t, step)),
         map_bits,
         lambda t, step, costs: rng.normal(0, 50, costs.bits.shape),
-        ref.one_by_one,
+        one_by_one,
     )
     budget = wealth * 300
     try:

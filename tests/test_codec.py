@@ -33,7 +33,7 @@ from archive_pipeline.pcdc.constants import (
 )
 from archive_pipeline.pcdc.decoding import Symbols, levels_from_residuals, residuals_from_levels
 from archive_pipeline.pcdc.encoding import Encoding, encode_tiles, least_error
-from archive_pipeline.pcdc.entropy import CorruptStream
+from archive_pipeline.pcdc.entropy import CorruptStream, one_by_one
 from archive_pipeline.pcdc.model import Model, build_files
 from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.policy import load_policy
@@ -416,7 +416,7 @@ def test_allocator_never_overspends(data: st.DataObject) -> None:
         errors = [4.0 ** (offset / 8) * scale[t] for offset in LEVEL_OFFSETS]
         return BlockCosts(np.stack(rows), np.stack(errors))
 
-    allocator = Allocator(grids, tile_bytes, block_costs, lambda levels: 0.0, None, ref.one_by_one)
+    allocator = Allocator(grids, tile_bytes, block_costs, lambda levels: 0.0, None, one_by_one)
     least = sum(tile_bytes([(t, MAX_IMAGE_STEP, 1) for t in range(count)]))
     allowed = least * float(rng.uniform(0.8, 30))
     if allowed < least:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from archive_pipeline.commands._options import (
     exit_codes,
     originals,
     parallel,
-    say,
 )
+from archive_pipeline.commands._verifying import conclude, reported, tell_problems
 
 
 @click.command(
@@ -93,14 +92,7 @@ from archive_pipeline.commands._options import (
     metavar="PIXELS",
     help="Side of the slices that detectors see.  [default: the model's input size]",
 )
-@click.option(
-    "--report",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write report.html, result.json and two CSV tables there.",
-)
-@click.option(
-    "--overwrite", is_flag=True, help="Replace an earlier report's files; else they are an error."
-)
+@reported
 @decoding
 @parallel
 @common
@@ -125,18 +117,9 @@ def verify_detection(
         report = api.verify_detection(
             archive_url, progress=bar.step, drawn=drawn, stage=bar.stage, **options
         )
-    for failure in report.failed:
-        say(f"Failed: {failure['error']}", err=True)
-    for line in report.warnings if not quiet else ():
-        say(f"Warning: {line}", err=True)
+    tell_problems(report, quiet)
     if as_json:
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:
         print_verification(report, quiet)
-    if report.below_tolerance:
-        sys.exit(BELOW_TOLERANCE)
-    if not report.passed:
-        say(f"Error: nothing is proven: {report.unproven}", err=True)
-        sys.exit(ERROR)
-    if report.failed:
-        sys.exit(PARTLY_FAILED)
+    conclude(report)

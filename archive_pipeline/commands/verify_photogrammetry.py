@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +21,7 @@ from archive_pipeline.commands._options import (
     parallel,
     say,
 )
+from archive_pipeline.commands._verifying import conclude, reported, tell_problems
 
 
 def _tolerance(
@@ -76,14 +75,7 @@ def _tolerance(
 @click.option(
     "--seed", type=int, metavar="N", default=0, show_default=True, help="Of all that is random."
 )
-@click.option(
-    "--report",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write report.html, result.json and two CSV tables there.",
-)
-@click.option(
-    "--overwrite", is_flag=True, help="Replace an earlier report's files; else they are an error."
-)
+@reported
 @parallel
 @common
 def verify_photogrammetry(
@@ -103,10 +95,7 @@ def verify_photogrammetry(
         report = api.verify_photogrammetry(
             archive_url, progress=bar.step, stage=bar.stage, **options
         )
-    for failure in report.failed:
-        say(f"Failed: {failure['error']}", err=True)
-    for line in report.warnings if not quiet else ():
-        say(f"Warning: {line}", err=True)
+    tell_problems(report, quiet)
     if not quiet:
         for skipped in report.skipped:
             say(f"Left out: {skipped['image']}: {skipped['reason']}", err=True)
@@ -114,10 +103,4 @@ def verify_photogrammetry(
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:
         print_photogrammetry(report, quiet)
-    if report.below_tolerance:
-        sys.exit(BELOW_TOLERANCE)
-    if not report.passed:
-        say(f"Error: nothing is proven: {report.unproven}", err=True)
-        sys.exit(ERROR)
-    if report.failed:
-        sys.exit(PARTLY_FAILED)
+    conclude(report)

@@ -24,11 +24,11 @@ from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.outputs.pages import (
     PAGE,
+    RESULT,
     Table,
     prepare_folder,
     render,
     write_files,
-    write_json,
 )
 from archive_pipeline.outputs.publish import NOTHING, Stamps
 
@@ -45,7 +45,8 @@ METRIC_NAMES = {
     "map50": "mAP50",
     "map50_95": "mAP50-95",
 }
-FILES = "result.json", "summary.csv", "images.csv", PAGE
+SUMMARY, IMAGES = "summary.csv", "images.csv"
+FILES = RESULT, SUMMARY, IMAGES, PAGE
 IMAGE_FIELDS = (
     "image", "model", "class", "original", "reference_objects", "original_detections",
     "restored_detections", "original_matched", "restored_matched", "lost", "change",
@@ -111,13 +112,8 @@ def write_report(
         number=_number,
         verdict="passed" if report.passed else "failed" if report.below_tolerance else "not proven",
     )
-    writers: tuple[Callable[[TextIO], object], ...] = (
-        partial(write_json, report.to_json()),
-        partial(_write_summary, report),
-        partial(_write_images, report),
-        lambda file: file.write(page),
-    )
-    return write_files(directory, dict(zip(FILES, writers, strict=True)), replace)
+    tables = {SUMMARY: partial(_write_summary, report), IMAGES: partial(_write_images, report)}
+    return write_files(directory, page, report.to_json(), tables, replace)
 
 
 def _number(value: float | None, sign: bool = False) -> str:

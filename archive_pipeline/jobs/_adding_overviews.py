@@ -29,8 +29,9 @@ def add_missing(
     """
     todo = sorted(filter(lacks_overviews, entries), key=lambda entry: entry.key)
     added, notes = 0, []
-    if todo:
-        require("torch", "archive check --overviews")
+    if not todo:
+        return 0, []
+    require("torch", "archive check --overviews")
     settings = Decoding("auto", 0, 0, "auto").settings()
     for flight, some in groupby(todo, key=lambda entry: entry.flight):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.image_writer import ImageWriter
 from archive_pipeline.store.layout import (
-    ATTRIBUTE,
     OVERVIEW_FACTORS,
     OVERVIEW_STEP,
     SHARD_TILES,
@@ -131,9 +129,7 @@ def add_overviews(archive: Archive, entry: ImageEntry, settings: Settings) -> bo
     reader, budget = _Archived(image), record["archive_bytes"]
     factors = write_overviews(writer, reader, record["model"], budget, settings)
     if factors:
-        kept = json.loads(archive.read_key(f"{entry.key}/zarr.json") or b"{}")["attributes"]
-        own = {name: value for name, value in kept.items() if name != ATTRIBUTE}
-        writer.add(factors, with_multiscales(own, factors))
+        writer.add(factors, lambda attributes: with_multiscales(attributes, factors))
     return bool(factors)
 
 

@@ -20,7 +20,7 @@ from archive_pipeline.outputs.publish import (
     workdir,
 )
 
-PAGE = "report.html"
+PAGE, RESULT = "report.html", "result.json"
 # Of cells that spreadsheets compute; the wide forms count in East Asian versions.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -66,13 +66,17 @@ def prepare_folder(
 
 
 def write_files(
-    directory: Path, files: Mapping[str, Callable[[TextIO], object]], replace: Stamps = NOTHING
+    directory: Path,
+    page: str,
+    result: Any,
+    tables: Mapping[str, Callable[[TextIO], object]],
+    replace: Stamps = NOTHING,
 ) -> Path:
-    """Write a report's files, each whole.
+    """Write a report's files, each whole; the result is JSON that every reader takes.
 
     Args:
         directory: what `prepare_folder` made.
-        files: what writes each, by its name; the page is `PAGE`.
+        tables: what writes each table, by its name.
         replace: what `prepare_folder` returned.
 
     Returns:
@@ -82,6 +86,11 @@ def write_files(
         ReportError: a file cannot be written, or another is there.
     """
     path = directory / PAGE
+    files: dict[str, Callable[[TextIO], object]] = {
+        RESULT: lambda file: json.dump(result, file, indent=1, allow_nan=False),
+        **tables,
+        PAGE: lambda file: file.write(page),
+    }
     try:
         with workdir(path) as work:
             for name, write in files.items():
@@ -105,11 +114,6 @@ def render(package: str, **values: Any) -> str:
         loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template(PAGE).render(**values)
-
-
-def write_json(value: Any, file: TextIO) -> None:
-    """Write a result as JSON that every reader takes."""
-    json.dump(value, file, indent=1, allow_nan=False)
 
 
 class Table:

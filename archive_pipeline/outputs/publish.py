@@ -25,7 +25,7 @@ Stamps = Mapping[Path, tuple[int, int]]
 NOTHING: Stamps = {}
 
 PREFIX = ".restore-"
-LOCK = "lock"
+LOCK = "archive-restore.lock"  # no folder of somebody else's has one
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 def _openvino_analysis(model: Model) -> OpenVINOAnalysis:
     from archive_pipeline.pcdc.openvino_analysis import OpenVINOAnalysis
 
-    contents = read(model.files, model.sha256)
+    contents = read(model.files, model.sha256, without=("g_s.", "h_", "prior."))
     g_a = model.networks.g_a
     bfloat16 = next(g_a.net[1].parameters()).dtype == torch.bfloat16
     return OpenVINOAnalysis(g_a, contents.tensors, contents.config, bfloat16, core_count())

@@ -315,7 +315,11 @@ class Encoding:
 
     def quantised(self, tiles: Sequence[tuple[int, int]]) -> list[Quantised]:
         """Tiles of one size, none empty, at (tile, image step)."""
-        at = {(t, g): q for t, _ in tiles if (known := self._quantised[t]) for g, q in [known]}
+        at = {}
+        for t, step in tiles:
+            known = self._quantised[t]
+            if known is not None and known[0] == step:
+                at[t, step] = known[1]
         missing = [key for key in tiles if key not in at]
         if missing:
             latents = [self.latents_of(t) for t, _ in missing]

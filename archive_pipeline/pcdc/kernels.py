@@ -14,10 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-PRECISION = 14  # these and the next as in `entropy`
-TOTAL = 1 << PRECISION
-LOW = 1 << 24
-WORD_BITS = 16
+from archive_pipeline.pcdc.entropy import LOW, PRECISION, TOTAL, WORD_BITS
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,18 +13,19 @@ from numpy.typing import NDArray
 
 from archive_pipeline.outputs.pages import (
     PAGE,
+    RESULT,
     Table,
     prepare_folder,
     render,
     write_files,
-    write_json,
 )
 from archive_pipeline.outputs.publish import NOTHING, Stamps
 from archive_pipeline.photogrammetry.verdict import FlightReport
 from archive_pipeline.photogrammetry.verification import PhotogrammetryReport
 
 T = TypeVar("T")
-FILES = "result.json", "frames.csv", "pairs.csv", PAGE
+FRAMES, PAIRS = "frames.csv", "pairs.csv"
+FILES = RESULT, FRAMES, PAIRS, PAGE
 EXTRA = "pip install 'archive-pipeline[photogrammetry]'"
 WIDTH, HEIGHT = 560, 420  # of a drawing, in its own units
 MARGIN = 46
@@ -114,13 +114,8 @@ def write_report(report: PhotogrammetryReport, directory: Path, replace: Stamps 
         number=_number,
         share=_share,
     )
-    writers: tuple[Callable[[TextIO], object], ...] = (
-        partial(write_json, report.to_json()),
-        partial(_write_frames, report),
-        partial(_write_pairs, report),
-        lambda file: file.write(page),
-    )
-    return write_files(directory, dict(zip(FILES, writers, strict=True)), replace)
+    tables = {FRAMES: partial(_write_frames, report), PAIRS: partial(_write_pairs, report)}
+    return write_files(directory, page, report.to_json(), tables, replace)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -75,7 +75,7 @@ def image_router(site: Site) -> APIRouter:
     @routes.get("/flights/{flight}/images/{image:path}")
     async def image(request: Request, flight: str, image: str) -> Json:
         def described() -> dict[str, Any]:
-            return describe(site, site.catalogue.image(name(flight), name(image)))
+            return describe(site, site.image(flight, image))
 
         return Json(await site.look(request, described))
 

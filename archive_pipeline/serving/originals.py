@@ -14,7 +14,7 @@ from archive_pipeline.serving._queries import parse_window
 from archive_pipeline.serving._responses import MEDIA_TYPES, Made
 from archive_pipeline.serving.catalogue import version_of
 from archive_pipeline.serving.display import Shown, check_shown
-from archive_pipeline.serving.site import Site, name
+from archive_pipeline.serving.site import Site
 from archive_pipeline.serving.windows import LARGE_PIXELS, MaxSize, Text, size_of
 from archive_pipeline.store.layout import ImageEntry
 
@@ -33,7 +33,7 @@ def router(site: Site) -> APIRouter:
         max_size: MaxSize = None,
     ) -> Response:
         def plan() -> Made:
-            entry = site.catalogue.image(name(flight), name(image))
+            entry = site.image(flight, image)
             return plan_original(site, entry, ext, window, max_size)
 
         return await site.respond(request, plan)

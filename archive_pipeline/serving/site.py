@@ -201,6 +201,15 @@ class Site:
             self._open.put(key, found, weight)
         return found
 
+    def image(self, flight: str, image: str) -> ImageEntry:
+        """The image that a path of a request means.
+
+        Raises:
+            NotFound: there is none of that name.
+            Unavailable: the archive cannot be read.
+        """
+        return self.catalogue.image(name(flight), name(image))
+
     def levels(self, entry: ImageEntry) -> tuple[float, float] | None:
         """Which values of an image are black and white, see `levels_of`.
 

@@ -64,7 +64,7 @@ def router(site: Site) -> APIRouter:
         grid = tile_grid(z, x, y, int(size))
 
         def plan() -> Made:
-            return plan_tile(site, site.catalogue.image(name(flight), name(image)), grid, ext)
+            return plan_tile(site, site.image(flight, image), grid, ext)
 
         return await site.respond(request, plan)
 
@@ -79,7 +79,7 @@ def router(site: Site) -> APIRouter:
     @routes.get("/flights/{flight}/images/{image:path}/tilejson.json")
     async def image_json(request: Request, flight: str, image: str) -> Json:
         def told() -> dict[str, Any]:
-            return _image_json(request, site.catalogue.image(name(flight), name(image)))
+            return _image_json(request, site.image(flight, image))
 
         return Json(await site.look(request, told))
 

@@ -20,7 +20,7 @@ from archive_pipeline.serving._queries import parse_window
 from archive_pipeline.serving._responses import MEDIA_TYPES, Made, Written
 from archive_pipeline.serving.catalogue import version_of
 from archive_pipeline.serving.display import KeptRaster, Shown, check_shown
-from archive_pipeline.serving.site import Site, name
+from archive_pipeline.serving.site import Site
 from archive_pipeline.store.layout import ImageEntry
 
 MOST_SIDE = 16_384  # pixels of a picture
@@ -49,7 +49,7 @@ def router(site: Site) -> APIRouter:
         steps: int = 0,
     ) -> Response:
         def find() -> ImageEntry:
-            return site.catalogue.image(name(flight), name(image))
+            return site.image(flight, image)
 
         def written() -> Written:
             entry = find()
@@ -70,7 +70,7 @@ def router(site: Site) -> APIRouter:
         steps: int = 0,
     ) -> Response:
         def plan() -> Written:
-            entry = site.catalogue.image(name(flight), name(image))
+            entry = site.image(flight, image)
             return plan_file(site, entry, ext, _whole(entry), None, steps)
 
         return await site.send(request, plan)

@@ -48,6 +48,7 @@ from archive_pipeline.store.layout import (
     record_json,
     shard_count,
     shard_windows,
+    sized_record_json,
     strays,
 )
 from archive_pipeline.store.leftovers import committed, discard, promote
@@ -307,15 +308,10 @@ class ImageWriter:
 
     def commit(self, record: dict[str, Any], conventions: dict[str, Any]) -> ImageEntry:
         """Make the image visible, by writing its record; one that it replaces is gone then."""
-        stored = total = self._stored()
-        while True:
-            content = record_json(self._final(record, total), conventions)
-            if total == stored + len(content):
-                break
-            total = stored + len(content)
+        content, final = sized_record_json(self._final(record, 0), conventions, self._stored())
         check_size("its record", len(content), MAX_DOCUMENT)
         self.archive.write_key(self._path("zarr.json"), content)
-        entry = ImageEntry(self.flight, self.source.id, self.key, self._final(record, total))
+        entry = ImageEntry(self.flight, self.source.id, self.key, final)
         with suppress(ArchiveError):  # it is committed; `settle` does the rest
             self._tidy(entry)
         return entry

@@ -200,6 +200,23 @@ def record_json(record: dict[str, Any], conventions: dict[str, Any]) -> bytes:
     return group_json({ATTRIBUTE: record, **conventions})
 
 
+def sized_record_json(
+    record: dict[str, Any], conventions: dict[str, Any], others: int
+) -> tuple[bytes, dict[str, Any]]:
+    """`record_json` of a record whose `archive_bytes` count it, too; and that record.
+
+    Args:
+        others: bytes of everything else that is stored for the image.
+    """
+    total = others
+    while True:
+        sized = {**record, "archive_bytes": total}
+        content = record_json(sized, conventions)
+        if total == others + len(content):
+            return content, sized
+        total = others + len(content)
+
+
 def group_json(attributes: dict[str, Any]) -> bytes:
     group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     return json.dumps(group, separators=(",", ":")).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from archive_pipeline.flight.source_image import SourceImage
@@ -14,7 +15,7 @@ from archive_pipeline.store.layout import (
     ArchiveError,
     ImageEntry,
     check_size,
-    record_json,
+    sized_record_json,
 )
 
 
@@ -31,28 +32,25 @@ class OverviewWriter(ImageWriter):
         self._generation, self._entry = entry.generation, entry
         self._arrays, self._kept = {}, {}
 
-    def add(self, factors: list[int], conventions: dict[str, Any]) -> None:
+    def add(
+        self, factors: list[int], described: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
         """Have the image's record name the overviews that were written.
 
         Args:
-            conventions: attributes of the image's group, from what they are now.
+            described: makes of the other attributes of the image's group those that it shall have.
 
         Raises:
             ArchiveError: the record is another one by now, or the store fails.
         """
         path = self._path("zarr.json")
         before = self.archive.read_key(path)
-        attributes = {} if before is None else json.loads(before)["attributes"]
-        record = attributes.get(ATTRIBUTE)
+        conventions = {} if before is None else json.loads(before)["attributes"]
+        record = conventions.pop(ATTRIBUTE, None)
         if before is None or record != self._entry.record:
             raise ArchiveError(f"{self.flight}/{self.source.id}: was written just now")
         others = record["archive_bytes"] - len(before) + self._stored()
-        record = {**record, "overviews": factors}
-        total = others
-        while True:
-            content = record_json({**record, "archive_bytes": total}, conventions)
-            if total == others + len(content):
-                break
-            total = others + len(content)
+        record["overviews"] = factors
+        content, _ = sized_record_json(record, described(conventions), others)
         check_size("its record", len(content), MAX_DOCUMENT)
         self.archive.write_key(path, content)

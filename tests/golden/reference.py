@@ -11,7 +11,7 @@ import hashlib
 import json
 import lzma
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -132,11 +132,6 @@ def decoder_of_part(packed: bytes, sha256: str) -> Codec:
     model = Model({CONFIG: config.encode(), WEIGHTS: save_tensors(tensors)})
     model.sha256 = sha256
     return Codec(model)
-
-
-def one_by_one(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """What an `Allocator` of made-up costs runs over its tiles."""
-    return [function(item) for item in items]
 
 
 @contextmanager
