@@ -48,7 +48,7 @@ def compare(
     after = _tie_points(matcher, "r", numbers, overlapping, f"{flight}: restored frames", stage)
     report.pairs = {p: (len(inliers(before[p])), len(inliers(after[p]))) for p in overlapping}
     stage(f"{flight}: how far points moved")
-    report.moved = _movements(matcher, numbers)
+    report.moved = movements(matcher, numbers)
     if not quick and overlapping:
         models = []
         for prefix, found, name in (("o", before, "originals"), ("r", after, "restored frames")):
@@ -87,7 +87,7 @@ def _tie_points(
     return dict(zip(pairs, found.values(), strict=True))
 
 
-def _movements(matcher: Matcher, numbers: list[int]) -> list[Moved]:
+def movements(matcher: Matcher, numbers: list[int]) -> list[Moved]:
     """How far each frame's points moved: those that one geometry takes to the restored frame."""
     names = [(image_name("o", number), image_name("r", number)) for number in numbers]
     found = matcher.match(names, lambda number: None)

@@ -192,7 +192,7 @@ def hevc_peer(label: str, tune: str, preset: str) -> Peer:
         f"4:2:0, preset {preset}, tune {tune}; decoded by libde265",
         _hevc_version,
         range(0, 91, 5),
-        range(101),
+        range(0, 101, 2),  # libheif makes whole rate factors of them, (100 - quality) // 2
         partial(_hevc, preset=preset, tune=tune),
         _hevc_decode,
         coded_size,
@@ -241,19 +241,41 @@ FRAME_PEERS = {
     "hevc": hevc_peer("HEVC intra", "ssim", "slow"),
 }
 
+# for whole flights at several sizes
+FLIGHT_PEERS = {
+    "hevc": hevc_peer("HEVC intra", "ssim", "medium"),
+    "jpeg": PEERS["jpeg"],
+    "avif": avif_peer(6),
+    "jpegxl": jpegxl_peer(7),
+}
 
-def search(peer: Peer, pixels: Pixels, size: int, *, at_most: bool) -> tuple[float, bytes] | None:
+
+def search(
+    peer: Peer, pixels: Pixels, size: int, *, at_most: bool, start: float | None = None
+) -> tuple[float, bytes] | None:
     """Find the finest setting within `size` bytes, or the coarsest that takes at least so many.
 
     Counted bytes (`Peer.size`) are taken to grow along `Peer.settings`.
+
+    Args:
+        start: a setting that is tried first, then those around it: with that of a similar picture
+            fewer are tried.
 
     Returns:
         The setting and its file, or None if no setting that was tried serves.
     """
     low, high = 0, len(peer.settings)
+    near = None if start is None else list(peer.settings).index(start)
+    stride = 1
     found = None
     while low < high:
-        middle = (low + high) // 2
+        if near is None or (low > 0 and high < len(peer.settings)):
+            middle = (low + high) // 2
+        elif low == 0 and high == len(peer.settings):
+            middle = near
+        else:  # only one end is known: on from it, by more each time
+            middle = max(high - stride, 0) if low == 0 else min(low + stride, high) - 1
+            stride *= 2
         data = peer.encode(pixels, peer.settings[middle])
         counted = peer.size(data)
         if counted <= size if at_most else counted >= size:

@@ -18,17 +18,18 @@ Writes to OUT:
     summary.md    the same as a table, with versions, settings and speeds
     curves.png    mean rate-distortion curves; curves.svg the same
     crops/        original, ours, HEVC, AVIF and JPEG XL side by side at equal bytes
+    tie_points.csv, tie_frames.csv    with --tie-points: as benchmark_tie_points.py has them
     failures.csv  what a codec refused, if anything
+
+--record FOLDER keeps the rows of our codec and of the peers in benchmark.csv and tie_points.csv
+beside a model's card; compare_releases.py compares releases by them.
 
 A run that was stopped goes on where it stopped when it is started again with the same options.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import multiprocessing
-import os
 import sys
 import time
 import warnings
@@ -45,8 +46,11 @@ import benchmark_summary as summary
 import click
 import metrics
 import numpy as np
+import releases
+import tie_points
 import torch
 from benchmark_crops import Crop, CropError, choose_crops
+from benchmark_rows import Row, read_rows, resume, write_rows
 from metrics import METRICS
 from numpy.typing import NDArray
 
@@ -55,12 +59,13 @@ from archive_pipeline.pcdc.allocation import ALLOCATIONS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
 from coding import Coder, split
-from peers import PEERS, Peer, search
+from peers import FLIGHT_PEERS, PEERS, Peer, search
 from zoo_peers import ALL_PEERS
 
 OURS = summary.OURS
 OUR_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.42, 0.6, 0.85, 1.2)  # bits a pixel
 LOWEST, HIGHEST = 0.05, 1.2  # bits a pixel that the peers' ladders cover where they can
+NO_PEERS = "none"
 SHEET_RATES = (0.15, 0.3, 0.6)  # bits a pixel of the pictures side by side
 SHEET_CROPS = 2  # of each set and scale
 SHEET_PEERS = ("hevc", "avif", "jpegxl")
@@ -72,11 +77,9 @@ POINT_FIELDS = [
     *METRICS,
     *["encode_s", "decode_s"],
 ]
-TEXT_FIELDS = [*WHERE, "codec", "error"]
 FAILURE_FIELDS = [*WHERE, "codec", "setting", "error"]
 
 Pixels = NDArray[np.uint8]
-Row = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -218,48 +221,6 @@ def climb(
 # ------------------------------------------------------------------ the run and its files
 
 
-def write_rows(path: Path, fields: list[str], rows: list[Row]) -> None:
-    """Write a CSV file, all of it or nothing."""
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    os.replace(part, path)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what `write_rows` wrote; empty values are left out."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            {k: v if k in TEXT_FIELDS else float(v) for k, v in row.items() if v != ""}
-            for row in csv.DictReader(file)
-        ]
-
-
-def resume(out: Path, settings: Row) -> tuple[list[Row], list[Row]]:
-    """Return the points and failures that an earlier run with these settings left.
-
-    Raises:
-        click.ClickException: the folder holds a run with other settings.
-    """
-    path = out / "run.json"
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        before = json.loads(path.read_text())
-        other = [k for k in settings if before.get(k) != settings[k]]
-        if other:
-            raise click.ClickException(
-                f"{out} holds a run with other settings ({', '.join(other)}): name another folder"
-            )
-    else:
-        path.write_text(json.dumps(settings, indent=1) + "\n")
-    return read_rows(out / "points.csv"), read_rows(out / "failures.csv")
-
-
 _bench: Bench
 
 
@@ -291,6 +252,21 @@ def workers(plan: Plan, jobs: int) -> Iterator[Callable[[Callable, Iterable], It
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def count_ties(
+    out: Path,
+    sets: dict[str, Path],
+    ratios: tuple[float, ...],
+    coder: Coder,
+    plan: Plan,
+    seed: int,
+) -> tuple[tie_points.Measured, list[str]]:
+    """Tie points of the sets whose frames overlap, and notes on the others."""
+    peers = tuple(name for name in plan.peers if name in FLIGHT_PEERS)
+    threads = torch.get_num_threads()
+    told = tie_points.Plan(coder, plan.allocation, plan.steps[0], peers, seed, threads)
+    return tie_points.run(out, sets, ratios, told, partial(click.echo, err=True))
 
 
 def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
@@ -330,9 +306,9 @@ def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 @click.option(
     "--codec",
     "codecs",
-    type=click.Choice(list(ALL_PEERS)),
+    type=click.Choice([*ALL_PEERS, NO_PEERS]),
     multiple=True,
-    help="Peers; all of them but those of CompressAI's zoo, whose weights must be at hand.",
+    help="Peers, or none; all but those of CompressAI's zoo, whose weights must be at hand.",
 )
 @click.option(
     "--crops",
@@ -349,6 +325,19 @@ def parse_sets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that measure."
 )
+@click.option(
+    "--tie-points",
+    "ratios",
+    type=click.FloatRange(1, 1000),
+    multiple=True,
+    help="Ratio of raw bytes to ours at which tie points of overlapping frames are counted, too.",
+)
+@click.option(
+    "--record",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A model's folder, to keep the rows in.",
+)
 def main(
     out: Path,
     sets: dict[str, Path],
@@ -360,16 +349,20 @@ def main(
     size: int,
     seed: int,
     jobs: int,
+    ratios: tuple[float, ...],
+    folder: Path | None,
 ) -> None:
     coder = Coder(model)
     coder.worth(allocation)  # refused here, not crop by crop
+    if folder is not None and allocation != "uniform":
+        raise click.UsageError("--record keeps what --allocation uniform, the default, gives")
     sha256 = coder.codec.model.sha256
     try:
         crops = [c for n, d in sets.items() for c in choose_crops(n, d, count, size, seed)]
     except CropError as error:
         raise click.ClickException(str(error)) from error
     versions, notes = {}, []
-    for name in codecs or PEERS:
+    for name in [] if NO_PEERS in codecs else codecs or PEERS:
         try:
             versions[name] = ALL_PEERS[name].library()
         except ImportError as error:
@@ -390,7 +383,8 @@ def main(
         "peers": {name: ALL_PEERS[name].note for name in versions},
         "metrics": list(measures),
     }
-    points, failures = resume(out, settings)
+    resume(out, settings)
+    points, failures = read_rows(out / "points.csv"), read_rows(out / "failures.csv")
     threads = max(1, torch.get_num_threads() // jobs)
     plan = Plan(model, allocation, steps, tuple(versions), tuple(measures), threads)
     with workers(plan, jobs) as run:
@@ -410,12 +404,19 @@ def main(
         summary.write_ratios(out / "ratios.csv", comparisons)
         counts = " ".join(f"--steps {n}" for n in steps)
         options = f"--allocation {allocation} {counts} --crops {count} --size {size} --seed {seed}"
+        ties, page = tie_points.Measured([], []), []
+        if ratios:
+            options += "".join(f" --tie-points {ratio:g}" for ratio in ratios)
+            ties, more = count_ties(out, sets, ratios, coder, plan, seed)
+            notes += more
+            page = ["", tie_points.EXPLAINED, *tie_points.lines(ties.pairs, ties.frames, seed), ""]
         text = summary.markdown(
             summary.Run(Path(model).name, sha256, options, steps, versions, notes),
             points,
             failures,
             comparisons,
         )
+        text += "\n".join(page)
         (out / "summary.md").write_text(text)
         figures.draw_curves(points, names, list(measures), out / "curves")
         click.echo(text)
@@ -423,6 +424,10 @@ def main(
         chosen = summary.first_of_each(crops, SHEET_CROPS)
         for n, _ in enumerate(run(partial(_draw, folder=out / "crops"), chosen), 1):
             click.echo(f"side by side {n}/{len(chosen)}", err=True)
+    if folder is not None:
+        named = {summary.ours(n, steps[0]): summary.ours(n, 0) for n in steps}
+        kept = [{**r, "codec": named.get(r["codec"], r["codec"])} for r in points]
+        releases.record(folder, sha256, kept, [] if steps[0] else ties.pairs)
 
 
 if __name__ == "__main__":

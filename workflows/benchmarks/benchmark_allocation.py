@@ -30,8 +30,9 @@ import benchmark_summary as summary
 import click
 import metrics
 import numpy as np
-from benchmark import parse_sets, read_rows, write_rows
+from benchmark import parse_sets
 from benchmark_crops import Crop, choose_crops
+from benchmark_rows import read_rows, write_rows
 from metrics import METRICS
 from numpy.typing import NDArray
 from PIL import Image

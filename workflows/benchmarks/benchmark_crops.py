@@ -60,15 +60,25 @@ def read_image(path: Path, divisor: int) -> Pixels:
         return np.asarray(image.convert("RGB").reduce(divisor))
 
 
+def images_of(name: str, folder: Path) -> list[Path]:
+    """A set's images, by name.
+
+    Raises:
+        CropError: there are none.
+    """
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise CropError(f"{name}: no images in {folder}")
+    return files
+
+
 def choose_crops(name: str, folder: Path, count: int, size: int, seed: int) -> list[Crop]:
     """Choose at most `count` crops of each scale; a larger count keeps those of a smaller one.
 
     Raises:
         CropError: the folder holds no images, or one that is too small to judge.
     """
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise CropError(f"{name}: no images in {folder}")
+    files = images_of(name, folder)
     sizes = []
     for path in files:
         try:

@@ -123,3 +123,13 @@ def bootstrap(values: Floats, seed: int) -> tuple[float, float]:
     means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def bootstrap_share(parts: Floats, wholes: Floats, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of sum(parts) / sum(wholes), both resampled together."""
+    if len(parts) < 2:
+        return np.nan, np.nan
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(0, len(parts), (RESAMPLES, len(parts)))
+    low, high = np.percentile(parts[chosen].sum(1) / wholes[chosen].sum(1), [2.5, 97.5])
+    return float(low), float(high)
