@@ -420,8 +420,8 @@ def retire(
     Args:
         flight: only this flight's.
         archive: path or fsspec URL.
-        originals: folder in which they lie; by default those that this user archived from on this
-            machine.
+        originals: folder or s3:// URL below which they lie; by default those that this user
+            archived from on this machine.
         require: "detection", "photogrammetry" or "photogrammetry-quick", or several: verdicts that
             each image must have passed.
         yes: delete; else only find out what would go.

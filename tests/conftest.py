@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,17 +12,22 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
 from archive_pipeline.commands.cli import main
 
+if TYPE_CHECKING:
+    from s3_server import S3Server
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 BRIGHTON = DATA / "eval" / "brighton_beach"
 ORTHO = DATA / "ortho"
+
+BUCKET = "drones"
 
 # Two tiles, the second narrower; small enough to code hundreds of times.
 WIDTH, HEIGHT, FRAMES = 720, 304, 3
@@ -143,3 +149,20 @@ def own_archive(archive: Path, tmp_path: Path) -> Path:
 def own_flight(flight: Path, tmp_path: Path) -> Path:
     """A copy of `flight` to change."""
     return Path(shutil.copytree(flight, tmp_path / "beach"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    """An S3 server on this machine, with one empty bucket "drones"."""
+    import fsspec
+    from s3_server import S3Server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch:
+        server = S3Server()
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir(BUCKET)
+        yield server
+        server.stop()
+        fsspec.filesystem("s3").clear_instance_cache()

@@ -36,10 +36,13 @@ class S3Server:
     """Attributes:
     requests: all that were answered, in the order of their ends.
     refuse: answers a request with this status where it says so.
+    before: called with a request's method, path and headers, as WSGI has them, before it is
+        answered; it may change the headers.
     """
 
     requests: list[Request] = field(default_factory=list)
     refuse: Callable[[str, str], int | None] = lambda method, path: None
+    before: Callable[[str, str, dict[str, Any]], None] = lambda method, path, environ: None
 
     def __post_init__(self) -> None:
         self.app = DomainDispatcherApplication(create_backend_app)
@@ -92,6 +95,7 @@ class S3Server:
             codes.append(int(status.split()[0]))
             return start_response(status, headers, *args)
 
+        self.before(method, path, environ)
         refused = self.refuse(method, path)
         if refused is not None:
             environ["wsgi.input"].read(received)

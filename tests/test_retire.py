@@ -21,6 +21,7 @@ from archive_pipeline.flight.find import find_images
 from archive_pipeline.flight.locations import sha256
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.read import read_source
+from archive_pipeline.jobs import _deleting
 from archive_pipeline.jobs import retire as job
 from archive_pipeline.jobs._verdicts import keep_verdict
 from archive_pipeline.store.archive import Archive
@@ -128,7 +129,7 @@ def test_a_file_that_changes_meanwhile_stays(
     url, flight = single
     path = flight / NAMES[0]
     other = b"a new flight's frame"
-    delete, digest = job.delete_if, aside._digest
+    delete, digest = _deleting.delete_if, aside._digest
 
     def late(place: Path, wanted: str) -> None:
         assert place == path
@@ -144,7 +145,7 @@ def test_a_file_that_changes_meanwhile_stays(
 
     with monkeypatch.context() as patch:
         if moment == "before it is moved":
-            patch.setattr(job, "delete_if", late)
+            patch.setattr(_deleting, "delete_if", late)
         else:
             patch.setattr(aside, "_digest", later)
         done = retire(run, url, flight, "--yes", "--json")
@@ -168,21 +169,21 @@ def test_a_file_that_changes_meanwhile_stays(
 KILLED = """
 import os, sys
 from archive_pipeline.flight import aside
-from archive_pipeline.jobs import retire
+from archive_pipeline.jobs import _deleting
 
 def die(*args, **kwargs):
     os._exit(9)
 
 moment, url, flight = sys.argv[1:]
 if moment == "noted":
-    retire.delete_if = die
+    _deleting.delete_if = die
 elif moment == "aside":
     aside._digest = die
 elif moment == "read":
     aside.os.unlink = die
 else:
-    real = retire.delete_if
-    retire.delete_if = lambda *args: (real(*args), die())
+    real = _deleting.delete_if
+    _deleting.delete_if = lambda *args: (real(*args), die())
 import archive_pipeline as ap
 ap.retire(archive=url, originals=flight, yes=True)
 """
@@ -422,8 +423,8 @@ def test_links_are_not_followed(run: Run, single: tuple[Path, Path], tmp_path: P
         "a link leads to it from outside of the flight's folder"
     )
     assert job._misplaced(outside / NAMES[0], [outside]) is None
-    assert job._misplaced("s3://bucket/a.JPG", ["s3://bucket"]) == (
-        "it is at a URL: only files on file systems of this machine are deleted"
+    assert job._misplaced("gs://bucket/a.JPG", ["gs://bucket"]) == (
+        "it is at a URL: only files of this machine and objects at s3:// are deleted"
     )
 
 

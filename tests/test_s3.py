@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 import rasterio
-from conftest import FRAMES, HEIGHT, WIDTH, Result, Run, command_line
+from conftest import BUCKET, FRAMES, HEIGHT, WIDTH, Result, Run, command_line
 from s3_server import Request, S3Server
 
 from archive_pipeline.flight.formats import FORMAT_NAMES
@@ -27,21 +25,7 @@ from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.documents import write_document
 from archive_pipeline.store.layout import ArchiveError
 
-BUCKET = "drones"
 MANY = 20
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with pytest.MonkeyPatch.context() as patch:
-        server = S3Server()
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3").mkdir(BUCKET)
-        yield server
-        server.stop()
-        fsspec.filesystem("s3").clear_instance_cache()
 
 
 @pytest.fixture

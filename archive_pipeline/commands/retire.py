@@ -57,6 +57,7 @@ def retire(
     mask must be the same, lossless pixels, too, and what --require names must have been passed.
     A file whose SHA-256 is another stays, and so does what links lead to, and anything beside the
     images. The archive keeps a note of what went. Without --yes all is checked and nothing deleted.
+    Objects at s3:// go only where their bucket deletes on a condition or keeps versions.
     """
     kinds = [kind for given in require for kind in given.split(",") if kind]
     bar = Progress("retire", quiet)

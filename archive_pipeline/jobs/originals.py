@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from archive_pipeline.detection.detectors import Read
-from archive_pipeline.flight.find import FlightError, find_images
+from archive_pipeline.flight.find import FlightError, ImageFile, find_images
 from archive_pipeline.flight.locations import Location, local_file, sha256
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.source_image import SourceError, SourceImage
@@ -16,7 +16,7 @@ from archive_pipeline.jobs.ingested import noted_sources
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ImageEntry
 
-Named = dict[str, list[Location]]
+Named = dict[str, list[ImageFile]]
 """Files by their names, letter case aside."""
 
 
@@ -28,7 +28,7 @@ def by_name(folder: Location) -> Named:
     """
     found: Named = {}
     for file in find_images(folder):
-        found.setdefault(_parts(file.path)[-1].casefold(), []).append(file.path)
+        found.setdefault(_parts(file.path)[-1].casefold(), []).append(file)
     return found
 
 
@@ -61,8 +61,7 @@ class Originals:
 
     def candidates(self, entry: ImageEntry) -> tuple[Location, ...]:
         """Files that may be an image's original, the likeliest first; their SHA-256 decides."""
-        named = self._given if self._given is not None else self._of_flight(entry.flight)
-        places = named.get(entry.id.rpartition("/")[2].casefold(), [])
+        places = [file.path for file in self._files(entry)]
         parts = PurePosixPath(entry.flight, entry.id).parts
 
         def alike(place: Location) -> int:
@@ -70,6 +69,11 @@ class Originals:
             return next((i for i, (a, b) in enumerate(ends) if a != b), len(parts))
 
         return tuple(sorted(places, key=alike, reverse=True))
+
+    def beside(self, entry: ImageEntry, place: Location) -> dict[str, Location]:
+        """Sidecars of one of the candidates, by what their names have behind its stem."""
+        own = next((file for file in self._files(entry) if file.path == place), None)
+        return {} if own is None else {sidecar.ending: sidecar.path for sidecar in own.sidecars}
 
     def problem(self, entry: ImageEntry) -> str | None:
         """What to say of an image that has no candidate; None where nobody has named a place."""
@@ -81,13 +85,17 @@ class Originals:
         some = " or ".join(map(str, places[:3])) + (" or ..." if len(places) > 3 else "")
         return f"the original is not in {some} (see --originals)"
 
+    def _files(self, entry: ImageEntry) -> list[ImageFile]:
+        named = self._given if self._given is not None else self._of_flight(entry.flight)
+        return named.get(entry.id.rpartition("/")[2].casefold(), [])
+
     def _of_flight(self, flight: str) -> Named:
         if flight not in self._found:
             found = self._found[flight] = Named()
             for place in self._noted.get(flight, ()):
                 with suppress(FlightError):  # moved or deleted since
-                    for name, places in by_name(place).items():
-                        found.setdefault(name, []).extend(places)
+                    for name, files in by_name(place).items():
+                        found.setdefault(name, []).extend(files)
         return self._found[flight]
 
 

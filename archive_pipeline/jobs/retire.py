@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from archive_pipeline._version import __version__
-from archive_pipeline.flight.aside import Kept, delete_if, left_aside, put_back
-from archive_pipeline.flight.locations import Location, location, sha256
+from archive_pipeline.flight import objects
+from archive_pipeline.flight.aside import Kept
+from archive_pipeline.flight.locations import Location, local_file, sha256
+from archive_pipeline.jobs._deleting import Deletion
 from archive_pipeline.jobs._proof import why_not
 from archive_pipeline.jobs.originals import Originals, folders_of
 from archive_pipeline.outputs.publish import is_inside
 from archive_pipeline.store.archive import Archive, in_process_only
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
-from archive_pipeline.store.leases import leased
+from archive_pipeline.store.leases import Leases, leased
 from archive_pipeline.store.retired import ROOT as RETIRED
-from archive_pipeline.store.retired import forget_path, read_retired, write_retired
 from archive_pipeline.store.verdicts import Verdict, read_verdicts, record_digest
 
 FULLER = {"photogrammetry-quick": ("photogrammetry-quick", "photogrammetry")}
@@ -76,8 +76,8 @@ def retire(
     Interrupted, it can be run again.
 
     Args:
-        originals: folder in which they lie; by default those that this user archived from on this
-            machine.
+        originals: folder or URL below which they lie; by default those that this user archived
+            from on this machine.
         require: kinds of verdicts (`verdicts.KINDS`) that each image must have passed.
         yes: delete; else only find out what would go.
         progress: called after each image with the number of images.
@@ -97,7 +97,9 @@ def retire(
     folders = {f: folders_of(archive_url, originals, f) for f in flights}
     every = list(dict.fromkeys(place for places in folders.values() for place in places))
     _check_apart(archive, every)
-    _mend(every, report)
+    deletion = Deletion(archive, every, yes)
+    report.notes = deletion.notes
+    deletion.mend()
     # a folder of which all images went is empty
     found = Originals(archive_url, originals, strict=not archive.list_names(RETIRED))
 
@@ -112,10 +114,10 @@ def retire(
     if yes and hasattr(os, "sync"):
         os.sync()  # what was archived is on the disk before anything goes
     with leased(archive, flights if yes else []) as leases:
+        one = _One(archive, found, deletion, leases, report)
         for entry in entries:
             leases.check()
-            places = folders[entry.flight]
-            _retire_one(archive, entry, found, places, verdicts[entry.flight], report)
+            one.retire(entry, folders[entry.flight], verdicts[entry.flight])
             progress(len(entries))
     return report
 
@@ -134,7 +136,7 @@ def _check_apart(archive: Archive, folders: list[Location]) -> None:
                     is_inside(archive.folder, place) or is_inside(place, archive.folder)
                 )
             else:
-                one, two = (f"{url.rstrip('/')}/" for url in (archive.url, text))
+                one, two = (f"{objects.plain(url)}/" for url in (archive.url, text))
                 near = one.startswith(two) or two.startswith(one)
         except OSError as error:
             raise ArchiveError(f"{text}: {error.strerror or error}") from error
@@ -145,84 +147,91 @@ def _check_apart(archive: Archive, folders: list[Location]) -> None:
             )
 
 
-def _mend(folders: list[Location], report: RetireReport) -> None:
-    """Put back what a killed run left aside; without `yes`, tell of it."""
-    for folder in folders:
-        for aside in left_aside(folder) if isinstance(folder, Path) else ():
-            place = aside.parent.parent / aside.name
-            if not report.done:
-                report.notes.append(f"{place}: a killed run has left it as {aside}; --yes mends it")
-            else:
-                report.notes.append(put_back(aside) or f"{place}: a killed run had moved it; back")
-
-
 def _verdicts(archive: Archive, flight: str, kind: str) -> list[Verdict]:
     """Verdicts of a kind, or of one that says more."""
     kinds = FULLER.get(kind, (kind,))
     return [verdict for one in kinds for verdict in read_verdicts(archive, flight, one)]
 
 
-def _retire_one(
-    archive: Archive,
-    entry: ImageEntry,
-    found: Originals,
-    folders: list[Location],
-    verdicts: dict[str, list[Verdict]],
-    report: RetireReport,
-) -> None:
-    """Delete an image's original, or tell why not."""
-    path: Location | None = None
-    try:
-        path, reason = _candidate(entry, found, folders)
-        if path is None and _settle(archive, entry, report.done):
-            report.already += 1
-            return
-        if isinstance(path, Path) and reason is None:
-            with archive.exclusive(entry.key):
-                reason = _unproven(archive, entry, path, verdicts)
-                if reason is None:
-                    size = path.stat().st_size
-                    if report.done:
-                        _delete(archive, entry, path, verdicts)
-                    item = {"image": f"{entry.flight}/{entry.id}", "path": str(path), "bytes": size}
-                    report.files.append(item)
-                    return
-    except (ArchiveError, Kept, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-    report.kept.append(
-        {
-            "image": f"{entry.flight}/{entry.id}",
-            "path": None if path is None else str(path),
-            "reason": reason,
-        }
-    )
+@dataclass(frozen=True)
+class _One:
+    """Deletes originals one by one, each with its reason where it stays."""
 
+    archive: Archive
+    found: Originals
+    deletion: Deletion
+    leases: Leases
+    report: RetireReport
 
-def _candidate(
-    entry: ImageEntry, found: Originals, folders: list[Location]
-) -> tuple[Location | None, str | None]:
-    """The file that is an image's original, and why it stays, as far as its place tells.
-
-    Raises:
-        OSError: it cannot be told where it lies.
-    """
-    places = found.candidates(entry)
-    other = None
-    for place in places:
+    def retire(
+        self, entry: ImageEntry, folders: list[Location], verdicts: dict[str, list[Verdict]]
+    ) -> None:
+        """Delete an image's original, or tell why not."""
+        name, place = f"{entry.flight}/{entry.id}", None
         try:
-            digest = sha256(place)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            other = place, f"it cannot be read: {error.strerror or error}"
-            continue
-        if digest != entry.record["sha256"]:
-            other = place, "it is not the file that was archived: its SHA-256 differs"
-            continue
-        return place, _misplaced(place, folders)
-    if other is not None:
-        return other
-    return None, found.problem(entry) or "nobody has named where its original lies: --originals"
+            with ExitStack() as stack:
+                place, copy, reason = self._candidate(entry, folders, stack)
+                if place is None and self.deletion.is_gone(entry):
+                    self.report.already += 1
+                    return
+                if place is not None and copy is not None and reason is None:
+                    stack.enter_context(self.archive.exclusive(entry.key))
+                    reason = self._unproven(entry, copy, verdicts)
+                    if reason is None:
+                        size = copy.stat().st_size
+                        if self.report.done:
+                            self.deletion.delete(entry, place, [*verdicts])
+                        self.report.files.append({"image": name, "path": str(place), "bytes": size})
+                        return
+        except (ArchiveError, Kept, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+        path = None if place is None else str(place)
+        self.report.kept.append({"image": name, "path": path, "reason": reason})
+
+    def _candidate(
+        self, entry: ImageEntry, folders: list[Location], stack: ExitStack
+    ) -> tuple[Location | None, Path | None, str | None]:
+        """The file that is an image's original, itself or its copy on this machine while the stack
+        lasts, and why it stays, as far as its place tells.
+
+        Raises:
+            OSError: it cannot be told where it lies.
+        """
+        other = None
+        for place in self.found.candidates(entry):
+            try:
+                copy = stack.enter_context(local_file(place, self.found.beside(entry, place)))
+                digest = sha256(copy)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                other = place, None, f"it cannot be read: {error.strerror or error}"
+                continue
+            if digest != entry.record["sha256"]:
+                other = place, None, "it is not the file that was archived: its SHA-256 differs"
+                continue
+            return place, copy, _misplaced(place, folders)
+        if other is not None:
+            return other
+        reason = self.found.problem(entry)
+        return None, None, reason or "nobody has named where its original lies: --originals"
+
+    def _unproven(
+        self, entry: ImageEntry, copy: Path, verdicts: dict[str, list[Verdict]]
+    ) -> str | None:
+        """Why an image does not stand in for its original, of which there is a copy."""
+        reason = self._outdated(entry) or _unverified(entry, verdicts)
+        if reason is None:
+            reason = why_not(self.archive, entry, copy)
+            # where archives cannot be locked, a lease may have been lost meanwhile
+            self.leases.check()
+        return reason or self._outdated(entry)
+
+    def _outdated(self, entry: ImageEntry) -> str | None:
+        now = self.archive.entry(entry.key)
+        if now is None or now.record != entry.record:
+            return "its image was replaced or removed just now"
+        return None
 
 
 def _misplaced(place: Location, folders: list[Location]) -> str | None:
@@ -231,8 +240,13 @@ def _misplaced(place: Location, folders: list[Location]) -> str | None:
     Raises:
         OSError: that cannot be told.
     """
-    if not isinstance(place, Path):
-        return "it is at a URL: only files on file systems of this machine are deleted"
+    if isinstance(place, str):
+        if not objects.in_bucket(place):
+            return "it is at a URL: only files of this machine and objects at s3:// are deleted"
+        near = (objects.plain(str(folder)) for folder in folders)
+        if not any(objects.plain(place).startswith(f"{folder}/") for folder in near):
+            return "it is not below the flight's URL"
+        return None
     if place.is_symlink():
         return "it is a link"
     real = place.parent.resolve(strict=True)
@@ -242,13 +256,8 @@ def _misplaced(place: Location, folders: list[Location]) -> str | None:
     return None
 
 
-def _unproven(
-    archive: Archive, entry: ImageEntry, path: Path, verdicts: dict[str, list[Verdict]]
-) -> str | None:
-    """Why an image does not stand in for its original; to be called while nobody may write it."""
-    now = archive.entry(entry.key)
-    if now is None or now.record != entry.record:
-        return "its image was replaced or removed just now"
+def _unverified(entry: ImageEntry, verdicts: dict[str, list[Verdict]]) -> str | None:
+    """Which verdict that is asked for an image lacks."""
     digest = record_digest(entry)
     for kind, some in verdicts.items():
         own = [verdict for verdict in some if verdict.images.get(entry.id) == digest]
@@ -256,52 +265,4 @@ def _unproven(
             return f"it has no verdict of verify-{kind}"
         if not all(verdict.passed for verdict in own):
             return f"it failed verify-{kind}"
-    return why_not(archive, entry, path)
-
-
-def _delete(
-    archive: Archive, entry: ImageEntry, path: Path, verdicts: dict[str, list[Verdict]]
-) -> None:
-    """Note a file in the archive, delete it, and note that it is gone.
-
-    Raises:
-        ArchiveError: the archive cannot be written; then the file stays.
-        Kept: the file stays; then so does no note of it.
-    """
-    note = {
-        "path": str(path.absolute()),
-        "sha256": entry.record["sha256"],
-        "bytes": entry.record["source_bytes"],
-        "record": record_digest(entry),
-        "date": _now(),
-        "version": __version__,
-        "verdicts": [*verdicts],
-        "deleted": None,
-    }
-    write_retired(archive, entry.flight, entry.id, note)
-    if read_retired(archive, entry.flight, entry.id)[-1:] != [note]:
-        raise ArchiveError(f"{archive.url}: does not keep what is written to it")
-    try:
-        delete_if(path, entry.record["sha256"])
-    except Kept:
-        forget_path(archive, entry.flight, entry.id, note["path"])
-        raise
-    write_retired(archive, entry.flight, entry.id, {**note, "deleted": _now()})
-
-
-def _settle(archive: Archive, entry: ImageEntry, mend: bool) -> bool:
-    """Whether an image's originals were deleted by an earlier run, which may have been killed.
-
-    Raises:
-        ArchiveError: the store fails.
-    """
-    files = read_retired(archive, entry.flight, entry.id)
-    gone = [file for file in files if not os.path.lexists(location(file["path"]))]
-    for file in gone:
-        if mend and file.get("deleted") is None:
-            write_retired(archive, entry.flight, entry.id, {**file, "deleted": _now()})
-    return bool(gone)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return None
