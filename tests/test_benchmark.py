@@ -169,6 +169,32 @@ def test_search_meets_sizes_from_both_sides() -> None:
     assert within(peer, pixels, 9) == bytes(10)
 
 
+@pytest.mark.parametrize("grows", [1.0, 1.07, 1.5])  # from one setting to the next
+def test_files_within_sizes_are_the_finest_and_few(grows: float) -> None:
+    made: list[float] = []
+
+    def size_of(setting: float) -> int:
+        return 100 + int(setting) if grows == 1 else int(100 * grows ** (setting / 4))
+
+    def encode(_: object, setting: float) -> bytes:
+        made.append(setting)
+        return bytes(size_of(setting))
+
+    peer = replace(PEERS["jpeg"], settings=range(101), encode=encode)
+    pixels = ref.constant(8, 8)
+    known: dict[int, int] = {}
+    sizes = [size_of(setting) + 3 for setting in (95, 70, 44, 43, 20, 3)]
+    for size in (*sizes, 10, 10**9):
+        found = search(peer, pixels, size, at_most=True)
+        made.clear()
+        assert within(peer, pixels, size, known) == (found[1] if found else bytes(size_of(0)))
+        assert len(made) <= 12
+    assert known == {setting: size_of(setting) for setting in known}
+    made.clear()
+    within(peer, pixels, sizes[2], known)
+    assert len(made) == 1  # both neighbours are known
+
+
 def test_boxes_do_not_count() -> None:
     def box(name: bytes, content: bytes) -> bytes:
         return (8 + len(content)).to_bytes(4, "big") + name + content
@@ -440,7 +466,7 @@ def test_avif_of_a_frame_fits_its_bytes() -> None:
         benchmark_frames.avif(pixels, 20)
 
 
-def test_detection_table_gives_peers_the_archives_bytes(flight: Path, tmp_path: Path) -> None:
+def test_detection_table_gives_all_codecs_the_same_budget(flight: Path, tmp_path: Path) -> None:
     detection_table = pytest.importorskip("detection_table")
     pytest.importorskip("ultralytics")
     available("hevc")
@@ -453,8 +479,8 @@ def test_detection_table_gives_peers_the_archives_bytes(flight: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     found = rows(out / "detection.csv")
     sizes = {r["codec"]: int(r["bytes"]) for r in found}
-    assert list(sizes) == ["pcdc", "hevc", "jpeg"]
-    assert 0.8 * sizes["pcdc"] < sizes["hevc"] <= sizes["pcdc"]
-    assert 0.8 * sizes["pcdc"] < sizes["jpeg"] <= sizes["pcdc"]
+    assert list(sizes) == ["uniform", "hevc", "jpeg"]
+    budget = (frames / "one.jpg").stat().st_size // 4
+    assert all(0.8 * budget < size <= budget for size in sizes.values())
     cars = [r for r in found if r["metric"] == "ratio" and r["class"] == "vehicle"]
     assert [(r["objects"], float(r["restored"])) for r in cars] == 3 * [("1", 1.0)]

@@ -1,238 +1,104 @@
-"""Detectors on archived images at several ratios, beside HEVC intra and JPEG at the same bytes.
+"""Detectors on archived images at several ratios, beside HEVC intra and JPEG of the same budgets.
 
+\b
     python workflows/detection/detection_table.py OUT_DIR FLIGHT_DIR --model yolo11s.pt
         [--labels DIR] [--source-ratio 10 --source-ratio 21.2 --source-ratio 40]
-        [--peer hevc --peer jpeg] [--steps 0 --steps 1] [--objects yolo11s.pt] [--image NAME ...]
+        [--allocation uniform --allocation policy] [--objects yolo11s.pt]
+        [--peer hevc --peer jpeg] [--steps 0 --steps 1] [--image NAME ...]
 
-Every frame goes through `archive ingest` and comes back from the archive's bytes, decoded with
-each number of denoising steps (pcdc-1 is pcdc with one); each peer then gets as many bytes as the
-archive took for that frame, metadata and index included. (A peer's lowest quality may take more:
-the column `bytes` says what was used.) With --objects a second archive of the same budgets joins,
-"objects", made with `--allocation objects` and that detector's finds. The numbers are those of
-`archive verify-detection`: labels are the reference, without them the originals' detections are.
+Every frame goes through `archive ingest` and comes back from the archive's bytes, metadata and
+index included. Peers get the same budget: the bytes of the frame's file over the ratio. What a
+codec takes is what counts (a peer's lowest quality may take more than the budget). With --objects
+`--allocation objects` joins, with that detector's finds. An allocation's images decoded with one
+denoising step are named uniform-1. The numbers are those of `archive verify-detection`: labels
+are the reference, without them the originals' detections are.
 
-Writes OUT_DIR/detection.csv (a row for each ratio, codec, detector, class group and metric, with
-95 % bootstrap intervals over frames) and OUT_DIR/detection.md.
+Writes to OUT_DIR
+
+\b
+  detection.csv   a row for each ratio, codec, detector, class group and metric
+  bd_rates.csv    bytes at equal metrics over all ratios, against the first codec and HEVC
+  detection.md    both as tables, and the paper's table for one ratio
+  detection.svg   metrics against bytes; also as .png
+
+Intervals are of 95 %, by a bootstrap over frames; those of differences and of bytes are paired.
+What was coded and found stays in OUT_DIR: run again, the same command goes on where it was
+stopped, and with further ratios, codecs or detectors only these are made.
 Needs `pip install 'archive-pipeline[verify,benchmark]'`; peers are those of `peers.py`.
 """
 
 from __future__ import annotations
 
-import csv
-import shutil
 import sys
-import tempfile
-from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import click
-import numpy as np
-from numpy.typing import NDArray
-
-from archive_pipeline.codec.models import DEFAULT_MODEL
-from archive_pipeline.detection.boxes import Boxes, Detections
-from archive_pipeline.detection.detectors import (
-    Detector,
-    Read,
-    detect,
-    find_detectors,
-    load_detector,
-    whole,
-)
-from archive_pipeline.detection.labels import Labels, find_labels, parse_groups, read_labels
-from archive_pipeline.detection.metrics import METRICS
-from archive_pipeline.detection.verdict import GroupResult, ModelReport, judge
-from archive_pipeline.detection.verification import (
-    DetectorGroups,
-    VerifyOptions,
-    choose_groups,
-    compare,
-)
-from archive_pipeline.jobs.ingest import ingest
-from archive_pipeline.jobs.ingest_task import Budget, IngestOptions
-from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
-from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.archived_image import ArchivedImage
-from archive_pipeline.store.layout import ImageEntry
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from detection_codecs import Codec, Original, PeerCodec, archived, chosen
+from detection_figure import Panel, draw
+from detection_judge import Setting, judge
+from detection_rates import Sampled
+from detection_run import Run
+from detection_tables import (
+    RATE_METRICS,
+    paper_table,
+    rate_rows,
+    rate_table,
+    ratio_table,
+    rows,
+    write_csv,
+)
 from peers import FRAME_PEERS as PEERS
-from peers import within
 
-Pixels = NDArray[np.uint8]
-FIELDS = [
-    "source_ratio", "codec", "bytes", "images", "model", "reference", "class", "objects", "metric",
-    "original", "restored", "delta", "low", "high",
-]  # fmt: skip
+from archive_pipeline.codec.models import DEFAULT_MODEL
+from archive_pipeline.detection.detectors import find_detectors, load_detector
+from archive_pipeline.detection.labels import find_labels, parse_groups
+from archive_pipeline.detection.metrics import RESAMPLES
+from archive_pipeline.detection.verification import VerifyOptions, choose_groups
+from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.pcdc.allocation import ALLOCATIONS
 
-
-@dataclass
-class Codec:
-    """What was found in one codec's images at one ratio."""
-
-    bytes: list[int] = field(default_factory=list)
-    results: dict[tuple[str, str], dict[str, GroupResult]] = field(default_factory=dict)
+RATIOS = (10, 15, 21.2, 30, 40, 60)
+PARTLY_FAILED = 3
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Detectors with their groups, the reference, and how archived images are decoded."""
-
-    detectors: DetectorGroups
-    labels: Labels | None
-    options: VerifyOptions
-    decoders: tuple[int, ...]  # numbers of steps
-
-    def labelled(self, entry: ImageEntry, detector: Detector) -> dict[str, Boxes] | None:
-        """Boxes of an image's labels by class, if labels are the reference."""
-        label = None if self.labels is None else self.labels.find(entry.flight, entry.id)
-        if self.labels is None or label is None:
-            return None
-        names = detector.classes if self.labels.names is None else self.labels.names
-        return read_labels(label, entry.record["width"], entry.record["height"], names)
-
-
-def decoded_as(name: str, steps: int) -> str:
-    """An archive's images, decoded with so many steps, in the table."""
-    return name if steps == 0 else f"{name}-{steps}"
-
-
-def run_image(
-    archives: dict[str, Archive], key: str, setting: Setting, codecs: dict[str, Codec]
-) -> None:
-    """Compare one frame of each archive, and the peers at the first one's bytes, with its
-    original."""
-    images = {}
-    for name, archive in archives.items():
-        entry = archive.entry(key)
-        if entry is None:
-            raise click.ClickException(f"{key}: could not be archived as {name}")
-        images[name] = ArchivedImage(archive, entry)
-    first, image = next(iter(archives.values())), next(iter(images.values()))
-    entry = image.entry
-    places = Originals(first.url, None).candidates(entry)  # where this run archived it from
-    source, problem, _ = find_original(image, places)
-    if source is None:
-        raise click.ClickException(problem)
-    width, height = source.width, source.height
-    everything = (0, 0, width, height)
-    with original_pixels(source) as read:
-        assert read is not None
-        original = whole(read, width, height)
-        size = first.size_of(key)
-        versions: dict[str, Read] = {}
-        for name, archive in archives.items():
-            for steps in setting.decoders:
-                decoded = replace(setting.options, steps=steps).settings()
-                restored = ArchivedImage(archive, images[name].entry, decoded)
-                versions[decoded_as(name, steps)] = whole(restored.read, width, height)
-                codecs[decoded_as(name, steps)].bytes.append(archive.size_of(key))
-        for name in (codec for codec in codecs if codec in PEERS):
-            peer = PEERS[name]
-            data = within(peer, original(everything), size)
-            versions[name] = partial(crop, peer.decode(data))
-            codecs[name].bytes.append(peer.size(data))
-        for file, groups in setting.detectors:
-            detector: Detector = load_detector(file, setting.options.device)
-            side = setting.options.slice or detector.input_size
-            readers = [original, *versions.values()]
-            found: list[Detections] = detect(detector, readers, width, height, side, height)
-            labelled = setting.labelled(entry, detector)
-            for name, after in zip(versions, found[1:], strict=True):
-                results = compare(detector, groups, found[0], after, labelled, setting.options)
-                for group, result in results.items():
-                    own = codecs[name].results.setdefault((file.sha256, group), {})
-                    own[f"{entry.flight}/{entry.id}"] = result
-
-
-def crop(pixels: Pixels, window: tuple[int, int, int, int]) -> Pixels:
-    col, row, width, height = window
-    return pixels[row : row + height, col : col + width]
-
-
-def rows_of(ratio: float, name: str, codec: Codec, setting: Setting) -> list[dict]:
-    """Rows of the CSV for one codec at one ratio."""
-    rows = []
-    reference = "originals" if setting.labels is None else "labels"
-    options = setting.options
-    for file, groups in setting.detectors:
-        report = ModelReport(file.name, file.sha256, reference, len(codec.bytes), 0)
-        for group in groups:
-            results = codec.results[file.sha256, group]
-            judge(report, group, results, options.confidence, options.tolerance)
-            for metric in METRICS:
-                low, high = report.intervals[group][metric] or (None, None)
-                rows.append(
-                    {
-                        "source_ratio": ratio,
-                        "codec": name,
-                        "bytes": sum(codec.bytes),
-                        "images": len(codec.bytes),
-                        "model": file.name,
-                        "reference": reference,
-                        "class": group,
-                        "objects": report.objects[group],
-                        "metric": metric,
-                        "original": report.original[group][metric],
-                        "restored": report.restored[group][metric],
-                        "delta": report.delta[group][metric],
-                        "low": low,
-                        "high": high,
-                    }
-                )
-    return rows
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown: a row for each ratio, codec, detector and class, differences with intervals."""
-    lines = [
-        "| source ratio | codec | bytes | detector | class | " + " | ".join(METRICS) + " |",
-        "|---|---|---|---|---|" + "---|" * len(METRICS),
+def write(run: Run, setting: Setting, codecs: list[Codec], ratios: list[float]) -> str:
+    """Write all files; returns the tables."""
+    if not run.images:
+        raise click.ClickException("no image could be compared")
+    judged = judge(run, setting, codecs, ratios)
+    found = rows(judged, "originals" if setting.labels is None else "labels")
+    others = dict.fromkeys([codecs[0].name, *(c.name for c in codecs if c.name == "hevc")])
+    rates = [] if len(ratios) < 2 else [r for name in others for r in rate_rows(judged, name)]
+    parts = [ratio_table(found)]
+    if rates:
+        parts.insert(0, f"Bytes at equal metrics:\n\n{rate_table(rates)}")
+    if (ratio := setting.paper_ratio) in ratios:
+        parts.append(f"At source ratio {ratio:g}:\n\n{paper_table(judged, ratio)}")
+    text = "\n\n".join(parts) + "\n"
+    write_csv(run.out / "detection.csv", found)
+    write_csv(run.out / "bd_rates.csv", rates)
+    (run.out / "detection.md").write_text(text)
+    panels = [
+        Panel(
+            f"{one.model}, {one.group}",
+            _first(one.original),
+            {
+                name: [(float(s.bytes[0]), _first(s)) for s in own.values()]
+                for name, own in one.codecs.items()
+            },
+        )
+        for one in judged
     ]
-    keys = ("source_ratio", "codec", "bytes", "model", "class")
-    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
-        cells = []
-        for row in rows:
-            if tuple(row[k] for k in keys) == key:
-                cells.append(
-                    "-"
-                    if row["delta"] is None
-                    else f"{row['restored']:.3f} ({row['delta']:+.3f}; "
-                    f"{row['low']:+.3f} to {row['high']:+.3f})"
-                )
-        lines.append("| " + " | ".join([*(str(k) for k in key), *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    labels = {c.name: PEERS[c.name].label if c.name in PEERS else c.name for c in codecs}
+    draw(panels, labels, [*RATE_METRICS[:2]], run.out / "detection")
+    return text
 
 
-def write(rows: list[dict], out: Path) -> None:
-    """Write both files; called after each ratio, as all of them take long."""
-    with (out / "detection.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    (out / "detection.md").write_text(table(rows))
-
-
-def chosen(flight: Path, images: tuple[str, ...], work: Path) -> Path:
-    """The flight's folder, or one with links to some of its images."""
-    if not images:
-        return flight
-    folder = work / flight.name
-    folder.mkdir()
-    for name in images:
-        if not (flight / name).is_file():
-            raise click.ClickException(f"{flight / name}: no such file")
-        (folder / name).symlink_to((flight / name).absolute())
-    return folder
-
-
-def archived(path: Path, flight: Path, options: IngestOptions) -> Archive:
-    """A flight's archive, made anew; what failed is named."""
-    for outcome in ingest(str(path), [(flight.name, flight)], options).outcomes:
-        if outcome.error:
-            click.echo(f"{outcome.path}: {outcome.error}", err=True)
-    return Archive.open(str(path))
+def _first(sampled: Sampled) -> dict[str, float]:
+    """Values of all images, each once."""
+    return {name: float(values[0]) for name, values in sampled.values.items()}
 
 
 @click.command(help=__doc__)
@@ -242,18 +108,46 @@ def archived(path: Path, flight: Path, options: IngestOptions) -> Archive:
 @click.option("--labels", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--classes", multiple=True, metavar="GROUP[=NAME,...]")
 @click.option(
-    "--source-ratio", "ratios", type=float, multiple=True, default=(10, 21.2, 40), show_default=True
+    "--source-ratio",
+    "ratios",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    default=RATIOS,
+    show_default=True,
 )
 @click.option("--codec-model", default=DEFAULT_MODEL, show_default=True)
+@click.option(
+    "--allocation",
+    "allocations",
+    type=click.Choice(ALLOCATIONS),
+    multiple=True,
+    default=("uniform",),
+    show_default=True,
+    help="Of archives; repeatable. The policy is that of --codec-model.",
+)
+@click.option("--objects", metavar="MODEL", help="Detector for `--allocation objects` as well.")
 @click.option(
     "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=("hevc", "jpeg")
 )
 @click.option(
     "--steps", "decoders", type=click.IntRange(0), multiple=True, default=(0,), show_default=True
 )
-@click.option("--objects", metavar="MODEL", help="Detector for a second archive of objects first.")
 @click.option("--image", "images", multiple=True, help="File name in the flight; default: all.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--paper-ratio",
+    type=float,
+    default=21.2,
+    show_default=True,
+    help="The paper's table is written if this is among the source ratios.",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(2),
+    default=RESAMPLES,
+    show_default=True,
+    help="Of the bootstrap.",
+)
 def main(
     out: Path,
     flight: Path,
@@ -262,50 +156,59 @@ def main(
     classes: tuple[str, ...],
     ratios: tuple[float, ...],
     codec_model: str,
+    allocations: tuple[str, ...],
+    objects: str | None,
     peers: tuple[str, ...],
     decoders: tuple[int, ...],
-    objects: str | None,
     images: tuple[str, ...],
     device: str,
+    paper_ratio: float,
+    resamples: int,
 ) -> None:
     for name in peers:
         try:
             PEERS[name].library()
         except ImportError as error:
             raise click.ClickException(f"{PEERS[name].label} cannot run: {error}") from error
-    out.mkdir(parents=True, exist_ok=True)
-    options = VerifyOptions(models, parse_groups(classes), device=device)
-    found = None if labels is None else find_labels(labels)
-    loaded = [load_detector(file, device) for file in find_detectors(models)]
-    detectors, warnings = choose_groups(loaded, options.groups, found)
-    for line in warnings:
-        click.echo(line, err=True)
-    setting = Setting(detectors, found, options, decoders)
-    rows: list[dict] = []
-    work = Path(tempfile.mkdtemp(dir=out))
     try:
-        flight = chosen(flight, images, work)
-        for ratio in ratios:
-            plain = IngestOptions(Budget(source_ratio=ratio), codec_model, device)
-            made = {"pcdc": plain}
-            if objects:
-                made["objects"] = replace(plain, detect=(objects,), allocation="objects")
-            archives = {
-                name: archived(work / f"{name}-{ratio:g}.zarr", flight, how)
-                for name, how in made.items()
-            }
-            names = [decoded_as(name, n) for name in archives for n in decoders]
-            codecs = {name: Codec() for name in (*names, *peers)}
-            for entry in archives["pcdc"].images():
-                if found is None or found.find(entry.flight, entry.id) is not None:
-                    run_image(archives, entry.key, setting, codecs)
-                    click.echo(f"{ratio:g} {entry.id}", err=True)
-            for name, codec in codecs.items():
-                rows += rows_of(ratio, name, codec, setting)
-            write(rows, out)
-    finally:
-        shutil.rmtree(work)
-    click.echo(table(rows))
+        groups = parse_groups(classes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        options = VerifyOptions(models, groups, device=device)
+        found = None if labels is None else find_labels(labels)
+        loaded = [load_detector(file, device) for file in find_detectors(models)]
+        detectors, warnings = choose_groups(loaded, options.groups, found)
+        for line in warnings:
+            click.echo(line, err=True)
+        out.mkdir(parents=True, exist_ok=True)
+        setting = Setting(detectors, found, options, resamples, paper_ratio)
+        codecs = archived(out, allocations, objects, codec_model, device, decoders)
+        codecs += [PeerCodec(out, name) for name in dict.fromkeys(peers)]
+        with chosen(flight, images, found, say) as own:
+            run = Run(out, own, tuple(f for f, _ in detectors), device, say)
+            text = compare_all(run, setting, codecs, sorted({*ratios}))
+    except ArchivePipelineError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(text)
+    for line in run.failed.values():
+        click.echo(line, err=True)
+    if run.failed:
+        sys.exit(PARTLY_FAILED)
+
+
+def say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def compare_all(run: Run, setting: Setting, codecs: list[Codec], ratios: list[float]) -> str:
+    """Fill what is missing and write all files; returns the tables."""
+    setting.check_labels(run)
+    run.fill(Original(), 0)
+    for ratio in ratios:
+        for codec in codecs:
+            run.fill(codec, ratio)
+    return write(run, setting, codecs, ratios)
 
 
 if __name__ == "__main__":
