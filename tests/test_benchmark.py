@@ -165,6 +165,13 @@ def test_search_meets_sizes_from_both_sides() -> None:
     assert search(peer, pixels, 60, at_most=False) == (6, bytes(60))
     assert search(peer, pixels, 9, at_most=True) is None
     assert search(peer, pixels, 300, at_most=False) is None
+    for start in (1, 4, 5, 6, 29):
+        assert search(peer, pixels, 55, at_most=True, start=start) == (5, bytes(50))
+        assert search(peer, pixels, 55, at_most=False, start=start) == (6, bytes(60))
+        assert search(peer, pixels, 9, at_most=True, start=start) is None
+        assert search(peer, pixels, 300, at_most=False, start=start) is None
+    assert search(peer, pixels, 200, at_most=True, start=19, enough=0.9) == (19, bytes(190))
+    assert search(peer, pixels, 200, at_most=True, start=19, enough=0.96) == (20, bytes(200))
     assert within(peer, pixels, 55) == bytes(50)
     assert within(peer, pixels, 9) == bytes(10)
 

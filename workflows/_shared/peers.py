@@ -252,7 +252,13 @@ FLIGHT_PEERS = {
 
 
 def search(
-    peer: Peer, pixels: Pixels, size: int, *, at_most: bool, start: float | None = None
+    peer: Peer,
+    pixels: Pixels,
+    size: int,
+    *,
+    at_most: bool,
+    start: float | None = None,
+    enough: float | None = None,
 ) -> tuple[float, bytes] | None:
     """Find the finest setting within `size` bytes, or the coarsest that takes at least so many.
 
@@ -261,6 +267,7 @@ def search(
     Args:
         start: a setting that is tried first, then those around it: with that of a similar picture
             fewer are tried.
+        enough: with `at_most`, the share of `size` from which on nothing finer is looked for.
 
     Returns:
         The setting and its file, or None if no setting that was tried serves.
@@ -281,6 +288,8 @@ def search(
         counted = peer.size(data)
         if counted <= size if at_most else counted >= size:
             found = peer.settings[middle], data
+            if at_most and enough is not None and counted >= enough * size:
+                break
         if counted < size or (at_most and counted == size):
             low = middle + 1
         else:

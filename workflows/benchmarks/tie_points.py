@@ -4,7 +4,7 @@ What `archive verify-photogrammetry --quick` finds (the same features, matches a
 codec. Ours gets its share of the raw bytes for each frame. A peer gets as many bytes as ours took,
 and what it left of them for earlier frames: its settings are steps (x265's of 13 % of the bytes),
 and it shall not lose by them. In all it takes no more than ours, but where its coarsest setting
-does.
+does, and less by part of a frame's bytes at most.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from archive_pipeline.photogrammetry.verdict import Moved
 
 RATIOS = (24.0, 48.0, 100.0)  # of raw bytes to ours
+ENOUGH = 0.93  # of the bytes allowed: what is left is used by the next frame
 FRAMES = EVERY_PAIR  # of a set: each is matched with each
 PAIR_FIELDS = ["set", "ratio", "codec", "one", "two", "original", "restored"]
 FRAME_FIELDS = [
@@ -156,12 +157,12 @@ class Taken:
         self._setting: float | None = None
 
     def encode(self, pixels: Pixels, size: int) -> tuple[float, bytes]:
-        """The finest setting and file within `size` bytes and what earlier frames left of theirs.
+        """A setting and its file, of `size` bytes and what earlier frames left of theirs at most.
 
         Where the coarsest takes more, it is that.
         """
         allowed = size + self._left
-        found = search(self.peer, pixels, allowed, at_most=True, start=self._setting)
+        found = search(self.peer, pixels, allowed, at_most=True, start=self._setting, enough=ENOUGH)
         if found is None:
             coarsest = self.peer.settings[0]
             found = coarsest, self.peer.encode(pixels, coarsest)
