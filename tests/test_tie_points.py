@@ -97,6 +97,21 @@ def test_tie_points_at_equal_bytes(town: Path, apart: Path, tmp_path: Path) -> N
     assert count(out, *sets, "--seed", "1").exit_code == 1
 
 
+def test_what_cannot_be_measured_is_named(tmp_path: Path) -> None:
+    folder, out = tmp_path / "same", tmp_path / "out"
+    folder.mkdir()
+    for name in ("0.png", "1.png"):
+        Image.fromarray(ref.noise(100, 100)).save(folder / name)
+    result = count(out, "--set", f"same={folder}", "--ratio", "1000")
+    assert result.exit_code == 0, result.output
+    assert "tie points of same at ratio 1000: a frame needs " in result.output
+    assert {r["ratio"] for r in rows(out / "tie_points.csv")} == {"24"}
+    (folder / "broken.png").write_bytes(b"no")
+    broken = count(tmp_path / "other", "--set", f"same={folder}")
+    assert broken.exit_code == 1
+    assert "same: broken.png cannot be read" in broken.stderr
+
+
 def test_what_is_left_goes_to_the_next_frame() -> None:
     pictures = [ref.texture(96, 96, k) for k in range(6)]
     taken, total = tie_points.Taken(FLIGHT_PEERS["jpeg"]), 0

@@ -354,6 +354,8 @@ def main(
 ) -> None:
     coder = Coder(model)
     coder.worth(allocation)  # refused here, not crop by crop
+    if ratios:
+        tie_points.check_installed()
     if folder is not None and allocation != "uniform":
         raise click.UsageError("--record keeps what --allocation uniform, the default, gives")
     sha256 = coder.codec.model.sha256

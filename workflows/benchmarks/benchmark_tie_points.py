@@ -76,6 +76,7 @@ def main(
 ) -> None:
     if folder is not None and (allocation, steps) != ("uniform", 0):
         raise click.UsageError("--record keeps what the defaults of --allocation and --steps give")
+    tie_points.check_installed()
     coder = Coder(model)
     coder.worth(allocation)  # refused here, not frame by frame
     sha256 = coder.codec.model.sha256

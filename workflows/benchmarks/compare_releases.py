@@ -117,7 +117,7 @@ def _ties(rows: list[Row], earlier: str | None, later: str, seed: int) -> list[s
     text = []
     for name in dict.fromkeys(r["set"] for r in rows if r.get("release") == later):
         table = []
-        for ratio in dict.fromkeys(r["ratio"] for r in rows if r["set"] == name):
+        for ratio in sorted({r["ratio"] for r in rows if r["set"] == name}):
             here = [r for r in rows if (r["set"], r["ratio"]) == (name, ratio)]
             of: dict[str, dict[tuple[str, str], Row]] = {}
             for r in here:

@@ -16,16 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
-from benchmark_crops import images_of, read_image
+from benchmark_crops import CropError, images_of, read_image
 from benchmark_rows import Row, read_rows, write_rows
 from benchmark_summary import OURS, label, table
 from numpy.typing import NDArray
 from rate_distortion import Floats, bootstrap_share
 
+from archive_pipeline.errors import NotInstalled, require
 from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.geo.pose import CameraPose
+from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.photogrammetry.frames import EVERY_PAIR, Frame, Pair
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
@@ -75,10 +78,10 @@ class Overlapping:
         """Read the frames.
 
         Raises:
-            CropError: the folder holds no images.
+            CropError: the folder holds no images, or one that cannot be read.
         """
         self.name, self.plan = name, plan
-        shot = {path: _frame(path) for path in images_of(name, folder)}
+        shot = {path: _frame(name, path) for path in images_of(name, folder)}
         if any(frame.camera.make for frame in shot.values()):  # else a map may lie among them
             shot = {path: frame for path, frame in shot.items() if frame.camera.make}
         self.files = [*shot][:FRAMES]
@@ -171,15 +174,13 @@ class Taken:
         return found
 
 
-def _frame(path: Path) -> Frame:
-    pose = None
+def _frame(name: str, path: Path) -> Frame:
     try:
         source = read_source(path, path.name)
-    except SourceError:  # nothing but its pixels
-        height, width = read_image(path, 1).shape[:2]
-    else:
-        width, height, pose = source.width, source.height, source.camera
-    return Frame(path.name, width, height, pose or CameraPose())
+        read_image(path, 1)
+    except (SourceError, OSError) as error:
+        raise CropError(f"{name}: {path.name} cannot be read") from error
+    return Frame(path.name, source.width, source.height, source.camera or CameraPose())
 
 
 def _features(pixels: Pixels) -> Features:
@@ -190,6 +191,19 @@ def _features(pixels: Pixels) -> Features:
         return pixels[row : row + height, col : col + width]
 
     return find_features(read, pixels.shape[1], pixels.shape[0])
+
+
+def check_installed() -> None:
+    """Make sure that features can be found and matched.
+
+    Raises:
+        click.ClickException: a package is missing.
+    """
+    try:
+        for module in ("cv2", "pycolmap"):
+            require(module, "counting tie points", "photogrammetry")
+    except NotInstalled as error:
+        raise click.ClickException(str(error)) from error
 
 
 def run(
@@ -207,10 +221,10 @@ def run(
         tell: called with a line after each frame.
 
     Returns:
-        All rows, and a note on each set whose frames do not overlap.
+        All rows, and notes on sets whose frames do not overlap, and ratios that cannot be kept.
 
     Raises:
-        CropError: a folder holds no images.
+        CropError: a folder holds no images, or one that cannot be read.
     """
     done = Measured(read_rows(out / "tie_points.csv"), read_rows(out / "tie_frames.csv"))
     notes = []
@@ -224,7 +238,11 @@ def run(
             notes.append(f"tie points of {name}: no two of its frames overlap")
             continue
         for ratio in left:
-            found = flight.measure(ratio, tell)
+            try:
+                found = flight.measure(ratio, tell)
+            except BudgetTooSmall as error:
+                notes.append(f"tie points of {name} at ratio {ratio:g}: a frame {error}")
+                continue
             done = Measured(done.pairs + found.pairs, done.frames + found.frames)
             write_rows(out / "tie_points.csv", PAIR_FIELDS, done.pairs)
             write_rows(out / "tie_frames.csv", FRAME_FIELDS, done.frames)
@@ -244,7 +262,7 @@ def lines(pairs: list[Row], frames: list[Row], seed: int) -> list[str]:
         count = len({row["frame"] for row in members})
         text += ["", f"## Tie points, {name} ({count} frames, {overlap} pairs overlap)", ""]
         rows = []
-        for ratio in dict.fromkeys(row["ratio"] for row in here):
+        for ratio in sorted({row["ratio"] for row in here}):
             by_codec = {
                 codec: tuple(
                     [r for r in some if (r["ratio"], r["codec"]) == (ratio, codec)]
