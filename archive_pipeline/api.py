@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from archive_pipeline.arguments import (
     check_choice,
     check_decoding,
+    check_folder,
     check_number,
     check_whole,
     check_workers,
@@ -321,7 +322,7 @@ def restore(
     return run(
         str(archive),
         Selection(bbox, bbox_crs, flight, texts("image", image)),
-        Path(output),
+        check_folder("output", output),
         format=format,
         mosaic=mosaic,
         ortho=ortho,

@@ -11,6 +11,7 @@ from archive_pipeline.errors import UsageError
 from archive_pipeline.pcdc.precision import PRECISIONS
 
 MOST_STEPS = 100  # of the denoiser
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -45,6 +46,18 @@ def check_workers(workers: Any) -> None:
     """Raise `UsageError` unless it is a number of processes, or None for as many as there are."""
     if workers is not None:
         check_whole("workers", workers, 0, 100_000)
+
+
+def check_folder(name: str, value: str | Path) -> Path:
+    """A folder of this machine to write to.
+
+    Raises:
+        UsageError: it is a URL, of which a path would be a folder named like `s3:`.
+    """
+    if _URL.match(str(value)):
+        place = "it is written to a folder of this machine"
+        raise UsageError(f"{name} {str(value)!r} is a URL; {place}")
+    return Path(value)
 
 
 def texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:

@@ -13,13 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape, quoteattr
 
+import imagecodecs
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import rasterio.shutil
 from conftest import Run
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from rasterio.transform import from_origin
 from test_outputs import make_tiff, noise, whole
 
@@ -340,6 +343,75 @@ def test_georeferences_ask_no_server(tmp_path: Path, server: Server, bounded: No
     with pytest.raises(ValueError, match="not a CRS"):
         Georef.from_json(Georef().to_json() | {"crs": str(tmp_path / "crs.prj")})
     assert server.connections() == 0
+
+
+GRID_WKT = (
+    'GEOGCS["x",DATUM["x",SPHEROID["x",6377397,299],EXTENSION["PROJ4_GRIDS","GRID"]],'
+    'PRIMEM["Greenwich",0],UNIT["degree",0.0174532925199433]]'
+)
+
+
+@pytest.mark.parametrize("form", ["aux", "cdata", "gcps", "attribute", "prj", "tif", "jxl"])
+def test_images_name_no_grids_by_paths(form: str, tmp_path: Path, bounded: None) -> None:
+    """PROJ would open what a CRS names, here a pipe that waits for ever."""
+    grid = tmp_path / "elsewhere" / "grid.gsb"
+    grid.parent.mkdir()
+    os.mkfifo(grid)
+    bound = pyproj.CRS("+proj=longlat +ellps=bessel +nadgrids=GRID +no_defs").to_wkt()
+    path = tmp_path / ("a.tif" if form == "tif" else "a.png")
+    if form == "jxl":
+        path = tmp_path / "a.jxl"
+        path.write_bytes(imagecodecs.jpegxl_encode(np.moveaxis(scene(), 0, 2)))
+    elif form == "tif":
+        # as ESRI has it; the name is as long as the one that takes its place
+        text = GRID_WKT.replace("GRID", "x" * len(str(grid)))
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        info[34735] = (1, 1, 0, 2, 1024, 0, 1, 1, 1026, 34737, len(text) + 18, 0)
+        info.tagtype[34735] = 3
+        info[34737] = f"ESRI PE String = {text}|"
+        Image.fromarray(np.moveaxis(scene(), 0, 2)).save(path, tiffinfo=info)
+    else:
+        Image.fromarray(np.moveaxis(scene(), 0, 2)).save(path)
+    for wkt in (bound, GRID_WKT):
+        said = wkt.replace("GRID", str(grid))
+        place = "<GeoTransform>8,1e-6,0,47,0,-1e-6</GeoTransform>"
+        documents = {
+            "aux": f"<PAMDataset><SRS>{escape(said)}</SRS>{place}</PAMDataset>",
+            "jxl": f"<PAMDataset><SRS>{escape(said).replace('/', '&#47;')}</SRS></PAMDataset>",
+            "cdata": f"<PAMDataset><SRS><![CDATA[{said}]]></SRS>{place}</PAMDataset>",
+            "gcps": f"<PAMDataset><GCPList Projection={quoteattr(said)}></GCPList></PAMDataset>",
+            "attribute": f"<PAMDataset srs={quoteattr(said)}>{place}</PAMDataset>",
+        }
+        if form in documents:
+            Path(f"{path}.aux.xml").write_text(documents[form])
+        elif form == "prj":
+            path.with_suffix(".pgw").write_text("1e-6\n0\n0\n-1e-6\n8\n47\n")
+            path.with_suffix(".prj").write_text(said)
+        else:
+            data = path.read_bytes()
+            assert (b"x" * len(str(grid))) in data
+            path.write_bytes(data.replace(b"x" * len(str(grid)), str(grid).encode()))
+        assert "names files elsewhere" in refused(path)
+        if form == "tif":
+            break
+    if form == "aux":
+        Path(f"{path}.aux.xml").write_text(documents["aux"].replace(str(grid), "BETA2007.gsb"))
+        assert read_source(path, "a").georef.transform is not None
+
+
+def test_records_name_no_grids_by_paths(tmp_path: Path, bounded: None) -> None:
+    """PROJ would open what a CRS names, here a pipe that waits for ever."""
+    grid = tmp_path / "grid.gsb"
+    os.mkfifo(grid)
+    geographic = pyproj.CRS("+proj=longlat +ellps=bessel +nadgrids=GRID +no_defs").to_wkt()
+    for wkt in (geographic, GRID_WKT):
+        data = Georef().to_json() | {"crs": wkt.replace("GRID", str(grid))}
+        with pytest.raises(ValueError, match="names files elsewhere"):
+            Georef.from_json(data)
+        known = Georef().to_json() | {"crs": wkt.replace("GRID", "BETA2007.gsb")}
+        assert Georef.from_json(known).crs == known["crs"]
+    utm = Georef().to_json() | {"crs": pyproj.CRS(31467).to_wkt()}  # "DHDN / 3-degree ..."
+    assert Georef.from_json(utm).crs == utm["crs"]
 
 
 @pytest.mark.parametrize("name", ["a.jgw", "a.jpg.aux.xml", "a.jpg.ovr", "a.aux", "other.txt"])

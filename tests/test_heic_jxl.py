@@ -8,6 +8,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pillow_heif
+import pyproj
 import pytest
 import rasterio
 from conftest import Run
@@ -103,6 +104,49 @@ def test_pixels_are_the_decoders(tmp_path: Path) -> None:
     file = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
     np.testing.assert_array_equal(read_pixels(source)[0], np.array(file))
     assert (source.dtype, source.lossy, source.driver) == ("uint16", False, "HEIF")
+
+
+@pytest.mark.parametrize("name", ["a.HEIC", "a.jxl"])
+def test_sidecars_count_as_beside_a_tiff(name: str, tmp_path: Path, run: Run) -> None:
+    folder, url = tmp_path / "f", tmp_path / "a.zarr"
+    folder.mkdir()
+    pixels = np.random.default_rng(3).integers(0, 255, (60, 80, 3), np.uint8)
+    path = folder / name
+    if name.endswith("HEIC"):
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(path)
+    else:
+        path.write_bytes(imagecodecs.jpegxl_encode(pixels, lossless=True))
+    path.with_suffix(".hcw" if name.endswith("HEIC") else ".JLW").write_text(
+        "0.1\n0\n0\n-0.1\n325000.05\n3239999.95\n"
+    )
+    path.with_suffix(".prj").write_text(pyproj.CRS(32615).to_wkt("WKT1_ESRI"))
+    mask = np.zeros((60, 80), np.uint8)
+    mask[:20] = 255
+    form = {"driver": "GTiff", "width": 80, "height": 60, "count": 1, "dtype": "uint8"}
+    with rasterio.open(f"{path}.msk", "w", **form) as file:
+        file.write(mask, 1)
+        file.update_tags(INTERNAL_MASK_FLAGS_1="2")
+    items = '<Metadata domain="X"><MDI key="k">v</MDI></Metadata>'
+    Path(f"{path}.aux.xml").write_text(f"<PAMDataset>{items}</PAMDataset>")
+    path.with_suffix(".xmp").write_text("<x/>")
+    source = read_source(path, name)
+    assert source.georef.crs == "EPSG:32615"
+    assert source.georef.transform == pytest.approx((0.1, 0, 325000, 0, -0.1, 3240000))
+    assert source.tags["X"] == {"k": "v"}
+    np.testing.assert_array_equal(read_pixels(source)[1], mask)
+    done = run("ingest", folder, "--archive", url, "--workers", 0, "--ratio", 4, "--json")
+    assert done.code == 0, done.err
+    assert [d["document"] for d in done.json["documents"]] == ["a.xmp"]
+    Path(f"{path}.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    again = run("ingest", folder, "--archive", url, "--workers", 0, "--ratio", 4)
+    assert again.code == 3
+    assert "sidecar files have changed" in again.err
+    Path(f"{path}.aux.xml").write_text(
+        '<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/etc/x</MDI></Metadata>'
+        "</PAMDataset>"
+    )
+    with pytest.raises(SourceError, match="OVERVIEW_FILE"):
+        read_source(path, name)
 
 
 def test_further_pictures_are_named(tmp_path: Path) -> None:

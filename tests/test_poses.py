@@ -7,6 +7,7 @@ coordinates; where its pixels see the ground is computed from those axes alone.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ from archive_pipeline.flight.placing import Ground
 from archive_pipeline.flight.poses import PosesError, read_poses
 from archive_pipeline.flight.read import read_source
 from archive_pipeline.geo.camera import rotation
+from archive_pipeline.geo.georef import Georef
+from archive_pipeline.geo.lens import Distortion
+from archive_pipeline.geo.mapping import pixel_mapping
 
 LON, LAT, HEIGHT, ABOVE = 8.9, 47.5, 500.0, 80.0  # far from the zone's meridian
 SIZE, FOCAL = (400, 300), 0.9  # of the longer side
@@ -43,9 +47,9 @@ def local_axes(lon: float = LON, lat: float = LAT, height: float = HEIGHT) -> np
     return np.array([row / np.linalg.norm(row) for row in rows])
 
 
-def camera(tilt: float = 25.0) -> np.ndarray:
+def camera(tilt: float = 25.0, roll: float = 8.0) -> np.ndarray:
     """Rows: right, down and axis in east, north, up, of a camera tilted ahead, heading 130."""
-    yaw, tilt, roll = np.radians([130.0, tilt, 8.0])
+    yaw, tilt, roll = np.radians([130.0, tilt, roll])
     ahead, right = np.array([np.sin(yaw), np.cos(yaw), 0]), np.array([np.cos(yaw), -np.sin(yaw), 0])
     axis = np.sin(tilt) * ahead - np.cos(tilt) * np.array([0, 0, 1.0])
     down = np.cross(axis, right)
@@ -68,20 +72,27 @@ def shots(tilt: float) -> str:
     return json.dumps({"type": "FeatureCollection", "features": [feature]})
 
 
-def opensfm(tilt: float) -> str:
-    """OpenSfM's: about a reference some way off."""
+def opensfm(
+    tilt: float,
+    roll: float = 8.0,
+    points: np.ndarray | None = None,
+    lens: dict[str, object] | None = None,
+) -> str:
+    """OpenSfM's: about a reference some way off; points are east, north, up of the camera."""
     lon, lat, height = LON - 0.01, LAT + 0.008, 400.0
     axes = local_axes(lon, lat, height)
     place = axes @ (geocentric(LON, LAT, HEIGHT) - geocentric(lon, lat, height))
-    world = camera(tilt) @ local_axes() @ axes.T
-    ground = axes @ (geocentric(LON, LAT, HEIGHT - ABOVE) - geocentric(lon, lat, height))
+    world = camera(tilt, roll) @ local_axes() @ axes.T
+    around = np.tile([0.0, 0.0, -ABOVE], (3, 1)) if points is None else points
+    ground = place + around @ local_axes() @ axes.T
     part = {
         "reference_lla": {"latitude": lat, "longitude": lon, "altitude": height},
         "cameras": {"c": {"projection_type": "perspective", "width": SIZE[0], "height": SIZE[1],
-                          "focal": FOCAL, "k1": 0.0, "k2": 0.0}},
+                          "focal": FOCAL, "k1": 0.0, "k2": 0.0, **(lens or {})}},
         "shots": {"a.png": {"rotation": cv2.Rodrigues(world)[0].ravel().tolist(),
                             "translation": (-world @ place).tolist(), "camera": "c"}},
-        "points": {str(n): {"coordinates": ground.tolist(), "color": [0, 0, 0]} for n in range(3)},
+        "points": {str(n): {"coordinates": at.tolist(), "color": [0, 0, 0]}
+                   for n, at in enumerate(ground)},
     }  # fmt: skip
     return json.dumps([part])
 
@@ -230,6 +241,95 @@ def test_a_frame_lies_where_its_camera_was(frame: Path, name: str, tilt: float) 
     for (lon, lat), corner in zip(ring[:4], corners, strict=True):
         offset = local_axes() @ (geocentric(lon, lat, HEIGHT) - geocentric(LON, LAT, HEIGHT))
         np.testing.assert_allclose(offset[:2], seen(*corner, tilt), atol=0.01)
+
+
+def located(frame: Path, text: str) -> Georef:
+    path = frame.with_name("reconstruction.json")
+    path.write_text(text)
+    return read_source(frame, "a.png", Ground(poses=read_poses(str(path)))).georef
+
+
+def offsets(georef: Georef, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Where pixels lie, metres east and north of the camera."""
+    x, y = pixel_mapping(georef, inverse=False)(cols, rows)
+    lon, lat = Transformer.from_crs(georef.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    places = np.column_stack(TO_ECEF.transform(lon, lat, np.full(len(lon), HEIGHT)))
+    return ((places - geocentric(LON, LAT, HEIGHT)) @ local_axes().T)[:, :2]
+
+
+@pytest.mark.parametrize(("tilt", "affine"), [(0.0, True), (2.0, False)])
+def test_a_tilt_that_was_found_counts(frame: Path, tilt: float, affine: bool) -> None:
+    """Of 2 degrees it is a metre in the corners, which tags would not be worth."""
+    georef = located(frame, opensfm(tilt, roll=0.0))
+    assert (georef.transform is not None) == affine
+    right, down, axis = camera(tilt, 0.0)
+    corners = np.array([(0, 0), (SIZE[0], 0), SIZE, (0, SIZE[1])], float)
+    for (col, row), found in zip(corners, offsets(georef, *corners.T), strict=True):
+        ray = (col - SIZE[0] / 2) * right + (row - SIZE[1] / 2) * down + FOCAL * max(SIZE) * axis
+        np.testing.assert_allclose(found, ray[:2] * ABOVE / -ray[2], atol=0.01)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 25.0])
+def test_the_ground_is_where_points_in_view_are(frame: Path, tilt: float) -> None:
+    """It slopes, trees stand on it, and a hill is out of view."""
+    slope, below = np.array([0.15, -0.08]), 70.0
+    rng = np.random.default_rng(1)
+    flat = rng.uniform(-60.0, 60.0, (400, 2))
+    up = flat @ slope - below
+    up[::7] += rng.uniform(3.0, 12.0, len(up[::7]))
+    hill = np.column_stack([rng.uniform(300.0, 400.0, (3000, 2)), np.full(3000, 40.0)])
+    points = np.concatenate([np.column_stack([flat, up]), hill])
+    georef = located(frame, opensfm(tilt, points=points))
+    right, down, axis = camera(tilt)
+    pixels = np.array([(0, 0), (SIZE[0], 0), SIZE, (0, SIZE[1]), (130, 90)], float)
+    for (col, row), found in zip(pixels, offsets(georef, *pixels.T), strict=True):
+        ray = (col - SIZE[0] / 2) * right + (row - SIZE[1] / 2) * down + FOCAL * max(SIZE) * axis
+        expected = ray[:2] * below / (ray[:2] @ slope - ray[2])
+        np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "lens",
+    [
+        {"k1": -0.12, "k2": 0.01},
+        {"projection_type": "brown", "focal_x": FOCAL, "k1": 0.05, "k3": -0.02},
+        {"projection_type": "fisheye", "k1": -0.02},
+    ],
+)
+def test_lenses_that_bend(frame: Path, lens: dict[str, object]) -> None:
+    """The pinhole next to the lens is nearer all over than the one without its distortion."""
+    georef = located(frame, opensfm(25.0, lens=lens))
+    right, down, axis = camera(25.0)
+    slopes = np.array(
+        [(x, y) for x in np.linspace(-0.5, 0.5, 9) for y in np.linspace(-0.35, 0.35, 9)]
+    )
+    rays = slopes @ [right, down] + axis
+    truth = rays[:, :2] * ABOVE / -rays[:, 2:]
+    r = np.hypot(*slopes.T)
+    bent = np.arctan(r) if lens.get("projection_type") == "fisheye" else r
+    terms = sum(float(lens.get(f"k{n}", 0.0)) * bent ** (2 * n) for n in (1, 2, 3))  # type: ignore[arg-type]
+    seen = slopes * (bent * (1 + terms) / np.maximum(r, 1e-12))[:, None]
+    pixels = seen * FOCAL * max(SIZE) + np.array(SIZE) / 2
+    off = np.hypot(*(offsets(georef, *pixels.T) - truth).T)
+    plain = np.hypot(*(offsets(located(frame, opensfm(25.0)), *pixels.T) - truth).T)
+    assert np.sqrt((off**2).mean()) < 0.65 * np.sqrt((plain**2).mean())
+    assert off.max() < plain.max() / 2
+
+
+def test_lenses_that_nobody_knows_are_named(frame: Path) -> None:
+    path = frame.with_name("reconstruction.json")
+    path.write_text(opensfm(0.0, lens={"projection_type": "dual"}))
+    source = read_source(frame, "a.png", Ground(poses=read_poses(str(path))))
+    assert any("lens of the model dual is not read" in warning for warning in source.warnings)
+    for number in (0.0, -0.5, float("nan")):
+        path.write_text(opensfm(0.0, lens={"focal": number, "k1": 0.1}))
+        os.utime(path, ns=(1, round(abs(number) * 10) if number == number else 99))
+        if number:
+            with pytest.raises(PosesError, match="its lens is none"):
+                read_poses(str(path))
+    for radial in ((1e300, -1e300), (-1e9,), (float("inf"),)):
+        x, y = Distortion(radial).straightened(np.array([0.0, 0.3]), np.array([0.1, 0.4]))
+        assert np.isfinite([x, y]).all()
 
 
 @pytest.mark.parametrize(

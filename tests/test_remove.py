@@ -150,6 +150,15 @@ def test_what_is_not_there(run: Run, own: Path, tmp_path: Path) -> None:
     assert run("remove", "beach", "--archive", tmp_path / "none.zarr", "--yes").code == 1
 
 
+def test_names_that_look_like_options(run: Run, own: Path) -> None:
+    said = run("remove", "-x.jpg", "--archive", own)
+    assert said.code == 2
+    assert "names that begin with a dash come behind --" in said.err
+    said = run("remove", "--archive", own, "--", "f", "-x.jpg")
+    assert said.code == 1
+    assert "-x.jpg" in said.err
+
+
 def test_damaged_images_can_go_and_keep_models(run: Run, own: Path) -> None:
     for name in ("DJI_0001.JPG", GONE):
         (own / entries(own)[f"beach/{name}"].key / "zarr.json").write_text("{}")

@@ -16,6 +16,8 @@ import rasterio
 from conftest import Run, make_flight
 from PIL import Image, ImageOps
 
+import archive_pipeline as ap
+from archive_pipeline.errors import UsageError
 from archive_pipeline.flight.restored_tag import is_restored
 
 FLIGHTS = "one", "two"
@@ -168,6 +170,16 @@ def test_overwrite_spares_what_was_edited_since(run: Run, place: Path) -> None:
     assert result.code == 1
     assert "DJI_0001.JPG was not written by archive restore" in result.json["failed"][0]["error"]
     assert contents(place) == before
+
+
+def test_a_url_is_no_folder(run: Run, made: Path, tmp_path: Path) -> None:
+    for output in ("s3://bucket/there", "file:///tmp/there"):
+        said = run("restore", "--archive", made / "a.zarr", "-o", output)
+        assert said.code == 2
+        assert "it is written to a folder of this machine" in said.err
+        with pytest.raises(UsageError, match="is a URL"):
+            ap.restore(str(made / "a.zarr"), output=output)
+    assert not Path("s3:").exists()
 
 
 def test_nothing_is_written_inside_the_archive(run: Run, place: Path, tmp_path: Path) -> None:

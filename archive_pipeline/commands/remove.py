@@ -13,7 +13,19 @@ from archive_pipeline.commands._options import common, exit_codes, say
 SHOWN = 20  # images whose names are listed
 
 
+class _Remove(click.Command):
+    """Says what to do about names of images that look like options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            hint = "names that begin with a dash come behind --"
+            raise click.UsageError(f"{error.format_message()} ({hint})", ctx) from error
+
+
 @click.command(
+    cls=_Remove,
     short_help="Take images out for good.",
     epilog=exit_codes({}),
 )
@@ -35,7 +47,8 @@ def remove(
     Pixels, metadata, overviews, detections and their rows of the index go, and models that nothing
     uses any more. They cannot be brought back from the archive. Without --yes it only tells what
     would go. Originals and restored files stay; so do earlier versions of objects in buckets that
-    keep them, and documents that name an image.
+    keep them, and documents that name an image. Names that begin with a dash come behind `--`, the
+    last of the options.
     """
     bar = Progress("remove", quiet)
     with bar:

@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from archive_pipeline.geo.lens import Lens, bent, not_read
+
 Array = npt.NDArray[np.float64]
 
 # Camera models by their numbers: name, how many parameters there are, how many are focal lengths.
@@ -29,11 +31,26 @@ _MODELS = (
     ("SIMPLE_RADIAL_FISHEYE", 4, 1),
     ("RADIAL_FISHEYE", 5, 1),
     ("THIN_PRISM_FISHEYE", 12, 2),
+    ("RAD_TAN_THIN_PRISM_FISHEYE", 16, 2),
+    ("SIMPLE_DIVISION", 4, 1),
+    ("DIVISION", 5, 2),
+    ("SIMPLE_FISHEYE", 3, 1),
+    ("FISHEYE", 4, 2),
 )
 _FOCALS = {name: focals for name, _, focals in _MODELS}
-
-Lens = tuple[float, tuple[float, float]]
-"""Focal length, and principal point from the middle, as shares of the longer side."""
+# How many radial terms are behind the principal point; other models' distortion is not read.
+_RADIAL = {
+    "SIMPLE_PINHOLE": 0,
+    "PINHOLE": 0,
+    "SIMPLE_RADIAL": 1,
+    "RADIAL": 2,
+    "OPENCV": 2,
+    "OPENCV_FISHEYE": 4,
+    "SIMPLE_RADIAL_FISHEYE": 1,
+    "RADIAL_FISHEYE": 2,
+    "SIMPLE_FISHEYE": 0,
+    "FISHEYE": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,11 @@ def _lens(model: str, width: int, height: int, numbers: tuple[float, ...]) -> Le
     focals, longer = _FOCALS[model], max(width, height)
     cx, cy = numbers[focals : focals + 2]
     focal = sum(numbers[:focals]) / focals
-    return focal / longer, ((cx - width / 2) / longer, (cy - height / 2) / longer)
+    centre = (cx - width / 2) / longer, (cy - height / 2) / longer
+    if model not in _RADIAL:
+        return Lens(focal / longer, centre, note=not_read(model))
+    radial = numbers[focals + 2 : focals + 2 + _RADIAL[model]]
+    return Lens(focal / longer, centre, bent(radial, "FISHEYE" in model))
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import rasterio
 
 from archive_pipeline.errors import NotInstalled, require
 from archive_pipeline.flight import _decoder
-from archive_pipeline.flight.locations import open_file
+from archive_pipeline.flight._beside import beside
+from archive_pipeline.flight.locations import open_file, read_bytes
+from archive_pipeline.flight.sidecars import MAX_TEXT, world_files
 from archive_pipeline.flight.source_image import SourceError
 
 # GDAL's names of the formats, and the packages that read them here
@@ -26,9 +29,10 @@ SECONDS = 300
 
 
 def open_decoded(path: Path, driver: str) -> rasterio.DatasetReader:
-    """Open a picture, decoded, as a dataset in memory; sidecars do not count.
+    """Open a picture, decoded, as a dataset in memory.
 
-    Its attribute `blocks` has the file's metadata blocks, `notes` what is odd about it.
+    World file, `.aux.xml` and `.msk` beside it count as beside a TIFF. Its attribute `blocks` has
+    the file's metadata blocks, `notes` what is odd about it.
 
     Args:
         driver: one of `DECODERS`, which is the dataset's then.
@@ -54,16 +58,41 @@ def open_decoded(path: Path, driver: str) -> rasterio.DatasetReader:
         blocks.append((name, bytes(rest[at : at + length])))
         at += length
     height, width, bands = pixels.shape
-    memory = rasterio.MemoryFile()
+    folder = uuid.uuid4().hex
+    memory = rasterio.MemoryFile(dirname=folder, filename="picture.tif")
     form = {"width": width, "height": height, "count": bands, "dtype": head["dtype"]}
     photometric = "RGB" if bands in (3, 4) else "MINISBLACK"
     alpha = "UNSPECIFIED" if bands in (1, 3) else "YES"
     with memory.open(driver="GTiff", photometric=photometric, alpha=alpha, **form) as made:
         made.write(np.moveaxis(pixels, 2, 0))
+    sidecars = _beside_in_memory(path, folder)
     dataset = memory.open(driver="GTiff")
     dataset.driver, dataset.blocks, dataset.notes = driver, blocks, head["notes"]
-    dataset.memory = memory  # as long as the dataset
+    dataset.memory = memory, sidecars  # as long as the dataset
     return dataset
+
+
+def _beside_in_memory(path: Path, folder: str) -> list[rasterio.MemoryFile]:
+    """What belongs to a picture, where GDAL looks for it beside `picture.tif`."""
+    stem, suffix = path.stem.casefold(), path.suffix.casefold()
+    there = dict(beside(path.parent, ()).starting(stem))
+    wanted = [
+        (f"{suffix}.aux.xml", ".tif.aux.xml", MAX_TEXT),
+        (f"{suffix}.msk", ".tif.msk", MAX_BYTES),
+    ]
+    world = [ending for ending in world_files(suffix) if stem + ending in there]
+    wanted += [(ending, ".tfw", MAX_TEXT) for ending in world[:1]]
+    found = []
+    for ending, name, most in wanted:
+        if stem + ending in there:
+            other = there[stem + ending]
+            try:
+                data = read_bytes(path.with_name(other), most)
+            except OSError as error:
+                reason = f"{other} beside it cannot be read: {error.strerror or error}"
+                raise SourceError(path, reason) from error
+            found.append(rasterio.MemoryFile(data, dirname=folder, filename=f"picture{name}"))
+    return found
 
 
 def _decode(path: Path, driver: str, data: bytes) -> tuple[dict[str, Any], memoryview]:

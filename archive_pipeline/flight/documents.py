@@ -22,11 +22,12 @@ _LOGS = """.bin .dat .jps .log .mrk .nav .nmea .obs .pos .rnx .rtcm .rtcm3 .rtk 
 _MISSIONS = """.cpg .dbf .geojson .gpkg .gpx .kml .kmz .mission .plan .prj .qpj .shp .shx .waypoints
  .wpml"""
 # Control points, exposures' positions, image groups, cameras' calibrations and orientations.
-_LISTS = ".cam .csv .ini .json .md .p4d .pdf .tsv .txt .xml .yaml .yml"
+_LISTS = ".cam .csv .ini .json .md .p4d .pdf .tsv .txt .xml .xmp .yaml .yml"
 SUFFIXES = frozenset(f"{_LOGS} {_MISSIONS} {_LISTS}".split())
 # RINEX 2: .23o, .23n, .23g, ...
 _RINEX = re.compile(r"\.\d\d[a-z]")
-_FRAMES = ".3fr .arw .avif .cr2 .cr3 .dng .iiq .nef .orf .raf .raw .rw2"
+_FRAMES = """.3fr .arw .avif .cr2 .cr3 .crw .dng .erf .fff .gpr .iiq .kdc .mrw .nef .nrw .orf
+ .pef .raf .raw .rw2 .rwl .sr2 .srf .srw .x3f"""
 FRAMES = frozenset(_FRAMES.split())
 """Suffixes of frames that are kept as they are: raw ones lose what they are for by decoding."""
 

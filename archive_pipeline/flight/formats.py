@@ -24,6 +24,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from archive_pipeline.flight._beside import beside
+from archive_pipeline.flight._grids import check_grids
 from archive_pipeline.flight._hfa import companions
 from archive_pipeline.flight.decoded import DECODERS, open_decoded
 from archive_pipeline.flight.locations import Location, open_file
@@ -35,6 +36,7 @@ from archive_pipeline.flight.tiff_directory import check_bands
 IMAGE_SUFFIXES = frozenset(
     (
         ".bmp",
+        ".btf",
         ".gif",
         ".gtif",
         ".gtiff",
@@ -42,11 +44,15 @@ IMAGE_SUFFIXES = frozenset(
         ".heif",
         ".hif",
         ".img",
+        ".j2c",
         ".j2k",
+        ".jfif",
         ".jp2",
         ".jpe",
         ".jpeg",
+        ".jpf",
         ".jpg",
+        ".jpx",
         ".jxl",
         ".mpo",
         ".ntf",
@@ -170,11 +176,12 @@ def image_driver(path: Path) -> str:
 
 
 def _open(path: Path, driver: str) -> rasterio.DatasetReader:
-    if driver in DECODERS:
-        return open_decoded(path, driver)
     with no_network():
-        # An HFA file's companions are looked for in its folder only if the path has one.
-        dataset = rasterio.open(path.absolute(), driver=driver)
+        if driver in DECODERS:
+            dataset = open_decoded(path, driver)
+        else:
+            # An HFA file's companions are looked for in its folder only if the path has one.
+            dataset = rasterio.open(path.absolute(), driver=driver)
         # Nothing has looked for overviews yet.
         if any(key.upper() == "OVERVIEW_FILE" for key in dataset.tags(ns="OVERVIEWS")):
             dataset.close()
@@ -228,6 +235,7 @@ def _check_companions(path: Path, driver: str) -> None:
                 _check_part(path, path.with_name(other), folded[len(base) :])
             elif folded == base and base in auxiliary:
                 _check_auxiliary(path, path.with_name(other))
+    check_grids(path, driver, others)
 
 
 def _is_named_image(name: str) -> bool:

@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from pyproj import CRS, Proj, Transformer
 
+from archive_pipeline.geo.georef import names_files
+from archive_pipeline.geo.lens import Lens, bent
+
 Array = npt.NDArray[np.float64]
-Lens = tuple[float, tuple[float, float]]
 NAME = re.compile(r"calibrated_external_camera_parameters(_wgs84)?\.txt", re.IGNORECASE)
 SECTION = 1 + 3 + 1 + 1 + 1 + 3  # lines of an image's lens and place
 
@@ -31,7 +33,7 @@ class Shot:
     Attributes:
         lon, lat, altitude: degrees of WGS 84, metres in the project's vertical datum.
         rotation: rows are the image's right, its down and the optical axis, in east, north, up.
-        lens: focal length and principal point from the middle, as shares of the longer side.
+        lens: its lens, where the file of them is there.
     """
 
     name: str
@@ -102,13 +104,16 @@ def grid_axes(lon: float, lat: float, crs: CRS | None) -> Array:
 
 def _crs_beside(path: Path) -> CRS | None:
     try:
-        return CRS.from_user_input(path.read_text("utf-8-sig").strip())
+        text = path.read_text("utf-8-sig").strip()
     except FileNotFoundError:
         return None
+    if names_files(text):
+        raise ValueError(f"the CRS in {path.name} names files elsewhere")
+    return CRS.from_user_input(text)
 
 
 def _lenses(path: Path) -> dict[str, Lens]:
-    """Focal lengths and principal points by images; none without the file."""
+    """Lenses by images; none without the file."""
     try:
         lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except FileNotFoundError:
@@ -121,5 +126,6 @@ def _lenses(path: Path) -> dict[str, Lens]:
         first, second = ([float(n) for n in lines[at + row].split()] for row in (1, 2))
         longer = max(width, height)
         centre = (first[2] - width / 2) / longer, (second[2] - height / 2) / longer
-        found[name] = (first[0] / longer, centre)
+        radial = [float(n) for n in lines[at + 4].split()]
+        found[name] = Lens(first[0] / longer, centre, bent(radial))
     return found

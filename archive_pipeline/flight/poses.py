@@ -29,6 +29,9 @@ from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.colmap import read_model
 from archive_pipeline.flight.pix4d import from_angles, grid_axes, read_external
 from archive_pipeline.geo.camera import rotation as rotation_of
+from archive_pipeline.geo.georef import names_files
+from archive_pipeline.geo.ground_plane import GroundPlane, ground_below
+from archive_pipeline.geo.lens import Lens, bent, not_read
 from archive_pipeline.geo.pose import CameraPose
 
 Array = npt.NDArray[np.float64]
@@ -41,7 +44,13 @@ _ANGLES = re.compile(
     r"(?P<ypr>yaw\W+(\(\w+\)\W+)?pitch\W+(\(\w+\)\W+)?roll)|(?P<opk>omega\W+phi\W+kappa)",
     re.IGNORECASE,
 )
+MOST_POINTS = 50_000  # each frame looks at all of them
 EARTH_M = 6.3e6, 6.5e6  # from the Earth's middle to where drones fly
+# OpenSfM's projections that are Brown's or OpenCV's fisheye but for tangential terms
+OPENSFM_LENSES = (
+    *("perspective", "brown", "simple_radial", "radial"),
+    *("fisheye", "fisheye_opencv", "fisheye62", "fisheye624"),
+)
 SOURCES = ("COLMAP", "ODM", "OpenSfM", "Metashape", "PIX4Dmapper", "geo.txt")
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 
@@ -58,9 +67,8 @@ class FoundPose:
         lon, lat: degrees, WGS 84.
         altitude_m: in the vertical datum of the file.
         rotation: rows are the image's right, its down and the optical axis, in east, north, up.
-        focal: focal length as a share of the image's longer side.
-        centre: principal point from the image's middle, right and down, in the same shares.
-        ground_m: the middle height of what was reconstructed, in the same datum.
+        lens: its lens.
+        ground: that of what was reconstructed in its view.
         note: what is odd about it.
     """
 
@@ -68,9 +76,8 @@ class FoundPose:
     lat: float
     altitude_m: float | None = None
     rotation: Array | None = None
-    focal: float | None = None
-    centre: tuple[float, float] = (0.0, 0.0)
-    ground_m: float | None = None
+    lens: Lens | None = None
+    ground: GroundPlane | None = None
     note: str = ""
 
 
@@ -113,27 +120,31 @@ class Poses:
         if pose is None:
             return None
         own = camera or CameraPose()
-        above = None if ground_given else own.altitude_relative_m
-        if pose.altitude_m is not None and pose.ground_m is not None and not ground_given:
-            above = pose.altitude_m - pose.ground_m
+        above, slope = None if ground_given else own.altitude_relative_m, (0.0, 0.0)
+        if pose.ground is not None and not ground_given:
+            above, slope = pose.ground.below_m, pose.ground.slope
         longer = max(size)
+        notes = [pose.note, pose.lens.note if pose.lens else ""]
         made = replace(
             own,
             lon=pose.lon,
             lat=pose.lat,
             altitude_gps_m=own.altitude_gps_m if pose.altitude_m is None else pose.altitude_m,
             altitude_relative_m=above,
+            ground_slope=slope,
             dialect=self.source,
-            warnings=(f"{self.name}: {pose.note}",) if pose.note else (),
+            warnings=tuple(f"{self.name}: {note}" for note in notes if note),
         )
         if pose.rotation is not None:
             yaw, pitch, roll = _angles(pose.rotation)
             made = replace(made, mount="body", yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll)
-        if pose.focal is not None:
-            x, y = (n / 2 + longer * c for n, c in zip(size, pose.centre, strict=True))
-            made = replace(made, focal_px=pose.focal * longer, centre_px=(x, y))
+            made = replace(made, found=True)
+        if pose.lens is not None:
+            x, y = (n / 2 + longer * c for n, c in zip(size, pose.lens.centre, strict=True))
+            made = replace(made, focal_px=pose.lens.focal * longer, centre_px=(x, y))
             # what was found is of the image as it is, whatever the tags say of lens and zoom
             made = replace(made, focal_35mm=None, focal_mm=None, digital_zoom=None)
+            made = replace(made, distortion=pose.lens.distortion)
         return made
 
 
@@ -200,6 +211,8 @@ def _named(path: str, source: str, poses: Iterator[tuple[str, FoundPose]]) -> Po
         numbers = [pose.lon, pose.lat, *np.ravel(pose.rotation if pose.rotation is not None else 0)]
         if not np.isfinite(numbers).all() or abs(pose.lat) > 90.0 or abs(pose.lon) > 360.0:
             raise ValueError(f"{name}: its position or direction is none")
+        if pose.lens is not None and not pose.lens.is_one:
+            raise ValueError(f"{name}: its lens is none")
     if not found:
         raise PosesError(f"{path}: says nothing of any image")
     return Poses(Path(path).name, source, found)
@@ -211,8 +224,8 @@ def _shots(document: dict[str, Any]) -> Iterator[tuple[str, FoundPose]]:
         said = feature["properties"]
         lon, lat, altitude = (float(v) for v in feature["geometry"]["coordinates"][:3])
         rotation = _rotation(said["rotation"]) @ grid_axes(lon, lat, None)
-        focal = float(said["focal"]) if said.get("focal") else None
-        yield str(said["filename"]), FoundPose(lon, lat, altitude, rotation, focal)
+        lens = Lens(float(said["focal"])) if said.get("focal") else None
+        yield str(said["filename"]), FoundPose(lon, lat, altitude, rotation, lens)
 
 
 def _opensfm(document: list[dict[str, Any]]) -> Iterator[tuple[str, FoundPose]]:
@@ -228,19 +241,29 @@ def _opensfm(document: list[dict[str, Any]]) -> Iterator[tuple[str, FoundPose]]:
             "+step +proj=unitconvert +xy_in=rad +xy_out=deg"
         )
         points = np.array([p["coordinates"] for p in part.get("points", {}).values()], float)
-        ground = None
-        if len(points):
-            *_, heights = to_degrees.transform(points[:, 0], points[:, 1], points[:, 2])
-            ground = float(np.median(heights))
+        points = _some(points.reshape(-1, 3))
         for name, shot in part["shots"].items():
             rotation = _rotation(shot["rotation"])
             place = -rotation.T @ np.array(shot["translation"], float)
             x, y, z = (float(v) for v in to_degrees.transform(*place))
-            camera = part["cameras"][shot["camera"]]
-            focal = camera.get("focal", camera.get("focal_x"))
-            centre = float(camera.get("c_x", 0.0)), float(camera.get("c_y", 0.0))
-            local = rotation @ _east_north_up(lon, lat) @ _east_north_up(x, y).T
-            yield str(name), FoundPose(x, y, z, local, focal and float(focal), centre, ground)
+            lens = _opensfm_lens(part["cameras"][shot["camera"]])
+            turn = _east_north_up(lon, lat) @ _east_north_up(x, y).T
+            local = rotation @ turn
+            ground = ground_below((points - place) @ turn, local, lens.focal if lens else None)
+            yield str(name), FoundPose(x, y, z, local, lens, ground)
+
+
+def _opensfm_lens(camera: dict[str, Any]) -> Lens | None:
+    """The lens of one of OpenSfM's cameras, if that has a focal length."""
+    focal = camera.get("focal", camera.get("focal_x"))
+    if not focal:
+        return None
+    kind = str(camera.get("projection_type", "perspective"))
+    centre = float(camera.get("c_x", 0.0)), float(camera.get("c_y", 0.0))
+    if kind not in OPENSFM_LENSES:
+        return Lens(float(focal), centre, note=not_read(kind))
+    radial = [float(camera.get(f"k{n}", 0.0)) for n in range(1, 7)]
+    return Lens(float(focal), centre, bent(radial, kind.startswith("fisheye")))
 
 
 def _metashape(root: ElementTree.Element) -> Iterator[tuple[str, FoundPose]]:
@@ -259,13 +282,13 @@ def _metashape(root: ElementTree.Element) -> Iterator[tuple[str, FoundPose]]:
             matrix = _numbers(camera, "transform", 16).reshape(4, 4)
             x, y, z = to_degrees.transform(*(scale * turn @ matrix[:3, 3] + move))
             rotation = (turn @ matrix[:3, :3]).T @ _east_north_up(x, y).T
-            focal, centre = lenses.get(camera.get("sensor_id"), (None, (0.0, 0.0)))
-            pose = FoundPose(float(x), float(y), float(z), rotation, focal, centre)
+            lens = lenses.get(camera.get("sensor_id"))
+            pose = FoundPose(float(x), float(y), float(z), rotation, lens)
             yield str(camera.attrib["label"]), pose
 
 
-def _metashape_lens(sensor: ElementTree.Element) -> tuple[float | None, tuple[float, float]]:
-    """Focal length and principal point of a sensor, those that were adjusted if there are."""
+def _metashape_lens(sensor: ElementTree.Element) -> Lens | None:
+    """A sensor's lens, as it was adjusted if it was."""
     found = sensor.findall("calibration")
     adjusted = [one for one in found if one.get("class") == "adjusted"]
     size = sensor.find("resolution")
@@ -273,31 +296,38 @@ def _metashape_lens(sensor: ElementTree.Element) -> tuple[float | None, tuple[fl
         if one.find("f") is not None and size is not None:
             longer = max(float(size.attrib["width"]), float(size.attrib["height"]))
             cx, cy = (float(one.findtext(name, "0")) / longer for name in ("cx", "cy"))
-            return float(one.findtext("f", "")) / longer, (cx, cy)
-    return None, (0.0, 0.0)
+            radial = [float(one.findtext(f"k{n}", "0")) for n in range(1, 5)]
+            fisheye = "fisheye" in sensor.get("type", "")
+            return Lens(float(one.findtext("f", "")) / longer, (cx, cy), bent(radial, fisheye))
+    return None
 
 
 def _colmap(path: Path) -> Iterator[tuple[str, FoundPose]]:
     """A model of COLMAP's that its model_aligner brought to geocentric coordinates."""
     to_degrees = Transformer.from_crs("EPSG:4978", "EPSG:4979", always_xy=True)
     shots, points = read_model(path)
-    ground = None
-    if len(points):
-        *_, heights = to_degrees.transform(points[:, 0], points[:, 1], points[:, 2])
-        ground = float(np.median(heights))
+    points = _some(points)
     for shot in shots:
         if not EARTH_M[0] < np.linalg.norm(shot.place) < EARTH_M[1]:
             raise ValueError("its coordinates are not geocentric (colmap model_aligner makes them)")
         x, y, z = (float(v) for v in to_degrees.transform(*shot.place))
-        rotation = shot.rotation @ _east_north_up(x, y).T
-        yield shot.name, FoundPose(x, y, z, rotation, *shot.lens, ground)
+        turn = _east_north_up(x, y).T
+        rotation = shot.rotation @ turn
+        ground = ground_below((points - shot.place) @ turn, rotation, shot.lens.focal)
+        yield shot.name, FoundPose(x, y, z, rotation, shot.lens, ground)
+
+
+def _some(points: Array) -> Array:
+    """As many of a reconstruction's points, from all over it, as tell where the ground is."""
+    if not np.isfinite(points).all():
+        raise ValueError("the place of a point is none")
+    return points[:: max(1, len(points) // MOST_POINTS)]
 
 
 def _pix4d(path: Path, text: str) -> Iterator[tuple[str, FoundPose]]:
     """PIX4Dmapper's calibrated cameras."""
     for shot in read_external(path, text):
-        lens = shot.lens or (None, (0.0, 0.0))
-        yield shot.name, FoundPose(shot.lon, shot.lat, shot.altitude, shot.rotation, *lens)
+        yield shot.name, FoundPose(shot.lon, shot.lat, shot.altitude, shot.rotation, shot.lens)
 
 
 def _geo_txt(text: str) -> Iterator[tuple[str, FoundPose]]:
@@ -344,6 +374,8 @@ def _crs_of(head: str) -> str:
     words = head.upper().split()
     if len(words) == 3 and words[:2] == ["WGS84", "UTM"] and words[2][-1:] in ("N", "S"):
         return f"EPSG:{(32600 if words[2][-1] == 'N' else 32700) + int(words[2][:-1])}"
+    if names_files(head):
+        raise ValueError("its coordinate reference system names files elsewhere")
     return head
 
 

@@ -9,12 +9,13 @@ from os.path import splitext
 
 from archive_pipeline.flight.locations import Location, sha256
 
-TIFF, JPEG = (".gtif", ".gtiff", ".tif", ".tiff"), (".jpe", ".jpeg", ".jpg")
-JPEG2000, NITF = (".j2k", ".jp2"), (".nitf", ".ntf")
+TIFF, JPEG = (".btf", ".gtif", ".gtiff", ".tif", ".tiff"), (".jfif", ".jpe", ".jpeg", ".jpg")
+JPEG2000, NITF = (".j2c", ".j2k", ".jp2", ".jpf", ".jpx"), (".nitf", ".ntf")
 # Behind the whole name, whatever the format. Overviews (.ovr) are no part of what is archived.
 APPENDED = (".aux.xml", ".aux", ".msk")
 # In place of the extension, by the image's format; a `.prj` is read here, not by GDAL.
-WORLD_FILES = frozenset((*TIFF, *JPEG, *JPEG2000, *NITF, ".bmp", ".gif", ".png"))
+DECODED = (".heic", ".heif", ".hif", ".jxl")
+WORLD_FILES = frozenset((*TIFF, *JPEG, *JPEG2000, *NITF, *DECODED, ".bmp", ".gif", ".mpo", ".png"))
 REPLACED = {
     **dict.fromkeys(TIFF, (".tab", ".xml", ".imd", ".rpb", ".rpc", "_rpc.txt")),
     **dict.fromkeys(JPEG, (".tab",)),
@@ -57,12 +58,15 @@ def endings(name: str) -> Iterator[str]:
     for appended in APPENDED:
         yield extension + appended
     if extension in WORLD_FILES:
-        yield f"{extension[:2]}{extension[-1]}w"
-        yield f"{extension}w"
-        yield ".wld"
+        yield from world_files(extension)
         yield ".prj"
     yield ".aux"
     yield from REPLACED.get(extension, ())
+
+
+def world_files(extension: str) -> tuple[str, ...]:
+    """What the names of world files have in place of an image's extension, the first that is."""
+    return f"{extension[:2]}{extension[-1]}w", f"{extension}w", ".wld"
 
 
 def digest(sidecars: Iterable[Sidecar]) -> str:

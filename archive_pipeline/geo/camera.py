@@ -15,14 +15,18 @@ from pyproj import Geod, Transformer
 
 from archive_pipeline.geo import globe
 from archive_pipeline.geo.georef import Gcp, Georef
-from archive_pipeline.geo.mapping import with_footprint
+from archive_pipeline.geo.mapping import apply_homography, homography, with_footprint
 from archive_pipeline.geo.pose import CameraPose
 from archive_pipeline.geo.terrain import Terrain
 
 Array = npt.NDArray[np.float64]
 
-# Tilts up to this many degrees are within what tags and flat ground are worth: one affine.
+# Tilts up to this many degrees are within what tags and flat ground are worth: one affine. Of a
+# camera that photogrammetry placed, an affine may be this many pixels off.
 NADIR_TILT_DEG = 5.0
+AFFINE_PX = 2.0
+# Points a side by which a lens is made straight.
+BENT_SIDE = 13
 # Rays flatter than this end somewhere in the next county; no footprint is better than that one.
 LOWEST_RAY_DEG = 3.0
 # Digital zoom makes the equivalent focal length differ from the lens by more than rounding does.
@@ -85,9 +89,10 @@ def locate(
 
     Returns:
         The georeference in the local UTM zone (polar stereographic beyond 84 degrees) and one
-        sentence for each assumption.  A frame that looks down gets a transform, an oblique one
-        GCPs; without height, field of view, or with the horizon in view, the camera's place is all
-        (``"point"``), and without position the method is ``"none"``.
+        sentence for each assumption.  A frame that looks down gets a transform, an oblique one, and
+        one that photogrammetry found to be tilted, GCPs; without height, field of view, or with the
+        horizon in view, the camera's place is all (``"point"``), and without position the method is
+        ``"none"``.
     """
     if camera.lon is None or camera.lat is None:
         return Georef(), ("no GPS position",)
@@ -124,15 +129,14 @@ def _place(
         warnings.append("no pitch: the camera is taken to look straight down")
 
     # GDAL needs more than the four corners to see that the map is not affine.
-    steps = np.linspace(0.0, 1.0, 4)
-    cols, rows = np.tile(steps * width, 4), np.repeat(steps * height, 4)
-    cx, cy = principal_point(camera, width, height)
-    u, v = cols - cx, rows - cy
-    rays = np.stack([u * pitch, v * pitch, np.ones_like(u)], axis=1) @ rotation(camera)
-    if np.degrees(np.arctan2(-rays[:, 2], np.hypot(rays[:, 0], rays[:, 1]))).min() < LOWEST_RAY_DEG:
+    cols, rows = _lattice(width, height, 4)
+    rays = _rays(camera, width, height, pitch, cols, rows)
+    # how much a ray comes nearer to the ground
+    fall = rays[:, :2] @ camera.ground_slope - rays[:, 2]
+    if np.degrees(np.arctan2(fall, np.hypot(rays[:, 0], rays[:, 1]))).min() < LOWEST_RAY_DEG:
         warnings.append("the horizon is in view: the frame has no footprint")
         return None
-    east, north = (rays[:, :2] * (above_ground / -rays[:, 2:])).T
+    east, north = rays[:, :2].T * (above_ground / fall)
     lon, lat = _geodesic_ends(camera, east, north)
     z = np.zeros_like(lon)
     if terrain is not None and not terrain.reaches(camera):
@@ -146,10 +150,13 @@ def _place(
     crs = _local_crs(camera.lon, camera.lat)
     x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat)
     if tilt_deg(camera) <= NADIR_TILT_DEG:
-        design = np.column_stack([cols, rows, np.ones_like(cols)])
-        (a, d), (b, e), (c, f) = np.linalg.lstsq(design, np.column_stack([x, y]), rcond=None)[0]
-        transform = (float(a), float(b), float(c), float(d), float(e), float(f))
-        return with_footprint(Georef(crs, transform, method="camera"), width, height)
+        design, ground = np.column_stack([cols, rows, np.ones_like(cols)]), np.column_stack([x, y])
+        affine = np.linalg.lstsq(design, ground, rcond=None)[0]
+        off = float(np.abs(design @ affine - ground).max())
+        if not camera.found or off <= AFFINE_PX * above_ground * pitch:
+            (a, d), (b, e), (c, f) = affine.tolist()
+            georef = Georef(crs, (a, b, c, d, e, f), method="camera")
+            return with_footprint(georef, width, height)
     gcps: tuple[Gcp, ...] = tuple(
         (float(r), float(q), float(gx), float(gy), float(gz), str(i + 1), "")
         for i, (r, q, gx, gy, gz) in enumerate(zip(rows, cols, x, y, z, strict=True))
@@ -157,6 +164,33 @@ def _place(
     corners = [0, 3, 15, 12]
     footprint = globe.ring(lon[corners], lat[corners])
     return Georef(crs, gcps=gcps, footprint=footprint, method="camera")
+
+
+def _lattice(width: int, height: int, side: int) -> tuple[Array, Array]:
+    """Columns and rows of points all over an image, row by row, with those of its edges."""
+    steps = np.linspace(0.0, 1.0, side)
+    return np.tile(steps * width, side), np.repeat(steps * height, side)
+
+
+def _rays(
+    camera: CameraPose, width: int, height: int, pitch: float, cols: Array, rows: Array
+) -> Array:
+    """Where pixels look to, east, north and up, float64 (n, 3).
+
+    Of a lens that bends, as the pinhole has it that is next to it all over the image.
+    """
+    cx, cy = principal_point(camera, width, height)
+
+    def seen(cols: Array, rows: Array) -> tuple[Array, Array]:
+        return (cols - cx) * pitch, (rows - cy) * pitch
+
+    x, y = seen(cols, rows)
+    if camera.distortion is not None:
+        points = _lattice(width, height, BENT_SIDE)
+        straight = camera.distortion.straightened(*seen(*points))
+        pinhole = homography(np.column_stack(points), np.column_stack(straight))
+        x, y = apply_homography(pinhole, cols, rows)
+    return np.stack([x, y, np.ones_like(x)], axis=1) @ rotation(camera)
 
 
 def _above_ground(

@@ -17,7 +17,19 @@ Affine6 = tuple[float, float, float, float, float, float]
 Gcp = tuple[float, float, float, float, float, str, str]
 Ring = tuple[tuple[float, float], ...]
 
+# What PROJ looks for files by, in WKT and in its own strings.
+_FILES = re.compile(r"PARAMETERFILE|_GRIDS|(grids|file|init|model)=", re.IGNORECASE)
 _CRS_TEXT = re.compile(r"EPSG:[0-9]{1,9}\Z|[A-Z_]+CR?S\[")
+
+
+def names_files(crs: str) -> bool:
+    """Whether a CRS, WKT or a string of PROJ's, has PROJ open files outside of its own data.
+
+    Names of grids alone are looked for there; those with a path are opened, whatever they are, as
+    soon as something is transformed. Names of CRSs may have " / " in them.
+    """
+    found = re.search(r"[/\\~]", crs.replace(" / ", " "))
+    return found is not None and _FILES.search(crs) is not None
 
 
 @dataclass(frozen=True)
@@ -67,11 +79,14 @@ class Georef:
         """Rebuild a georeference from `to_json`'s dict.
 
         Raises:
-            ValueError: its CRS is no code and no WKT: GDAL would take it for a file's name or URL.
+            ValueError: its CRS is no code and no WKT (GDAL would take it for a file's name or
+                URL), or names files.
         """
         transform, footprint = data["transform"], data["footprint"]
         if data["crs"] is not None and not _CRS_TEXT.match(data["crs"]):
             raise ValueError(f"not a CRS: {data['crs'][:60]!r}")
+        if data["crs"] is not None and names_files(data["crs"]):
+            raise ValueError(f"a CRS that names files elsewhere: {data['crs'][:60]!r}")
         return cls(
             crs=data["crs"],
             transform=None if transform is None else tuple(transform),

@@ -6,6 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from archive_pipeline.geo.lens import Distortion
+
+# fields of a pose that a record of an image has elsewhere, or not at all
+NOT_BRIEF = ("warnings", "survey", "found", "ground_slope", "distortion")
+
 
 @dataclass(frozen=True)
 class CameraPose:
@@ -31,6 +36,10 @@ class CameraPose:
         centre_px: calibrated principal point, pixels from the first pixel's outer corner.
         digital_zoom: ratio of the digital zoom, 1 without one.
         survey: accuracy, RTK and datum of the position, as the tags say.
+        found: whether photogrammetry found place and direction, not a maker's tags.
+        ground_slope: metres that the ground rises a metre east and a metre north, where that is
+            known.
+        distortion: of the lens, where photogrammetry found one.
     """
 
     lon: float | None = None
@@ -53,18 +62,20 @@ class CameraPose:
     centre_px: tuple[float, float] | None = None
     digital_zoom: float | None = None
     survey: dict[str, str] = field(default_factory=dict)
+    found: bool = False
+    ground_slope: tuple[float, float] = (0.0, 0.0)
+    distortion: Distortion | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict of JSON types; `from_json` undoes it exactly."""
         return {**asdict(self), "warnings": list(self.warnings)}
 
     def brief(self) -> dict[str, Any]:
-        """What is known, but for warnings and survey, as a dict of JSON types."""
+        """What is known of the camera, but for warnings and survey, as a dict of JSON types."""
         given = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("warnings", "survey")
-            and getattr(self, field.name) != field.default
+            if field.name not in NOT_BRIEF and getattr(self, field.name) != field.default
         }
         if "centre_px" in given:
             given["centre_px"] = list(given["centre_px"])
@@ -72,7 +83,7 @@ class CameraPose:
 
     @classmethod
     def from_brief(cls, data: dict[str, Any]) -> CameraPose:
-        """The pose that `brief` is of, without warnings and survey.
+        """The pose that `brief` is of.
 
         Raises:
             ValueError: the data are none of a pose.
@@ -86,7 +97,11 @@ class CameraPose:
     def from_json(cls, data: dict[str, Any]) -> CameraPose:
         """Rebuild a pose from `to_json`'s dict."""
         centre = data.get("centre_px")
-        tuples = {"centre_px": None if centre is None else (centre[0], centre[1])}
+        tuples: dict[str, Any] = {"centre_px": None if centre is None else (centre[0], centre[1])}
+        if "ground_slope" in data:
+            tuples["ground_slope"] = data["ground_slope"][0], data["ground_slope"][1]
+        bent = data.get("distortion")
+        tuples["distortion"] = bent and Distortion(tuple(bent["radial"]), bent["fisheye"])
         known = {field.name for field in fields(cls)}  # later releases may have more
         given = {**data, **tuples, "warnings": tuple(data["warnings"])}
         return cls(**{name: value for name, value in given.items() if name in known})

@@ -22,7 +22,7 @@ from archive_pipeline.stages import stage
 from archive_pipeline.store.image_writer import ImageWriter
 from archive_pipeline.store.layout import pack_metadata
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".mpo")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 # What restored GeoTIFFs and PNGs are given of a JPEG's segments; the others are in the file.
 _DESCRIPTIVE = {
     "APP1": (EXIF_PREFIX, XMP_PREFIX, EXTENDED_PREFIX),
