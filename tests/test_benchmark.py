@@ -200,6 +200,20 @@ def test_files_within_sizes_are_the_finest_and_few(grows: float) -> None:
     made.clear()
     within(peer, pixels, sizes[2], known)
     assert len(made) == 1  # both neighbours are known
+    found = search(peer, pixels, sizes[2], at_most=True)
+    made.clear()
+    assert found is not None
+    assert within(peer, pixels, sizes[2], {}, 44) == found[1]
+    assert made[0] == 44
+    assert len(made) <= 4
+
+
+def test_odd_qualities_of_hevc_are_the_next_even_ones() -> None:
+    available("hevc")
+    pixels = ref.texture(96, 96, 5)
+    files = [PEERS["hevc_psnr"].encode(pixels, quality) for quality in (31, 32, 33, 34)]
+    assert files[0] == files[1] != files[2] == files[3]
+    assert {31, 33}.isdisjoint(PEERS["hevc_psnr"].settings)
 
 
 def test_boxes_do_not_count() -> None:

@@ -297,7 +297,13 @@ def search(
     return found
 
 
-def within(peer: Peer, pixels: Pixels, size: int, known: dict[int, int] | None = None) -> bytes:
+def within(
+    peer: Peer,
+    pixels: Pixels,
+    size: int,
+    known: dict[int, int] | None = None,
+    start: int | None = None,
+) -> bytes:
     """The finest file within `size` bytes, or the coarsest there is if none is so small.
 
     Counted bytes (`Peer.size`) are taken to grow along `Peer.settings`, about as an exponential:
@@ -306,6 +312,7 @@ def within(peer: Peer, pixels: Pixels, size: int, known: dict[int, int] | None =
     Args:
         known: counted bytes of the same pixels by indices of `Peer.settings`. What this search
             encodes joins it, and makes the next one shorter.
+        start: the index to try first where nothing is known: what a picture like this one had.
     """
     known = {} if known is None else known
     files: dict[int, bytes] = {}
@@ -313,31 +320,34 @@ def within(peer: Peer, pixels: Pixels, size: int, known: dict[int, int] | None =
     high = min((i for i in known if i > low), default=len(peer.settings))
     halve = False
     while high - low > 1:
-        width = high - low
-        index = (low + high) // 2 if halve else _guess(known, low, high, size)
+        width, bounded = high - low, low in known and high in known
+        index = (low + high) // 2 if halve else _guess(known, low, high, size, len(peer.settings))
+        if not known and start is not None:
+            index = min(max(start, 0), high - 1)
         files[index] = peer.encode(pixels, peer.settings[index])
         known[index] = peer.size(files[index])
         low, high = (index, high) if known[index] <= size else (low, index)
-        halve = not halve and high - low > width // 2  # guesses may creep
+        halve = not halve and bounded and high - low > width // 2  # guesses may creep
     best = max(low, 0)
     return files.get(best) or peer.encode(pixels, peer.settings[best])
 
 
-def _guess(known: dict[int, int], low: int, high: int, size: int) -> int:
-    """An index between two others, both exclusive, whose file may have `size` bytes.
+def _guess(known: dict[int, int], low: int, high: int, size: int, count: int) -> int:
+    """An index of `count`, between two others, both exclusive, whose file may have `size` bytes.
 
     Between two known files it is interpolated. Beyond them it is extrapolated, and a little more
-    so that it may bound the search on that side. Without two files it is a quarter of the way, as
-    few bytes are what most searches are for.
+    so that it may bound the search on that side. Bytes are taken to double within a tenth of the
+    settings while one file is known; without any it is a quarter of the way, as few bytes are
+    what most searches are for.
     """
     ends = [index for index in (low, high) if known.get(index)]
-    if len(ends) == 1:
-        ends += [max(known, key=lambda index: abs(index - ends[0]))]
-    guess = low + (high - low) // 4
-    if len(ends) == 2 and size and known[ends[0]] != known[ends[1]]:
-        first, second = ends
+    if not ends or not size:
+        return low + (high - low) // 4
+    first = ends[0]
+    second = ends[1] if len(ends) == 2 else max(known, key=lambda index: abs(index - first))
+    slope = 10 * math.log(2) / count
+    if known[second] and known[second] != known[first]:
         slope = math.log(known[second] / known[first]) / (second - first)
-        step = math.log(size / known[first]) / slope
-        further = 0 if {low, high} == {*ends} else math.copysign(1 + abs(step) / 8, step)
-        guess = first + math.floor(step + further)
-    return min(max(guess, low + 1), high - 1)
+    step = math.log(size / known[first]) / slope
+    further = 0 if len(ends) == 2 else math.copysign(1 + abs(step) / 8, step)
+    return min(max(first + math.floor(step + further), low + 1), high - 1)

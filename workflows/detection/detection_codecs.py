@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -213,7 +213,7 @@ class PeerCodec:
 
     out: Path
     name: str
-    sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # by SHA-256, see `within`
+    latest: dict[float, int] = field(default_factory=dict)  # setting of the last image, by ratio
 
     def key(self, ratio: float) -> Key:
         peer = FRAME_PEERS[self.name]
@@ -234,10 +234,27 @@ class PeerCodec:
             with original_pixels(image) as read:
                 assert read is not None
                 pixels = read((0, 0, image.width, image.height))
-            data = within(peer, pixels, budget, self.sizes.setdefault(image.sha256, {}))
+            with self._sizes(image) as known:
+                data = within(peer, pixels, budget, known, self.latest.get(ratio))
+            self.latest[ratio] = max((i for i, n in known.items() if n <= budget), default=0)
             keep(path, data)
         pixels = peer.decode(data)
         yield peer.size(data), lambda window: crop(pixels, window)
+
+    @contextmanager
+    def _sizes(self, image: SourceImage) -> Iterator[dict[int, int]]:
+        """Sizes of an image's files by setting (`within`), which searches at other ratios begin
+        with; kept on disk."""
+        key = {name: value for name, value in self.key(0).items() if name != "ratio"}
+        name = digest({**key, "image": image.sha256})
+        path = self.out / PEERS / "sizes" / f"{self.name}-{name}.json"
+        known: dict[int, int] = {}
+        with suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
+            known = {int(index): int(size) for index, size in json.loads(path.read_bytes())}
+        try:
+            yield known
+        finally:
+            keep(path, json.dumps(sorted(known.items())).encode())
 
 
 def crop(pixels: NDArray[np.uint8], window: tuple[int, int, int, int]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ Writes to OUT_DIR
 \b
   detection.csv   a row for each ratio, codec, detector, class group and metric
   bd_rates.csv    bytes at equal metrics over all ratios, against the first codec and HEVC
-  detection.md    both as tables, and the paper's table for one ratio
+  detection.md    both as tables, with the paper's table for one ratio
   detection.svg   metrics against bytes; also as .png
 
 Intervals are of 95 %, by a bootstrap over frames; those of differences and of bytes are paired.
@@ -42,10 +42,11 @@ from detection_rates import Sampled
 from detection_run import Run
 from detection_tables import (
     RATE_METRICS,
+    change_table,
+    interval_table,
     paper_table,
     rate_rows,
     rate_table,
-    ratio_table,
     rows,
     write_csv,
 )
@@ -71,15 +72,14 @@ def write(run: Run, setting: Setting, codecs: list[Codec], ratios: list[float]) 
     found = rows(judged, "originals" if setting.labels is None else "labels")
     others = dict.fromkeys([codecs[0].name, *(c.name for c in codecs if c.name == "hevc")])
     rates = [] if len(ratios) < 2 else [r for name in others for r in rate_rows(judged, name)]
-    parts = [ratio_table(found)]
-    if rates:
-        parts.insert(0, f"Bytes at equal metrics:\n\n{rate_table(rates)}")
+    parts = [f"Bytes at equal metrics:\n\n{rate_table(rates)}"] if rates else []
+    parts.append(f"From the originals to the restored images:\n\n{change_table(found)}")
     if (ratio := setting.paper_ratio) in ratios:
         parts.append(f"At source ratio {ratio:g}:\n\n{paper_table(judged, ratio)}")
     text = "\n\n".join(parts) + "\n"
     write_csv(run.out / "detection.csv", found)
     write_csv(run.out / "bd_rates.csv", rates)
-    (run.out / "detection.md").write_text(text)
+    (run.out / "detection.md").write_text(f"{text}\n{interval_table(found)}\n")
     panels = [
         Panel(
             f"{one.model}, {one.group}",

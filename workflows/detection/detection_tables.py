@@ -62,6 +62,8 @@ def rows(judged: Iterable[Judged], reference: str) -> list[Row]:
                 for metric, values in sampled.values.items():
                     before, after = float(one.original.values[metric][0]), float(values[0])
                     low, high = sampled.interval(metric, one.original) or (math.nan, math.nan)
+                    if math.isnan(after - before):
+                        low, high = math.nan, math.nan
                     numbers = (before, after, after - before, low, high)
                     found.append(
                         {
@@ -96,11 +98,7 @@ def rate_rows(judged: Iterable[Judged], other: str) -> list[Row]:
             if codec == other:
                 continue
             for metric in RATE_METRICS:
-                # only the ratios that both have
-                shared = [r for r in ratios if r in one.codecs[other]]
-                result = rate(
-                    [ratios[r] for r in shared], [one.codecs[other][r] for r in shared], metric
-                )
+                result = rate([*ratios.values()], [*one.codecs[other].values()], metric)
                 found.append(_rate_row(one, codec, other, metric, result))
     return found
 
@@ -121,27 +119,49 @@ def _rate_row(one: Judged, codec: str, other: str, metric: str, result: Rate) ->
     }
 
 
-def ratio_table(found: list[Row]) -> str:
-    """Markdown: a line for each ratio, codec, detector and class, differences with intervals."""
-    keys = ("source_ratio", "codec", "bytes", "model", "class")
-    names = [*METRICS, *AT_PRECISION.values()]
+def change_table(found: list[Row]) -> str:
+    """Markdown: differences between originals and restored images, a line a codec and ratio."""
+    names = [*METRICS, AT_PRECISION["ratio"], AT_PRECISION["recall"]]
+    tables = []
+    for (model, group), own in _grouped(found, ("model", "class")).items():
+        lines = [
+            f"{model}, {group}:\n",
+            _line(["source ratio", "codec", "bytes", *map(HEADINGS.get, names)]),
+            _line(["---"] * (3 + len(names))),
+        ]
+        for key, some in _grouped(own, ("source_ratio", "codec", "bytes")).items():
+            by_metric = {row["metric"]: row for row in some}
+            cells = [_signed(by_metric[name]["delta"]) for name in names]
+            lines.append(_line([f"{key[0]:g}", *key[1:], *cells]))
+        tables.append("\n".join(lines))
+    return "\n\n".join([*tables, AT])
+
+
+def interval_table(found: list[Row]) -> str:
+    """Markdown: all values, and differences with their intervals, a line each."""
+    keys = ("model", "class", "source_ratio", "codec", "metric")
     lines = [
-        _line(["source ratio", "codec", "bytes", "detector", "class", *map(HEADINGS.get, names)]),
-        _line(["---"] * (len(keys) + len(names))),
+        _line(["detector", "class", "source ratio", "codec", "metric", "value", "change", "95 %"]),
+        _line(["---"] * (len(keys) + 3)),
     ]
-    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in sorted(found, key=lambda row: (row["model"], row["class"])):
+        between = "-" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        value = "-" if row["restored"] is None else f"{row['restored']:.3f}"
+        name = HEADINGS[row["metric"]]
+        cells = (row["model"], row["class"], f"{row['source_ratio']:g}", row["codec"], name)
+        lines.append(_line([*cells, value, _signed(row["delta"]), between]))
+    return "\n".join(lines)
+
+
+def _grouped(found: list[Row], keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
-        groups.setdefault(tuple(row[key] for key in keys), {})[row["metric"]] = row
-    for key, own in groups.items():
-        lines.append(_line([*key, *(_change(own[name]) for name in names)]))
-    return "\n".join([*lines, "", AT])
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
 
 
-def _change(row: Row) -> str:
-    if row["delta"] is None:
-        return "-"
-    between = "" if row["low"] is None else f"; {row['low']:+.3f} to {row['high']:+.3f}"
-    return f"{row['restored']:.3f} ({row['delta']:+.3f}{between})"
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
 
 
 def rate_table(found: list[Row]) -> str:
@@ -152,11 +172,9 @@ def rate_table(found: list[Row]) -> str:
         _line(["detector", "class", "bytes of", "against", *equal]),
         _line(["---"] * (len(keys) + len(RATE_METRICS))),
     ]
-    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in found:
-        groups.setdefault(tuple(row[key] for key in keys), {})[row["metric"]] = row
-    for key, own in groups.items():
-        lines.append(_line([*key, *(_percent(own[metric]) for metric in RATE_METRICS)]))
+    for key, some in _grouped(found, keys).items():
+        by_metric = {row["metric"]: row for row in some}
+        lines.append(_line([*key, *(_percent(by_metric[name]) for name in RATE_METRICS)]))
     return "\n".join(lines)
 
 
