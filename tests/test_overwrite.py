@@ -20,7 +20,7 @@ from conftest import FRAMES, Run
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from test_faults import tree
-from test_s3 import hurried, server  # noqa: F401
+from test_s3 import hurried  # noqa: F401
 from test_store import stored_bytes
 from zarr.storage import FsspecStore, LocalStore
 

@@ -23,7 +23,7 @@ from conftest import Run
 from fastapi.testclient import TestClient
 from PIL import Image
 from s3_server import S3Server
-from test_s3 import s3, server  # noqa: F401  fixtures
+from test_s3 import s3  # noqa: F401  a fixture
 from test_serve import LOCAL, client_of, served  # noqa: F401  a fixture
 from test_serve_tiles import pixels_of, tile_at
 
@@ -256,7 +256,7 @@ def test_a_bucket_that_is_away_comes_back(
     flight: Path,
     run: Run,
     s3: str,  # noqa: F811
-    server: S3Server,  # noqa: F811
+    server: S3Server,
 ) -> None:
     assert run("ingest", flight, "--archive", s3, "--ratio", 16, "--workers", 0).code == 0
     with client_of(s3) as client:
