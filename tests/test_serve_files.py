@@ -20,6 +20,7 @@ from PIL import Image
 from test_serve import client_of
 
 import archive_pipeline as ap
+from archive_pipeline.serving import _original_files
 
 IMAGE = "/flights/beach/images/DJI_0002.JPG"
 
@@ -86,6 +87,20 @@ def test_an_original_that_changed_is_none(archive: Path, own_flight: Path) -> No
         path.unlink()
         os.mkfifo(path)
         assert client.get(f"{IMAGE}/original.jpg").status_code == 404
+
+
+def test_originals_may_go_while_they_are_shown(
+    archive: Path, own_flight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_original_files, "LOOK_EVERY", 0.0)
+    with client_of(archive, originals=own_flight) as client:
+        assert client.get(IMAGE).json()["original"] is True
+        for path in own_flight.iterdir():
+            path.unlink()
+        assert client.get(IMAGE).json()["original"] is False
+        assert client.get(f"{IMAGE}/original.png").status_code == 404
+        own_flight.rmdir()
+        assert client.get(IMAGE).json()["original"] is False
 
 
 def test_a_box_as_geotiff(client: TestClient, archive: Path, run: Run, tmp_path: Path) -> None:

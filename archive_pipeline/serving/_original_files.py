@@ -80,7 +80,8 @@ class OriginalFiles:
         with self._lock:
             age = time.monotonic() - self._looked
             if self._originals is None or age > LOOK_EVERY:
-                self._originals = Originals(self._url, self._given)
+                # they may be deleted or moved while they are shown
+                self._originals = Originals(self._url, self._given, strict=False)
                 self._looked = time.monotonic()
             return self._originals.candidates(entry)
 
