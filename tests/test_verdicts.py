@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from conftest import Run
 
+from archive_pipeline.geo.pose import CameraPose
+from archive_pipeline.jobs import verify_photogrammetry as photogrammetry
 from archive_pipeline.jobs._verdicts import keep_verdict
+from archive_pipeline.photogrammetry.frames import Frame
+from archive_pipeline.photogrammetry.verdict import FlightReport, Moved, Tolerances, judge
+from archive_pipeline.photogrammetry.verification import (
+    PhotogrammetryOptions,
+    PhotogrammetryReport,
+)
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
 from archive_pipeline.store.verdicts import (
@@ -161,3 +169,33 @@ def test_a_read_only_archive_is_a_warning(
     own_archive.chmod(0o700)
     assert len(warnings) == 1
     assert "beach: the verdict is not kept in the archive" in warnings[0]
+
+
+@pytest.mark.parametrize("kept", [95, 10])
+def test_frames_that_fit_to_no_others_have_not_passed(
+    own_archive: Path, own_flight: Path, run: Run, kept: int
+) -> None:
+    """Two frames overlap; of the third nothing was compared that could have differed."""
+    options = PhotogrammetryOptions(quick=True)
+    frames = [Frame(f"beach/{name}", 800, 600, CameraPose(lon=1.0, lat=2.0)) for name in NAMES]
+    tasks = [
+        photogrammetry.FrameTask(str(own_archive), entry, (), None, frame, options)
+        for entry, frame in zip(entries(own_archive), frames, strict=True)
+    ]
+    found = FlightReport("beach", frames, quick=True, pairs={(0, 1): (100, kept)})
+    found.moved = [Moved(200, 0.1, 0.2, (0.0, 0.0))] * 2 + [Moved(0, *[float("nan")] * 2, (0, 0))]
+    judge(found, Tolerances())
+    report = PhotogrammetryReport(str(own_archive), options)
+    photogrammetry._keep(found, tasks, report)
+    [verdict] = told(run, own_archive)
+    assert verdict["passed"] is found.passed is (kept == 95)
+    assert verdict["images"] == (NAMES[:2] if found.passed else NAMES)
+    assert len(report.warnings) == found.passed
+    if not found.passed:
+        return
+    assert "nothing is proven of 1 of 3 frames" in report.warnings[0]
+    assert report.warnings[0].endswith(f": beach/{NAMES[2]}")
+    args = ("--originals", own_flight, "--require", "photogrammetry-quick", "--json")
+    done = run("retire", "--archive", own_archive, *args)
+    reasons = {item["image"]: item["reason"] for item in done.json["kept"]}
+    assert reasons == {f"beach/{NAMES[2]}": "it has no verdict of verify-photogrammetry-quick"}

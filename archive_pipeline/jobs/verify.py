@@ -139,7 +139,8 @@ def verify(
     done.models = [summarise(file, own, done.images, reference, options) for file, own in groups]
     done.seconds = time.monotonic() - started
     if done.passed or done.below_tolerance:
-        compared = {image.key for image in done.images}
+        # by every detector: what one of them could not compare is not proven
+        compared = {image.key for image in done.images if not image.errors}
         entries = [task.entry for task in tasks if task.entry.key in compared]
         done.warnings += keep_verdict(archive_url, "detection", done.passed, done.how(), entries)
     return done

@@ -26,7 +26,7 @@ from archive_pipeline.jobs._verdicts import keep_verdict
 from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
 from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.photogrammetry.frames import Frame
-from archive_pipeline.photogrammetry.verdict import FlightReport
+from archive_pipeline.photogrammetry.verdict import NAMED, FlightReport
 from archive_pipeline.photogrammetry.verification import PhotogrammetryOptions, PhotogrammetryReport
 from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -197,8 +197,15 @@ def _keep(found: FlightReport, tasks: list[FrameTask], report: PhotogrammetryRep
     """Have the archive remember a flight's verdict, if there is one."""
     if not (found.passed or found.failures):
         return
-    options, compared = report.options, {frame.name for frame in found.frames}
-    entries = [task.entry for task in tasks if task.frame.name in compared]
+    options, judged = report.options, {frame.name for frame in found.judged}
+    entries = [task.entry for task in tasks if task.frame.name in judged]
+    alone = [frame.name for frame in found.frames if frame.name not in judged]
+    if alone:
+        some = ", ".join(alone[:NAMED]) + (", ..." if len(alone) > NAMED else "")
+        report.warnings.append(
+            f"{found.flight}: nothing is proven of {len(alone)} of {len(found.frames)} frames, "
+            f"whose originals do not fit to others either: {some}"
+        )
     how = {
         "tolerances": dict(vars(options.tolerances)),
         "features": options.features,

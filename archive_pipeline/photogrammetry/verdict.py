@@ -142,6 +142,12 @@ class FlightReport:
         return {i for i, (a, _) in counts if a}, {i for i, (_, b) in counts if b}
 
     @property
+    def judged(self) -> list[Frame]:
+        """Frames that the verdict is about: if it is passed, those alone that fitted to others."""
+        fitting = self.registered()[0]
+        return self.frames if self.failures else [self.frames[i] for i in sorted(fitting)]
+
+    @property
     def centres_m(self) -> float | None:
         """Root mean square of the cameras' ways, metres."""
         if self.difference is None:
