@@ -98,6 +98,11 @@ def test_pixels_are_the_decoders(tmp_path: Path) -> None:
         if name == "rgba":
             assert alpha is not None
             np.testing.assert_array_equal(alpha, rgba[..., 3])
+    many = np.stack([*np.moveaxis(pixels, 2, 0), *np.moveaxis(255 - pixels[..., :2], 2, 0)])
+    path = tmp_path / "many.jxl"  # grey with four channels more: axes were mixed up
+    path.write_bytes(imagecodecs.jpegxl_encode(many, lossless=True, planar=True))
+    found, _ = read_pixels(read_source(path, "many"))
+    np.testing.assert_array_equal(found, np.moveaxis(many, 0, 2))
     path = tmp_path / "wide.heic"
     pillow_heif.from_bytes("RGB;16", (70, 48), wide.tobytes()).save(path, quality=-1)
     source = read_source(path, "wide")
@@ -197,9 +202,9 @@ def test_without_the_package_it_is_said_what_to_install(
 
 
 def test_boxes_that_lie_about_their_lengths() -> None:
-    from archive_pipeline.flight._decoder import boxes
+    from archive_pipeline.flight._decoder import blocks
 
     exif = box(b"Exif", struct.pack(">I", 2) + b"xxII*\0")
-    assert list(boxes(exif)) == [("EXIF", b"II*\0")]
-    assert list(boxes(exif + struct.pack(">I", 3) + b"xml ab")) == [("EXIF", b"II*\0")]
-    assert list(boxes(struct.pack(">I", 1 << 31) + b"xml abc")) == [("XMP", b"abc")]
+    assert list(blocks(exif)) == [("EXIF", b"II*\0")]
+    assert list(blocks(exif + struct.pack(">I", 3) + b"xml ab")) == [("EXIF", b"II*\0")]
+    assert list(blocks(struct.pack(">I", 1 << 31) + b"xml abc")) == [("XMP", b"abc")]

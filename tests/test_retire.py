@@ -21,7 +21,7 @@ from archive_pipeline.flight.find import find_images
 from archive_pipeline.flight.locations import sha256
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.read import read_source
-from archive_pipeline.jobs import _deleting
+from archive_pipeline.jobs import _deleting, known_images
 from archive_pipeline.jobs import retire as job
 from archive_pipeline.jobs._verdicts import keep_verdict
 from archive_pipeline.store.archive import Archive
@@ -513,3 +513,44 @@ def test_damaged_notes_are_no_harm(run: Run, single: tuple[Path, Path]) -> None:
 def test_the_sha_of_a_record_is_what_counts(own_flight: Path, own_archive: Path) -> None:
     for entry in Archive.open(own_archive).images():
         assert entry.record["sha256"] == sha256(own_flight / entry.id)
+
+
+def test_an_image_that_is_the_only_copy_is_not_replaced(
+    run: Run, own_flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A camera's next flight in the same folder has the same names."""
+    url, flight = tmp_path / "only.zarr", own_flight
+    for name in NAMES[1:]:
+        (flight / name).unlink()
+    args = ("ingest", flight, "--archive", url, "--workers", 0, "--lossless-jpeg")
+    assert run(*args).code == 0
+    path, before = flight / NAMES[0], tree(url)
+    data = path.read_bytes()
+    assert retire(run, url, flight, "--yes").code == 0
+    path.write_bytes(data + b"!")
+    for more in ((), ("--overwrite",)):
+        done = run(*args, *more)
+        assert done.code == 3, done.err
+        assert "was deleted by archive retire: it is the only copy" in done.err
+    # nor by an ingest that was told what to do before the original was deleted
+    with monkeypatch.context() as patch:
+        patch.setattr(known_images, "is_retired", lambda archive, entry: False)
+        done = run(*args, "--overwrite")
+    assert done.code == 3
+    assert "it is the only copy" in done.err
+    after = tree(url)
+    assert {key: after[key] for key in before if "pixels" in key} == {
+        key: before[key] for key in before if "pixels" in key
+    }
+    path.write_bytes(data)  # a copy that turned up
+    assert run(*args, "--overwrite").code == 0
+
+
+def test_what_a_cache_has_read_is_no_archive(run: Run, single: tuple[Path, Path]) -> None:
+    url, flight = single
+    for chained in (f"simplecache::file://{url}", f"filecache::file://{url}"):
+        assert run("info", "--archive", chained).code == 0
+        done = run("retire", "--archive", chained, "--originals", flight, "--yes")
+        assert done.code == 1
+        assert "nothing is deleted" in done.err
+    assert there(flight) == [NAMES[0]]

@@ -53,10 +53,11 @@ def retire(
 ) -> None:
     """Delete original files whose archived images are whole.
 
-    Each image is read, decoded and compared with its original right before that goes: its size and
-    mask must be the same, lossless pixels, too, and what --require names must have been passed.
-    A file whose SHA-256 is another stays, and so does what links lead to, and anything beside the
-    images. The archive keeps a note of what went. Without --yes all is checked and nothing deleted.
+    Each image is read, decoded and compared with its original right before that goes: its size,
+    mask and metadata must be the same, lossless pixels, too, nothing of it may be left out of the
+    archive, and what --require names must have been passed. A file whose SHA-256 is another stays,
+    and so does what links lead to, and anything beside the images. The archive keeps a note of what
+    went. Without --yes all is checked and nothing deleted.
     Objects at s3:// go only where their bucket deletes on a condition or keeps versions.
     """
     kinds = [kind for given in require for kind in given.split(",") if kind]

@@ -20,8 +20,12 @@ import numpy as np
 
 Block = tuple[str, bytes]
 Picture = tuple[Any, list[Block], list[str]]
+MOST_COLOURS = 4  # that come pixel by pixel; more come one by one
 MOST_BLOCK = 16 << 20  # bytes of a metadata block
 BOXES = {b"Exif": "EXIF", b"xml ": "XMP"}
+# What other boxes hold: a film, a picture for bright screens, ... Room and proofs of origin aside.
+_PLAIN = {b"ftyp", b"meta", b"mdat", b"free", b"skip", b"wide", b"idat"}
+_PLAIN |= {b"JXL ", b"jxll", b"jxlc", b"jxlp", b"jxli", b"jbrd", b"brob", b"jumb", *BOXES}
 
 
 def heif(data: bytes, most: int) -> Picture:
@@ -35,6 +39,10 @@ def heif(data: bytes, most: int) -> Picture:
     blocks.append(("ICC", file.info.get("icc_profile")))
     more = len(file) - 1
     notes = [f"{more} further pictures are not archived"] if more else []
+    kinds = {"depth_images": "depth", "aux": "auxiliary"}
+    beside = [word for name, word in kinds.items() if file.info.get(name)]
+    notes += [f"its {' and '.join(beside)} pictures are not archived"] if beside else []
+    notes += left_out(data)
     pixels = np.array(file)  # a copy: a view's memory goes with the file
     return pixels, [(name, block) for name, block in blocks if block], notes
 
@@ -45,7 +53,12 @@ def jpeg_xl(data: bytes, most: int) -> Picture:
 
     pixels = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
     check(pixels.nbytes, most)
-    return pixels, list(boxes(data)), []
+    # of an animation, all pictures, with an axis more: nothing else tells
+    animated = imagecodecs.jpegxl_decode(data, numthreads=1).ndim > pixels.ndim
+    notes = ["its further pictures are not archived"] if animated else []
+    if pixels.ndim == 3 and pixels.shape[2] > MOST_COLOURS:  # grey with other channels
+        pixels = np.moveaxis(pixels, 0, 2)
+    return pixels, list(blocks(data)), notes + (left_out(data) if data[:1] == b"\0" else [])
 
 
 def check(size: int, most: int) -> None:
@@ -54,8 +67,15 @@ def check(size: int, most: int) -> None:
         raise ValueError(f"its {size >> 20} MiB of pixels are more than {most >> 20}")
 
 
-def boxes(data: bytes) -> Iterator[Block]:
-    """EXIF and XMP of a JPEG XL file (ISO/IEC 18181-2), whose boxes may be packed by Brotli."""
+def left_out(data: bytes) -> list[str]:
+    """What a file of boxes holds beside its picture and metadata."""
+    kinds = {kind for kind, _ in boxes(data)} - _PLAIN
+    told = ", ".join(repr(kind.decode("latin-1")) for kind in sorted(kinds)[:5])
+    return [f"its boxes {told} are not archived"] if kinds else []
+
+
+def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of a file's boxes (ISO/IEC 14496-12), as far as they are whole."""
     at = 0
     while len(head := data[at : at + 8]) == 8:
         size, kind, start = int.from_bytes(head[:4], "big"), head[4:], at + 8
@@ -64,7 +84,12 @@ def boxes(data: bytes) -> Iterator[Block]:
         at = at + size if size else len(data)
         if at < start:
             return
-        content = data[start:at]
+        yield kind, data[start:at]
+
+
+def blocks(data: bytes) -> Iterator[Block]:
+    """EXIF and XMP of a JPEG XL file (ISO/IEC 18181-2), whose boxes may be packed by Brotli."""
+    for kind, content in boxes(data):
         if kind == b"brob":
             import imagecodecs
 

@@ -48,8 +48,10 @@ def tiff_blocks(path: Path) -> list[Block]:
     return [*blocks, ("EXIF", exif)] if exif else blocks
 
 
-def png_blocks(path: Path) -> list[Block]:
+def png_blocks(path: Path) -> tuple[list[Block], int]:
     """Read every chunk of a PNG that is not pixels, named by its type, in file order.
+
+    Also how many bytes follow the PNG's end.
 
     The checksums of all chunks are verified, those of the pixels too: GDAL takes what is missing
     at the end of a PNG for black.
@@ -75,7 +77,7 @@ def png_blocks(path: Path) -> list[Block]:
                 )
             if kind not in _PNG_PIXELS:
                 blocks.append((kind.decode("latin-1"), payload))
-    return blocks
+        return blocks, length - file.tell()
 
 
 def webp_blocks(path: Path) -> list[Block]:

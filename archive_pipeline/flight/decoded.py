@@ -62,7 +62,7 @@ def open_decoded(path: Path, driver: str) -> rasterio.DatasetReader:
     memory = rasterio.MemoryFile(dirname=folder, filename="picture.tif")
     form = {"width": width, "height": height, "count": bands, "dtype": head["dtype"]}
     photometric = "RGB" if bands in (3, 4) else "MINISBLACK"
-    alpha = "UNSPECIFIED" if bands in (1, 3) else "YES"
+    alpha = "YES" if bands in (2, 4) else "UNSPECIFIED"
     with memory.open(driver="GTiff", photometric=photometric, alpha=alpha, **form) as made:
         made.write(np.moveaxis(pixels, 2, 0))
     sidecars = _beside_in_memory(path, folder)

@@ -28,6 +28,7 @@ NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MP_ENTRIES = 0xB002
+_MP_THUMBNAIL = 1  # class of an individual image's type
 _EXIF, _MPF, _ADOBE, _JFIF = b"Exif\0\0", b"MPF\0", b"Adobe", b"JFIF\0"
 
 
@@ -39,11 +40,13 @@ class JpegLayout:
         segments: every APPn and COM segment up to the first scan, in file order.
         end: offset behind the end-of-image marker; ``None`` where the file stops before it.
         pictures: (start, end) of further pictures behind the image that its MPF directory names.
+        previews: whether that calls all of them thumbnails.
     """
 
     segments: list[Segment]
     end: int | None
     pictures: tuple[tuple[int, int], ...] = ()
+    previews: bool = False
 
     def trailers(self, data: bytes) -> list[Segment]:
         """What follows the image, but for the pictures that its MPF directory names."""
@@ -107,7 +110,7 @@ def walk(data: bytes, salvage: bool = False) -> JpegLayout:
                 return JpegLayout(segments, None)
             continue
         if code == _EOI:
-            return JpegLayout(segments, position, _pictures(data, multi_picture, position))
+            return JpegLayout(segments, position, *_pictures(data, multi_picture, position))
         if code in NO_LENGTH:
             continue
         payload = _payload(data, position)
@@ -241,18 +244,21 @@ def fill_thumbnail(exif_app1: bytes, image: npt.NDArray[np.uint8]) -> bytes:
     return exif_app1
 
 
-def _pictures(data: bytes, header: int | None, end: int) -> tuple[tuple[int, int], ...]:
-    """Places behind ``end`` that an MPF directory names (CIPA DC-007), in order.
+def _pictures(
+    data: bytes, header: int | None, end: int
+) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """Places behind ``end`` that an MPF directory names (CIPA DC-007), in order; see `JpegLayout`.
 
     Args:
         header: offset of the directory's TIFF header, which its offsets count from.
     """
+    nothing = (), False
     if header is None:
-        return ()
+        return nothing
     order = {b"II": "<", b"MM": ">"}.get(data[header : header + 2])
     if order is None:
-        return ()
-    places = []
+        return nothing
+    found = []
     try:
         first = header + struct.unpack_from(order + "I", data, header + 4)[0]
         count = struct.unpack_from(order + "H", data, first)[0]
@@ -261,11 +267,13 @@ def _pictures(data: bytes, header: int | None, end: int) -> tuple[tuple[int, int
             if tag != _MP_ENTRIES:
                 continue
             for at in range(header + table, header + table + size, 16):
-                length, offset = struct.unpack_from(order + "II", data, at + 4)
-                places.append((header + offset, min(len(data), header + offset + length)))
+                kind, length, offset = struct.unpack_from(order + "III", data, at)
+                place = header + offset, min(len(data), header + offset + length)
+                if end <= place[0] < place[1]:
+                    found.append((place, kind >> 16 & 0xFF == _MP_THUMBNAIL))
     except struct.error:
-        return ()
-    return tuple(sorted(place for place in places if end <= place[0] < place[1]))
+        return nothing
+    return tuple(sorted(place for place, _ in found)), all(preview for _, preview in found)
 
 
 def _marker(data: bytes, position: int) -> tuple[int, int]:

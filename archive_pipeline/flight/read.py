@@ -13,30 +13,20 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from PIL import Image
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from archive_pipeline.errors import root_cause
-from archive_pipeline.flight._metadata_blocks import (
-    Block,
-    jp2_blocks,
-    png_blocks,
-    tiff_blocks,
-    webp_blocks,
-)
+from archive_pipeline.flight._embedded import embedded
+from archive_pipeline.flight._metadata_blocks import Block
 from archive_pipeline.flight.decoded import DECODERS
 from archive_pipeline.flight.formats import no_network, open_image, settle
-from archive_pipeline.flight.jpeg_segments import PICTURES_LEFT_OUT, walk
+from archive_pipeline.flight.jpeg_segments import walk
 from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.placing import FLAT, Ground, placed
-from archive_pipeline.flight.source_image import (
-    SourceError,
-    SourceImage,
-)
-from archive_pipeline.flight.tiff_directory import count_pages
+from archive_pipeline.flight.source_image import Notes, SourceError, SourceImage
 from archive_pipeline.geo.georef import Window
 
 T = TypeVar("T")
@@ -81,7 +71,8 @@ def read_source(path: Path, id: str, ground: Ground = FLAT, salvage: bool = Fals
         if dataset.count == 0:
             raise SourceError(path, "holds no raster of its own, only subdatasets")
         damage = _damage(path, dataset) if salvage else ""
-        metadata, notes = _embedded(path, dataset, bool(damage))
+        notes = Notes()
+        metadata = embedded(path, dataset, bool(damage), notes)
         if not damage and dataset.driver == "JPEG":
             notes += _doubts(path, dataset.width * dataset.height)
         if damage:
@@ -172,7 +163,7 @@ def _describe(
     sha256: str,
     size: int,
     metadata: list[Block],
-    notes: list[str],
+    notes: Notes,
     ground: Ground,
 ) -> SourceImage:
     bands, alpha = _bands(dataset)
@@ -190,11 +181,11 @@ def _describe(
         interps = (*interps, ColorInterp.alpha)
     # Not the values themselves: NaN differs from NaN.
     if len({repr(value) for value in dataset.nodatavals}) > 1:
-        notes.append("bands have different nodata values; the first band's is kept")
+        notes.leave_out("bands have different nodata values; the first band's is kept")
 
     georef, camera, captured = placed(dataset, path, id, metadata, notes, ground)
     if structure.get("SOURCE_COLOR_SPACE") in CONVERTED and "red" in [i.name for i in interps]:
-        notes.append(f"its {structure['SOURCE_COLOR_SPACE']} pixels are archived as RGB")
+        notes.leave_out(f"its {structure['SOURCE_COLOR_SPACE']} pixels are archived as RGB")
     rows, cols = dataset.block_shapes[0]
     return SourceImage(
         path=path,
@@ -230,16 +221,17 @@ def _describe(
         captured=captured,
         metadata=tuple(metadata),
         warnings=tuple(notes),
+        left_out=tuple(notes.left_out),
     )
 
 
-def _mask_kind(dataset: rasterio.DatasetReader, alpha: bool, notes: list[str]) -> str:
+def _mask_kind(dataset: rasterio.DatasetReader, alpha: bool, notes: Notes) -> str:
     """Where an image says which pixels are valid: "alpha", "mask", "nodata" or "none"."""
     flags = dataset.mask_flag_enums[0]
     masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     if alpha:
         if masked:
-            notes.append("it has alpha and a mask: alpha is archived as 0 where the mask is")
+            notes.leave_out("it has alpha and a mask: alpha is archived as 0 where the mask is")
         return "alpha"
     if masked and dataset.colorinterp[0] != ColorInterp.palette and _is_soft(dataset):
         notes.append("its mask is soft: archived as alpha")
@@ -346,57 +338,6 @@ def _digest(path: Path) -> tuple[str, int]:
     return digest, size
 
 
-def _embedded(
-    path: Path, dataset: rasterio.DatasetReader, salvage: bool
-) -> tuple[list[Block], list[str]]:
-    """Read the original metadata blocks; one sentence for each thing that is left out."""
-    driver = dataset.driver
-    if driver in DECODERS:
-        return list(dataset.blocks), list(dataset.notes)
-    if driver == "JPEG":
-        data = path.read_bytes()
-        try:
-            layout = walk(data, salvage)
-        except ValueError as error:
-            raise SourceError(path, str(error)) from error
-        if layout.end is None and not salvage:
-            raise SourceError(path, "truncated: the JPEG ends inside its image data")
-        trailers = layout.trailers(data)
-        end = len(data) if layout.end is None else layout.end
-        left_out = len(data) - end - sum(len(payload) for _, payload in trailers)
-        notes = []
-        if left_out:
-            notes.append(f"{left_out} {PICTURES_LEFT_OUT}")
-        return [*layout.segments, *trailers], notes
-    if driver == "PNG":
-        try:
-            return png_blocks(path), _animation(path)
-        except ValueError as error:
-            raise SourceError(path, str(error)) from error
-    if driver in ("GTiff", "COG"):
-        with open(path, "rb") as file:
-            pages = count_pages(file)
-        if pages > 1:
-            reason = f"a TIFF of {pages} pages, which are images of their own: split it (tiffsplit)"
-            raise SourceError(path, reason)
-        return tiff_blocks(path), []
-    if driver == "WEBP":
-        return webp_blocks(path), _animation(path)
-    if driver == "JP2OpenJPEG":
-        return jp2_blocks(path), []
-    return [], _animation(path) if driver == "GIF" else []
-
-
-def _animation(path: Path) -> list[str]:
-    """A word on the pictures of an animation that are not read."""
-    try:
-        with Image.open(path) as image:
-            pictures = getattr(image, "n_frames", 1)
-    except Exception:  # of what Pillow cannot read, GDAL says what it is
-        return []
-    return [f"{pictures - 1} further pictures are not archived"] if pictures > 1 else []
-
-
 def _bands(dataset: rasterio.DatasetReader) -> tuple[list[int], int | None]:
     """Return the 1-based numbers of the bands that hold pixels, and that of the alpha band.
 
@@ -426,9 +367,7 @@ def _widest(dtypes: list[str]) -> str:
     return np.result_type(*(np.dtype(dtype) for dtype in known)).name
 
 
-def _tags(
-    dataset: rasterio.DatasetReader, band: int, notes: list[str]
-) -> dict[str, dict[str, str]]:
+def _tags(dataset: rasterio.DatasetReader, band: int, notes: Notes) -> dict[str, dict[str, str]]:
     """Read all tags of the dataset (band 0) or of a band by namespace, derived ones left out."""
     embedded = dataset.driver in EMBEDDED_DRIVERS
     found = {}
@@ -439,7 +378,7 @@ def _tags(
             items = dataset.tags(band, ns=namespace or None)
         except UnicodeDecodeError:  # rasterio takes all items of a namespace for UTF-8, or none
             name = namespace or "default"
-            notes.append(f"tags of the {name} namespace are not kept: they are not UTF-8")
+            notes.leave_out(f"tags of the {name} namespace are not kept: they are not UTF-8")
             continue
         if dataset.driver == "JPEG" and namespace == "":
             items = {key: value for key, value in items.items() if not key.startswith("EXIF_")}

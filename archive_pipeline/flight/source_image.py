@@ -29,6 +29,23 @@ class SourceError(ArchivePipelineError):
         self.reason = reason
 
 
+class Notes(list[str]):
+    """What is odd about a file, one sentence each.
+
+    Attributes:
+        left_out: those that say what of it is not archived.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: list[str] = []
+
+    def leave_out(self, *sentences: str) -> None:
+        """Say what of the file is not archived."""
+        self += sentences
+        self.left_out += sentences
+
+
 @dataclass(frozen=True)
 class SourceImage:
     """One source file: everything about it but its pixels.
@@ -59,6 +76,8 @@ class SourceImage:
         metadata: byte-for-byte originals ``(name, payload)`` in file order.
         warnings: one sentence for each thing that is odd but did not stop the reading.
         salvaged: the file is damaged, and its pixels are as far as they can be decoded.
+        left_out: those of the warnings that say what of the file is not archived; as `read_source`
+            finds them, they are not stored.
     """
 
     path: Location
@@ -87,6 +106,7 @@ class SourceImage:
     metadata: tuple[tuple[str, bytes], ...] = ()
     warnings: tuple[str, ...] = ()
     salvaged: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def lossy(self) -> bool:
@@ -100,9 +120,10 @@ class SourceImage:
         return self.layout.get("image_structure", {}).get("MINISWHITE") == "YES"
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict of JSON types with everything but `metadata`."""
+        """Return a dict of JSON types with everything but `metadata` and `left_out`."""
+        names = [f.name for f in fields(self) if f.name not in ("metadata", "left_out")]
         return {
-            **{f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "metadata"},
+            **{name: _plain(getattr(self, name)) for name in names},
             "path": self.path if isinstance(self.path, str) else self.path.as_posix(),
             "georef": self.georef.to_json(),
             "camera": None if self.camera is None else self.camera.to_json(),

@@ -6,6 +6,7 @@ damaged file claims leads to a read outside it or to a loop.
 
 from __future__ import annotations
 
+import io
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,10 @@ _UNITS = {5: 4, 10: 4}  # of what byte order swaps, where that is not the whole 
 MAX_ENTRIES = 65536  # of a directory
 MAX_VALUE = 64 << 20  # bytes; a damaged count must not become a huge allocation
 MAX_DIRECTORIES = 65536  # of a file
+MAX_SUBDIRECTORIES = 64  # that are looked into
 
 WIDTH, HEIGHT, BITS, COMPRESSION, SAMPLES, PLANAR = 256, 257, 258, 259, 277, 284
-SUBFILE, OLD_SUBFILE = 254, 255
+SUBFILE, OLD_SUBFILE, SUBDIRECTORY = 254, 255, 330
 STRIP_COUNTS, TILE_COUNTS = 279, 325
 _REDUCED, _MASK = 1, 4  # bits of SUBFILE
 _THUMBNAIL = 256  # pixels a side, at most, of a page that says nothing of itself
@@ -70,12 +72,20 @@ class Directory:
 
     def number(self, file: BinaryIO, tag: int, absent: int = 0) -> int:
         """The first value of a tag of whole numbers; ``absent`` without one."""
+        return next(iter(self.numbers(file, tag, 1)), absent)
+
+    def numbers(self, file: BinaryIO, tag: int, most: int) -> tuple[int, ...]:
+        """The first values of a tag of whole numbers; none without one.
+
+        Raises:
+            ValueError: they are not in the file.
+        """
         entry = self.find(tag)
-        code = _INTEGERS.get(entry.kind) if entry is not None and entry.count else None
+        code = _INTEGERS.get(entry.kind) if entry is not None else None
         if entry is None or code is None:
-            return absent
-        size = struct.calcsize(self.order + code)
-        return int(struct.unpack(self.order + code, _read(file, entry.offset, size))[0])
+            return ()
+        form = f"{self.order}{min(entry.count, most)}{code}"
+        return struct.unpack(form, _read(file, entry.offset, struct.calcsize(form)))
 
 
 def read_header(file: BinaryIO) -> tuple[str, bool, int] | None:
@@ -152,9 +162,41 @@ def count_pages(file: BinaryIO) -> int:
             side = max(directory.number(file, tag) for tag in (WIDTH, HEIGHT))
         except ValueError:
             break
-        if side and not kind & (_REDUCED | _MASK) and old != 2:
+        first = len(seen) == 1  # which is what GDAL reads, whatever it says of itself
+        if side and (first or (not kind & (_REDUCED | _MASK) and old != 2)):
             sides.append(side)
     return sum(not 0 < side <= _THUMBNAIL or side >= sides[0] for side in sides)
+
+
+def left_out(file: BinaryIO) -> list[str]:
+    """What the first directory leads to that nobody reads, one sentence each."""
+    directory = first_directory(file)
+    if directory is None:
+        return []
+    size = file.seek(0, io.SEEK_END)
+    sentences = [
+        f"its tag {entry.tag} of {entry.size} bytes is not archived"
+        for entry in directory.entries
+        if MAX_VALUE < entry.size <= size - entry.offset
+    ]
+    for offset in _subdirectories(file, directory):
+        try:
+            inner = read_directory(file, directory.order, directory.big, offset)
+            kind = inner.number(file, SUBFILE)
+            width, height = (inner.number(file, tag) for tag in (WIDTH, HEIGHT))
+        except ValueError:
+            continue
+        if width and height and not kind & (_REDUCED | _MASK):
+            sentences.append(f"a picture of {width} x {height} in a SubIFD is not archived")
+    return sentences
+
+
+def _subdirectories(file: BinaryIO, directory: Directory) -> tuple[int, ...]:
+    """Offsets of a directory's SubIFDs."""
+    try:
+        return directory.numbers(file, SUBDIRECTORY, MAX_SUBDIRECTORIES)
+    except ValueError:
+        return ()
 
 
 def kept_value(file: BinaryIO, entry: Entry) -> bytes | None:

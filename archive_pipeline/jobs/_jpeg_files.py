@@ -10,7 +10,7 @@ from pathlib import Path
 
 from archive_pipeline.codec.jpeg_codec import MAX_BYTES, MAX_PIXEL_BYTES, pixels_of
 from archive_pipeline.codec.transcoding import TranscodingError, recompress
-from archive_pipeline.flight.jpeg_segments import PICTURES_LEFT_OUT, Segment
+from archive_pipeline.flight.jpeg_segments import PICTURES_LEFT_OUT, Segment, blank_thumbnail
 from archive_pipeline.flight.source_image import (
     EXIF_PREFIX,
     XMP_PREFIX,
@@ -55,6 +55,15 @@ def slim(source: SourceImage) -> SourceImage:
         metadata=tuple(segment for segment in source.metadata if _is_descriptive(segment)),
         warnings=tuple(w for w in source.warnings if not w.endswith(PICTURES_LEFT_OUT)),
     )
+
+
+def without_previews(source: SourceImage) -> SourceImage:
+    """The record of an image with its EXIF thumbnail blank, which restoring makes again."""
+    return replace(source, metadata=tuple(_without_preview(*block) for block in source.metadata))
+
+
+def _without_preview(name: str, payload: bytes) -> Segment:
+    return name, blank_thumbnail(payload)[0] if name == "APP1" else payload
 
 
 def _is_descriptive(segment: Segment) -> bool:

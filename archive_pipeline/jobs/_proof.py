@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,29 @@ from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Window
+from archive_pipeline.jobs._alike import Alike
+from archive_pipeline.jobs._jpeg_files import slim, without_previews
 from archive_pipeline.jobs.check import check_image
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
 from archive_pipeline.store.stored_models import read_model
 
-SAME = ("width", "height", "bands", "dtype", "mask", "nodata", "driver", "size_bytes")
-# Lossy pixels that differ by more are not the original's: two pictures that have nothing to do with
-# each other differ by 10 to 14 dB, and the codec at its coarsest by far less.
-LEAST_PSNR = 16.0
-ROWS = 512  # compared at a time
+# What a file says of its pixels. Not where they lie, unless that is its own word, nor how its
+# format keeps them.
+SAME = (
+    *("width", "height", "bands", "dtype", "mask", "nodata", "driver", "size_bytes"),
+    *("colorinterp", "descriptions", "units", "scales", "offsets", "colormap", "tags", "band_tags"),
+)
+OWN_PLACE = ("transform", "gcps", "rpcs")  # methods of georeferences that are the file's
+SHOWN = 60  # characters of a value that are told
 
 
 def why_not(archive: Archive, entry: ImageEntry, path: Path) -> str | None:
     """Why an image cannot stand in for its original; None where it can.
 
-    All that is stored of it is read and decoded, and its pixels, mask and size are compared with
-    the file's: lossless ones must be equal, lossy ones alike.
+    All that is stored of it is read and decoded, and its pixels, mask and metadata are compared
+    with the file's: lossless pixels must be equal, lossy ones alike, metadata the same.
 
     Args:
         path: the original, whose SHA-256 is the record's.
@@ -41,7 +45,7 @@ def why_not(archive: Archive, entry: ImageEntry, path: Path) -> str | None:
     try:
         stored = ArchivedImage(archive, entry).source
         original = read_source(path, entry.id)
-        reason = _unlike(stored, original)
+        reason = _unlike(stored, original, entry.record["codec"] == "jpeg")
         if reason is not None:
             return reason
         model = entry.record.get("model")
@@ -57,19 +61,30 @@ def why_not(archive: Archive, entry: ImageEntry, path: Path) -> str | None:
         return str(error)
 
 
-def _unlike(stored: SourceImage, original: SourceImage) -> str | None:
-    """What of an original's properties is not what was archived."""
+def _unlike(stored: SourceImage, original: SourceImage, as_file: bool) -> str | None:
+    """What of an original is not what was archived.
+
+    Args:
+        as_file: its bytes are, which are compared.
+    """
     if stored.salvaged:
         return "it is damaged, and archived only as far as it could be decoded"
+    if original.left_out and not as_file:
+        return f"not all of it is archived: {'; '.join(original.left_out)}"
+    one, two = stored.to_json(), original.to_json()
     for field in SAME:
-        one, two = getattr(stored, field), getattr(original, field)
-        if one != two and not (_is_nan(one) and _is_nan(two)):
-            return f"the archive has another {field} of it: {one!r}, not {two!r}"
+        if one[field] != two[field]:
+            values = " and ".join(repr(value) for value in (one[field], two[field]))
+            told = f": {values}" if len(values) <= SHOWN else ""
+            return f"the archive has another {field} of it{told}"
+    if original.georef.method in OWN_PLACE:
+        for field in ("crs", "transform", "gcps", "rpcs"):
+            if one["georef"][field] != two["georef"][field]:
+                return f"the archive has another {field} of it"
+    kept = without_previews(slim(original) if as_file else original)
+    if without_previews(stored).metadata != kept.metadata:
+        return "the archive has other metadata of it"
     return None
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def _other_file(archive: Archive, entry: ImageEntry) -> str | None:
@@ -88,7 +103,7 @@ class _Comparison:
     def __init__(self, entry: ImageEntry, original: SourcePixels) -> None:
         self._entry = entry
         self._original = original
-        self._squares, self._count = 0.0, 0
+        self._alike = Alike()
         self._seen = {"pixels": 0, "mask": 0}
 
     def see(self, name: str, window: Window, restored: NDArray[Any]) -> None:
@@ -109,12 +124,7 @@ class _Comparison:
             if restored.tobytes() != pixels.tobytes():  # of NaN, too
                 raise ArchiveError("its pixels are not the original's")
         elif self._entry.record["codec"] == "pcdc":
-            for row in range(0, len(pixels), ROWS):
-                some = slice(row, row + ROWS)
-                apart = restored[some].astype(np.float32) - pixels[some]
-                shown = apart if mask is None else apart[mask[some] > 0]
-                self._squares += float(np.square(shown).sum(dtype=np.float64))
-                self._count += shown.size
+            self._alike.add(window, restored, pixels, mask)
 
     def verdict(self) -> str | None:
         """What is wrong with the whole."""
@@ -124,7 +134,4 @@ class _Comparison:
             return "not all of its pixels could be compared"
         if record["mask"] != "none" and self._seen["mask"] != wanted:
             return "not all of its mask could be compared"
-        error = self._squares / self._count if self._count else 0.0
-        if error and 10 * math.log10(255**2 / error) < LEAST_PSNR:
-            return "its pixels have nothing to do with the original's"
-        return None
+        return self._alike.problem()

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from archive_pipeline._version import __version__
 from archive_pipeline.codec.settings import Settings
-from archive_pipeline.flight.jpeg_segments import blank_thumbnail
 from archive_pipeline.flight.locations import local_file
 from archive_pipeline.flight.pixels import SourcePixels
 from archive_pipeline.flight.placing import Ground
@@ -27,10 +26,22 @@ from archive_pipeline.flight.source_image import SourceError, SourceImage
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.terrain import Terrain
 from archive_pipeline.jobs._image_pixels import PixelJob, allowed_bytes, area, exceeded
-from archive_pipeline.jobs._jpeg_files import bytes_as_file, slim, why_not, write_file
+from archive_pipeline.jobs._jpeg_files import (
+    bytes_as_file,
+    slim,
+    why_not,
+    without_previews,
+    write_file,
+)
 from archive_pipeline.jobs._overviews import with_multiscales, write_overviews
 from archive_pipeline.jobs.ingest_task import IngestOptions, IngestTask, Outcome, OverBudget
-from archive_pipeline.jobs.known_images import RESTORED, held_by_another, is_of, keys_of
+from archive_pipeline.jobs.known_images import (
+    RESTORED,
+    held_by_another,
+    held_for_retired,
+    is_of,
+    keys_of,
+)
 from archive_pipeline.stages import stage, timed
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.image_writer import ImageWriter
@@ -43,6 +54,7 @@ from archive_pipeline.store.layout import (
     image_key,
 )
 from archive_pipeline.store.leftovers import settle
+from archive_pipeline.store.retired import is_retired
 from archive_pipeline.store.stored_models import ensure_model, ensure_policy
 
 # what a store fails with for all images, not for one
@@ -90,7 +102,11 @@ def _outcome_now(archive: Archive, task: IngestTask, sha256: str, sidecars: str)
             entry = held if other == key else _entry_at(archive, other)
             if entry is not None and is_of(entry, task.flight, task.file, sha256, sidecars):
                 return None if overwrite and other == key else known_outcome(task, entry)
-    if held is None or (overwrite and held.record["sha256"] in (task.replaces, sha256)):
+    if held is None or (overwrite and held.record["sha256"] == sha256):
+        return None
+    if is_retired(archive, held):
+        return failed(task, held_for_retired(task.flight, task.id))
+    if overwrite and held.record["sha256"] == task.replaces:
         return None
     return failed(task, held_by_another(task.flight, task.id, not overwrite))
 
@@ -314,9 +330,7 @@ def _begun(
     Returns:
         It, and the boxes of `_write_detections`.
     """
-    stored = replace(
-        source, path=task.path, metadata=tuple(_without_preview(*m) for m in source.metadata)
-    )
+    stored = replace(without_previews(source), path=task.path)
     plan = [__version__, record, repr(how), task.detectors]
     writer = ImageWriter(archive, task.flight, stored, json.dumps(plan, default=repr))
     writer.write_metadata()
@@ -418,11 +432,6 @@ def _write_detections(
     if options.allocation != "objects":
         return np.zeros((0, 4))
     return np.concatenate([objects.boxes[objects.scores >= SURE] for _, objects in found])
-
-
-def _without_preview(name: str, payload: bytes) -> tuple[str, bytes]:
-    """Blank a JPEG's EXIF thumbnail, which restoring makes again from the pixels."""
-    return name, blank_thumbnail(payload)[0] if name == "APP1" else payload
 
 
 def _conventions(source: SourceImage) -> dict[str, Any]:

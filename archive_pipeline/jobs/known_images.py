@@ -21,6 +21,7 @@ from archive_pipeline.flight.sidecars import digest
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, image_key
+from archive_pipeline.store.retired import is_retired
 
 ANY = "any version"
 RESTORED = "was written by archive restore and is no original"
@@ -96,6 +97,14 @@ def held_by_another(flight: str, id: str, replaceable: bool) -> str:
     return (
         f"the archive holds another image as {flight}/{id}; {remedy}--flight to archive under "
         "another name"
+    )
+
+
+def held_for_retired(flight: str, id: str) -> str:
+    """Why an image is not replaced by another file's."""
+    return (
+        f"the archive holds another image as {flight}/{id}, whose original was deleted by archive "
+        "retire: it is the only copy; rename the file or use --flight to archive under another name"
     )
 
 
@@ -240,9 +249,12 @@ class _Flight:
             matters = overwrite or file.id != file.below
             if matters and not _was_at(self.archive, holder, file):
                 continue
+            same = look.sha256 == holder.record["sha256"]
+            if not same and is_retired(self.archive, holder):
+                return Place(name, error=held_for_retired(self.flight, name))
             if overwrite:
                 return Place(name, replaces=holder.record["sha256"])
-            if look.sha256 == holder.record["sha256"]:
+            if same:
                 changed = ", ".join(PurePosixPath(s.path).name for s in file.sidecars) or "none"
                 error = (
                     f"its sidecar files have changed since it was archived (there are: {changed}); "

@@ -91,6 +91,9 @@ def retire(
     archive = Archive.open(archive_url, writable=yes)
     if in_process_only(archive_url):
         raise ArchiveError(f"{archive_url}: is gone when this process ends: nothing is deleted")
+    if "::" in archive_url:
+        text = "names a place through another, as caches do, which need not hold what they read"
+        raise ArchiveError(f"{archive_url}: {text}: nothing is deleted")
     report = RetireReport(yes)
     stage("looking for originals")
     flights = archive.flights() if flight is None else [flight]

@@ -98,7 +98,7 @@ def absolute(url: str) -> str:
 def _store(url: str, read_only: bool) -> Store:
     try:
         return open_store(url, read_only)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise ArchiveError(f"{url}: {error}") from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.layout import MAX_DOCUMENT, image_key
+from archive_pipeline.store.layout import MAX_DOCUMENT, ImageEntry, image_key
 
 ROOT = "retired"
 
@@ -34,6 +34,16 @@ def read_retired(archive: Archive, flight: str, id: str) -> list[dict[str, Any]]
         return [file for file in files if isinstance(file, dict) and isinstance(file["path"], str)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+
+
+def is_retired(archive: Archive, entry: ImageEntry) -> bool:
+    """Whether the original of an image may have been deleted, as the archive stands in for it.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    files = read_retired(archive, entry.flight, entry.id)
+    return any(file.get("sha256") == entry.record["sha256"] for file in files)
 
 
 def write_retired(archive: Archive, flight: str, id: str, file: dict[str, Any]) -> None:
