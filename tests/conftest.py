@@ -51,10 +51,12 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="session", autouse=True)
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where ingests note what they archived: not in the home of whoever runs the tests."""
+    """Where ingests note what they archived, and verifications what they have found: not in the
+    home of whoever runs the tests."""
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield folder
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ if importlib.util.find_spec("pycolmap") is None:
     pytest.skip("the extra 'photogrammetry' is not installed", allow_module_level=True)
 
 from archive_pipeline.photogrammetry.alignment import difference, in_metres, level
+from archive_pipeline.photogrammetry.control import BATCH, REPEATS, Control, run_control
 from archive_pipeline.photogrammetry.features import find_features, reduction
 from archive_pipeline.photogrammetry.frames import NEIGHBOURS, Frame, choose_pairs, places
 from archive_pipeline.photogrammetry.reconstruction import Reconstruction
+from archive_pipeline.photogrammetry.verdict import FlightReport, Tolerances, judge
 
 WIDTH, HEIGHT, FRAMES = 640, 480, 4
 NAMES = [f"town/DJI_{n:04d}.JPG" for n in range(1, FRAMES + 1)]
@@ -99,6 +102,7 @@ def test_identical_pixels_give_no_difference_at_all(run: Run, town: Path, exact:
     assert flight["original"]["points"] == flight["restored"]["points"] > 200
     assert flight["original"]["lenses"] == flight["restored"]["lenses"]
     apart = flight["difference"]
+    assert flight["control"] is None  # nothing is to be explained
     numbers = ("centres_m", "centres_gsd", "largest_m", "rotations_deg", "surface_m")
     assert [apart[name] for name in numbers] == [0] * len(numbers)
     assert (apart["scale"], apart["ground_sunk_m"]) == (1, 0)
@@ -280,8 +284,6 @@ def test_frames_are_matched_with_those_near() -> None:
     ],
 )
 def test_forged_poses_take_no_part(change: dict[str, Any], problem: str) -> None:
-    from dataclasses import replace
-
     assert Frame("a", 4000, 3000, pose(1.0)).problem is None
     assert Frame("a", 4000, 3000, replace(pose(1.0), **change)).problem == problem
     assert Frame("a", 4000, 20, pose(1.0)).problem == "too small for features"
@@ -358,6 +360,127 @@ def test_a_lane_that_was_moved_turned_and_scaled_is_fitted() -> None:
     heights = [c[2] for c in flat.centres.values()]
     assert np.ptp(heights) < 1e-9
     assert np.ptp(flat.points[:, 2]) == pytest.approx(np.ptp(points[:, 2]), abs=1e-9)
+
+
+def noisy_lane(noise: float) -> tuple[Reconstruction, Callable[[Any], Reconstruction]]:
+    """A reconstruction, and one whose cameras move as the first points do."""
+    centres = np.array([[10.0 * n, 5.0 * (n % 2), 60.0] for n in range(6)])
+    one = replace(model([np.eye(3)] * 6, centres, np.ones((20, 3))), noise=noise)
+
+    def again(points: Any) -> Reconstruction:
+        moved = [
+            np.add(at, [0, 0, 0.02 * spots[0, 0]])
+            for at, spots in zip(centres, points, strict=True)
+        ]
+        return model([np.eye(3)] * 6, moved, np.ones((20, 3)))
+
+    return one, again
+
+
+def test_repeats_end_when_one_moves_cameras_as_far() -> None:
+    points = [np.zeros((4, 2), np.float32)] * 6
+    one, again = noisy_lane(0.5)
+    steps: list[int] = []
+
+    def run(moved: float, threads: int = 2, seed: int = 0) -> Control:
+        steps.clear()
+        found = run_control(one, points, again, moved, seed, threads, steps.append)
+        assert found is not None
+        return found
+
+    # cameras move by 0.02 m a pixel, so by 0.01 m with noise of half a pixel, less what is fitted
+    far = run(1.0)
+    assert (len(far.moved), steps[-1]) == (REPEATS, REPEATS)
+    assert 0.003 < np.median(far.moved) < 0.012
+    assert far.most < 0.03
+    assert sorted(far.ways) == [*range(6)]
+    assert run(1.0, threads=1) == far
+    assert run(1.0, seed=1) != far
+    near = run(0.002)
+    assert near.moved == far.moved[:BATCH]
+    assert steps == [BATCH]
+    # more noise, further
+    one = replace(one, noise=5.0)
+    assert np.median(run(9.0).moved) == pytest.approx(10 * np.median(far.moved), rel=1e-3)
+    one = replace(one, noise=float("nan"))
+    assert run_control(one, points, again, 1.0, 0, 1, steps.append) is None
+
+
+def test_frames_that_fall_apart_by_their_own_noise_excuse_any_move() -> None:
+    one, _ = noisy_lane(0.5)
+    points = [np.zeros((4, 2), np.float32)] * 6
+    found = run_control(one, points, lambda points: None, 1.0, 0, 2, lambda last: None)
+    assert found is not None
+    assert found.moved == [float("inf")] * BATCH
+
+
+def test_cameras_are_judged_by_what_they_move_by_themselves() -> None:
+    one, _ = noisy_lane(0.2)
+    frames = [Frame(f"f/{n}", 4000, 3000, pose(1.0)) for n in range(6)]
+    moved = {
+        n: np.add(at, [0, 0, 0.1 * (n == 4) + 0.04 * (n == 2)]) for n, at in one.centres.items()
+    }
+    two = replace(one, centres=moved)
+
+    def report(control: Control | None) -> FlightReport:
+        found = FlightReport("f", frames, {(0, 1): (200, 200)}, original=one, restored=two)
+        found.difference, found.control = difference(one, two), control
+        judge(found, Tolerances())
+        return found
+
+    failed = report(None)
+    assert [f.what for f in failed.failures] == ["centres"]
+    assert failed.failures[0].frames[0] == "f/4"
+    assert failed.centres_gsd is not None
+    by = failed.centres_gsd * one.spacing
+    assert report(Control(0.2, [by / 3, by * 1.01], dict.fromkeys(range(6), by))).passed
+    # of a frame that hardly moves by itself a short way is more
+    ways = dict.fromkeys(range(6), by) | {2: by / 20}
+    strict = report(Control(0.2, [by / 3, by * 0.99], ways))
+    assert [f.what for f in strict.failures] == ["centres"]
+    assert strict.failures[0].frames[0] == "f/2"
+    assert strict.failures[0].tolerance == pytest.approx(0.99 * failed.centres_gsd)
+    told = strict.to_json()["control"]
+    assert (told["repeats"], told["fell_apart"]) == (2, 0)
+    assert told["centres_gsd"]["largest"] == pytest.approx(0.99 * failed.centres_gsd, abs=1e-4)
+    assert report(Control(0.2, [float("inf")], {})).to_json()["control"]["centres_gsd"] == {
+        "median": None, "largest": None,
+    }  # fmt: skip
+
+
+def test_noise_is_what_the_adjustment_leaves(tmp_path: Path) -> None:
+    """Six cameras over bumpy ground: points that are off by 0.4 px are found to be."""
+    import pycolmap
+
+    from archive_pipeline.photogrammetry.frames import choose_pairs
+    from archive_pipeline.photogrammetry.reconstruction import reconstruct
+
+    rng = np.random.default_rng(3)
+    ground = np.column_stack([rng.uniform(-45, 45, (900, 2)), rng.uniform(0, 12, 900)])
+    poses = [pose(1.0 + 1e-4 * (n % 3), 29.0 + 1e-4 * (n // 3)) for n in range(6)]
+    frames = [Frame(str(n), 2000, 1500, camera) for n, camera in enumerate(poses)]
+    where = places(frames)
+    focal = 1400.0
+    down = np.diag([1.0, -1.0, -1.0])
+    spots, seen = [], []
+    for centre in where:
+        ahead = (ground - centre) @ down.T
+        at = focal * ahead[:, :2] / ahead[:, 2:] + [1000, 750]
+        spots.append((at + rng.normal(0, 0.4, at.shape)).astype(np.float32))
+        seen.append(((at > 0) & (at < [2000, 1500])).all(axis=1))
+    ties = {}
+    for i, j in choose_pairs(frames):
+        both = np.flatnonzero(seen[i] & seen[j]).astype(np.uint32)
+        if len(both) < 50:
+            continue
+        geometry = pycolmap.TwoViewGeometry()
+        geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+        geometry.inlier_matches = np.column_stack([both, both])
+        ties[i, j] = geometry
+    found = reconstruct(frames, where, spots, ties, 0, tmp_path)
+    assert found is not None
+    assert len(found.centres) == 6
+    assert found.noise == pytest.approx(0.4, rel=0.08)
 
 
 def test_what_has_a_unit_of_its_own_is_scaled_by_the_positions() -> None:

@@ -393,6 +393,14 @@ def _photogrammetry_lines(told: dict[str, Any]) -> list[str]:
             f"cameras moved by {apart['centres_m']:.4f} m = {apart['centres_gsd']:.2f} ground "
             f"sample distances (RMS), turned by {apart['rotations_deg']:.4f} degrees"
         )
+    own = told["control"]
+    if own is not None:
+        largest = own["centres_gsd"]["largest"]
+        most = f"by up to {largest:.2f}" if largest is not None else "anywhere: they fell apart"
+        lines.append(
+            f"the originals' own noise, {own['noise_px']:.2f} px, moved them {most} "
+            f"({counted(own['repeats'], 'repeat')})"
+        )
     return lines
 
 

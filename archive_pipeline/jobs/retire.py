@@ -105,14 +105,7 @@ def retire(
     deletion.mend()
     # a folder of which all images went is empty
     found = Originals(archive_url, originals, strict=not archive.list_names(RETIRED))
-
-    def damaged(name: str, error: ArchiveError) -> None:
-        report.kept.append({"image": name, "path": None, "reason": str(error)})
-
-    entries = [*read_images(archive, flight, damaged)]
-    if not entries and not report.kept:
-        what = "" if flight is None else f" of flight {flight}"
-        raise ArchiveError(f"{archive_url}: no images{what}")
+    entries = _entries(archive, flight, report)
     verdicts = {f: {kind: _verdicts(archive, f, kind) for kind in require} for f in flights}
     if yes and hasattr(os, "sync"):
         os.sync()  # what was archived is on the disk before anything goes
@@ -123,6 +116,23 @@ def retire(
             one.retire(entry, folders[entry.flight], verdicts[entry.flight])
             progress(len(entries))
     return report
+
+
+def _entries(archive: Archive, flight: str | None, report: RetireReport) -> list[ImageEntry]:
+    """The images whose originals are meant; `report` is told of those with damaged records.
+
+    Raises:
+        ArchiveError: there are none.
+    """
+
+    def damaged(name: str, error: ArchiveError) -> None:
+        report.kept.append({"image": name, "path": None, "reason": str(error)})
+
+    entries = [*read_images(archive, flight, damaged)]
+    if not entries and not report.kept:
+        what = "" if flight is None else f" of flight {flight}"
+        raise ArchiveError(f"{archive.url}: no images{what}")
+    return entries
 
 
 def _check_apart(archive: Archive, folders: list[Location]) -> None:

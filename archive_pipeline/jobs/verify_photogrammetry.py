@@ -7,8 +7,10 @@ restored ┘              └ tie points ─ reconstruction ┘
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,12 +28,14 @@ from archive_pipeline.jobs._verdicts import keep_verdict
 from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
 from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
 from archive_pipeline.photogrammetry.frames import Frame
+from archive_pipeline.photogrammetry.resuming import MOST_OF_ONE, Results, versions
 from archive_pipeline.photogrammetry.verdict import NAMED, FlightReport
 from archive_pipeline.photogrammetry.verification import PhotogrammetryOptions, PhotogrammetryReport
 from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
+from archive_pipeline.store.verdicts import record_digest
 
 if TYPE_CHECKING:
     from archive_pipeline.photogrammetry.features import Features
@@ -59,6 +63,7 @@ class FrameFeatures:
     original: Features
     restored: Features
     peak_memory: int | None
+    kept: set[str]  # names of `Results`
 
 
 def verify_photogrammetry(
@@ -92,10 +97,16 @@ def verify_photogrammetry(
     cluster.check_device(options.device, scheduler)
     archive = Archive.open(archive_url)
     report = PhotogrammetryReport(archive_url, options)
+    results = Results()
+    results.tidy()
     stage("looking for originals")
     flights = _tasks(archive, report)
     total = sum(map(len, flights.values()))
     threads = workers or cpu_count()
+
+    def step() -> None:
+        progress(total)
+
     with (
         scratch_folder() as scratch,
         cluster.connect(scheduler, workers, total, options.device) as pool,
@@ -103,10 +114,11 @@ def verify_photogrammetry(
         for flight, tasks in flights.items():
             stage(f"{flight}: finding features")
             found = _verify_flight(
-                pool, flight, tasks, report, scratch, threads, lambda: progress(total), stage
+                pool, flight, tasks, report, results, scratch, threads, step, stage
             )
             report.flights.append(found)
             _keep(found, tasks, report)
+    results.forget()
     report.seconds = time.monotonic() - started
     return report
 
@@ -149,6 +161,7 @@ def _verify_flight(
     flight: str,
     tasks: list[FrameTask],
     report: PhotogrammetryReport,
+    results: Results,
     scratch: Path,
     threads: int,
     step: Callable[[], None],
@@ -163,7 +176,7 @@ def _verify_flight(
         path = Path(folder)
         frames = [task.frame for task in tasks]
         numbers = {frame.name: number for number, frame in enumerate(frames)}
-        matcher = Matcher(path / "features.db", frames, options.seed, threads)
+        matcher = Matcher(path / "features.db", frames, options.seed, threads, results)
         have = []
         for task, result in pool.run(find_both_features, tasks):
             name = task.frame.name
@@ -175,6 +188,7 @@ def _verify_flight(
             else:
                 matcher.add(image_name("o", number), result.original)
                 matcher.add(image_name("r", number), result.restored)
+                results.names |= result.kept
                 have.append(number)
                 report.peak_memory = max(report.peak_memory or 0, result.peak_memory or 0) or None
             step()
@@ -189,6 +203,8 @@ def _verify_flight(
             quick=options.quick,
             seed=options.seed,
             scratch=path,
+            threads=threads,
+            results=results,
             stage=stage,
         )
 
@@ -229,7 +245,7 @@ def find_both_features(task: FrameTask) -> FrameFeatures:
     Raises:
         ArchiveError, SourceError: one line.
     """
-    from archive_pipeline.photogrammetry.features import find_features
+    from archive_pipeline.photogrammetry.features import Features, find_features
 
     options, frame = task.options, task.frame
     settings = Settings(find_device(options.device), precision=options.precision)
@@ -240,9 +256,36 @@ def find_both_features(task: FrameTask) -> FrameFeatures:
     if original is None:
         raise ArchiveError(f"{frame.name}: {problem}")
 
-    def features(read: Any) -> Features:
-        return find_features(read, frame.width, frame.height, options.features)
+    results = Results()
 
-    with original_pixels(original) as read_original:
-        before = features(read_original)
-    return FrameFeatures(before, features(image.read), peak_memory())
+    def features(of: object, read: Callable[[], AbstractContextManager[Any]]) -> Features:
+        question = {"features": of, "most": options.features, **versions()}
+        kept = results.get(question) if of else None
+        if kept is not None:
+            return Features(kept["points"], kept["descriptors"])
+        with read() as window:
+            found = find_features(window, frame.width, frame.height, options.features)
+        if of:
+            results.put(question, {"points": found.points, "descriptors": found.descriptors})
+        return found
+
+    before = features(original.sha256, lambda: original_pixels(original))
+    how = [settings.device, options.precision, record_digest(task.entry)]
+    stored = _stored_pixels(archive, task.entry)
+    after = features(stored and [*how, stored], lambda: nullcontext(image.read))
+    return FrameFeatures(before, after, peak_memory(), results.names)
+
+
+def _stored_pixels(archive: Archive, entry: ImageEntry) -> str | None:
+    """SHA-256 of what is stored of an image's pixels; None where it is too much to read at once.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    whole = hashlib.sha256()
+    for key, stored in sorted(archive.stored(f"{entry.key}/pixels").items()):
+        if stored.size > MOST_OF_ONE:
+            return None
+        whole.update(f"{key} {stored.size} ".encode("utf-8", "surrogateescape"))
+        whole.update(archive.read_key(key, MOST_OF_ONE) or b"")
+    return whole.hexdigest()

@@ -46,6 +46,11 @@ class Difference:
     cells: int
     cell_m: float
 
+    @property
+    def moved(self) -> float:
+        """Root mean square of the cameras' ways, metres."""
+        return float(np.sqrt(np.mean([offset @ offset for offset in self.offsets.values()])))
+
 
 def difference(original: Reconstruction, restored: Reconstruction) -> Difference | None:
     """Fit the restored frames' reconstruction to the originals' by a similarity, and compare.

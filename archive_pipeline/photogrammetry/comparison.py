@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from archive_pipeline.photogrammetry.alignment import difference, in_metres, level
+from archive_pipeline.photogrammetry.control import Keypoints, run_control
 from archive_pipeline.photogrammetry.frames import Frame, Pair, choose_pairs, places
 from archive_pipeline.photogrammetry.matching import Matcher, image_name, inliers
-from archive_pipeline.photogrammetry.reconstruction import reconstruct
+from archive_pipeline.photogrammetry.reconstruction import Reconstruction, reconstruct_once
+from archive_pipeline.photogrammetry.resuming import Results
 from archive_pipeline.photogrammetry.verdict import FlightReport, Moved, Tolerances, judge
 
 Geometries = dict[Pair, Any]
@@ -26,6 +29,8 @@ def compare(
     quick: bool,
     seed: int,
     scratch: Path,
+    threads: int,
+    results: Results,
     stage: Callable[[str], None],
 ) -> FlightReport:
     """Compare a flight's frames, whose features the matcher has.
@@ -38,6 +43,8 @@ def compare(
         quick: whether to do without reconstructions.
         seed: of all that is random.
         scratch: a folder for temporary files.
+        threads: to repeat reconstructions with.
+        results: what an interrupted run had found.
         stage: called with what is done.
     """
     frames, numbers = list(members.values()), list(members)
@@ -50,19 +57,55 @@ def compare(
     stage(f"{flight}: how far points moved")
     report.moved = movements(matcher, numbers)
     if not quick and overlapping:
-        models = []
-        for prefix, found, name in (("o", before, "originals"), ("r", after, "restored frames")):
-            stage(f"{flight}: reconstructing the {name}")
+        points = {p: [matcher.keypoints(image_name(p, n)) for n in numbers] for p in ("o", "r")}
+        where = places(frames)
+
+        def model(version: str, keypoints: Keypoints) -> Reconstruction | None:
+            found = before if version == "o" else after
             good = {pair: found[pair] for pair in overlapping if len(inliers(found[pair]))}
-            points = [matcher.keypoints(image_name(prefix, number)) for number in numbers]
-            models.append(reconstruct(frames, places(frames), points, good, seed, scratch))
-        original, report.restored = models
-        if original is not None:
-            report.original = in_metres(level(original, frames), places(frames))
-        if report.original is not None and report.restored is not None:
-            report.difference = difference(report.original, report.restored)
+            return reconstruct_once(results, frames, where, keypoints, good, seed, scratch)
+
+        both = points["o"], points["r"]
+        _reconstruct(report, model, both, tolerances.centres, seed, threads, stage)
     judge(report, tolerances)
     return report
+
+
+def _reconstruct(
+    report: FlightReport,
+    model: Callable[[str, Keypoints], Reconstruction | None],
+    points: tuple[Keypoints, Keypoints],
+    centres: float,
+    seed: int,
+    threads: int,
+    stage: Callable[[str], None],
+) -> None:
+    """Reconstruct both versions, and the originals again where cameras moved further than passes.
+
+    Args:
+        model: reconstructs "o" or "r" from points wherever they lie.
+        points: of the originals and of the restored frames.
+        centres: ground sample distances.
+    """
+    flight, frames = report.flight, report.frames
+    stage(f"{flight}: reconstructing the originals")
+    original = model("o", points[0])
+    stage(f"{flight}: reconstructing the restored frames")
+    report.restored = model("r", points[1])
+    if original is not None:
+        report.original = in_metres(level(original, frames), places(frames))
+    if report.original is not None and report.restored is not None:
+        report.difference = difference(report.original, report.restored)
+    if report.original is not None and (report.centres_gsd or 0) > centres:
+        report.control = run_control(
+            report.original,
+            points[0],
+            partial(model, "o"),
+            report.centres_m or 0,
+            seed,
+            threads,
+            lambda last: stage(f"{flight}: reconstructing the originals again, {last} times"),
+        )
 
 
 def _tie_points(

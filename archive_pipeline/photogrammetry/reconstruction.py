@@ -13,12 +13,15 @@ import pycolmap
 from numpy.typing import NDArray
 
 from archive_pipeline.photogrammetry.frames import Frame, Pair
-from archive_pipeline.photogrammetry.matching import register
+from archive_pipeline.photogrammetry.matching import packed, register
+from archive_pipeline.photogrammetry.resuming import Arrays, Results, digest, versions
 
 Array = NDArray[np.float64]
 
 POSITION_M = 2.0  # standard deviation of positions by GPS
 UNKNOWN_M = 1000.0  # of heights that nothing tells
+BY_FRAME = "rotations", "centres", "errors"
+NUMBERS = "track", "error", "spacing", "noise"
 LEAST_FRAMES = 3  # of a reconstruction that says anything
 
 
@@ -36,6 +39,8 @@ class Reconstruction:
         spacing: ground sample distance: what a pixel covers at its points, median, metres.
         lenses: (focal length in pixels, radial distortion) of each lens, in the order of
             the frames.
+        noise: standard deviation of a column or row of a point in a frame as the adjustment leaves
+            it: root of the squared residuals over the redundancy, pixels; NaN where that is 0.
     """
 
     rotations: dict[int, Array]
@@ -46,6 +51,53 @@ class Reconstruction:
     error: float
     spacing: float
     lenses: list[tuple[float, float]]
+    noise: float = float("nan")
+
+    def packed(self) -> Arrays:
+        """All of it as arrays."""
+        arrays: Arrays = {"points": self.points, "lenses": np.array(self.lenses).reshape(-1, 2)}
+        for name in BY_FRAME:
+            own = getattr(self, name)
+            arrays[f"{name} of"] = np.array([*own], np.int64)
+            arrays[name] = np.array([*own.values()], np.float64)
+        arrays["numbers"] = np.array([getattr(self, name) for name in NUMBERS])
+        return arrays
+
+    @classmethod
+    def unpacked(cls, arrays: Arrays) -> Reconstruction:
+        """The reverse of `packed`."""
+        numbers = dict(zip(NUMBERS, arrays["numbers"].tolist(), strict=True))
+        lenses = [(focal, radial) for focal, radial in arrays["lenses"].tolist()]
+        rotations, centres, errors = (
+            dict(zip(arrays[f"{name} of"].tolist(), arrays[name], strict=True)) for name in BY_FRAME
+        )
+        means = {index: float(error) for index, error in errors.items()}
+        return cls(rotations, centres, means, arrays["points"], lenses=lenses, **numbers)
+
+
+def reconstruct_once(
+    results: Results,
+    frames: Sequence[Frame],
+    where: Array,
+    keypoints: Sequence[NDArray[np.float32]],
+    tie_points: Mapping[Pair, Any],
+    seed: int,
+    scratch: Path,
+) -> Reconstruction | None:
+    """What an interrupted run had reconstructed from the same; else `reconstruct`."""
+    pairs = [*tie_points]
+    ties = packed([tie_points[pair] for pair in pairs])
+    lenses = [frame.lens for frame in frames]
+    question = {
+        "reconstruction": digest(lenses, pairs, seed, where, *keypoints, *ties.values()),
+        **versions(),
+    }
+    kept = results.get(question)
+    if kept is not None:
+        return Reconstruction.unpacked(kept) if kept else None
+    found = reconstruct(frames, where, keypoints, tie_points, seed, scratch)
+    results.put(question, {} if found is None else found.packed())
+    return found
 
 
 def reconstruct(
@@ -118,21 +170,29 @@ def _write(
 def _result(model: Any, indices: dict[int, int]) -> Reconstruction:
     rotations, centres, errors, spacings = {}, {}, {}, []
     lenses: dict[int, tuple[float, float]] = {}
+    squares, observed = 0.0, 0
     # of some points COLMAP has numbers that nothing stands for in a stable order
     ids = sorted(model.point3D_ids())
     for number in sorted(model.reg_image_ids(), key=indices.__getitem__):
         image, index = model.image(number), indices[number]
         pose = image.cam_from_world()
-        focal, *_, radial = model.camera(image.camera_id).params
+        camera = model.camera(image.camera_id)
+        focal, *_, radial = camera.params
         lenses.setdefault(image.camera_id, (float(focal), float(radial)))
         rotations[index] = np.asarray(pose.rotation.matrix(), np.float64)
         centres[index] = np.asarray(image.projection_center(), np.float64)
-        seen = [model.point3D(p.point3D_id) for p in image.get_observation_points2D()]
+        spots = image.get_observation_points2D()
+        seen = [model.point3D(spot.point3D_id) for spot in spots]
         if seen:
             errors[index] = float(np.mean([point.error for point in seen]))
             places = np.array([point.xyz for point in seen])
-            depths = (places - centres[index]) @ rotations[index][2]
-            spacings.append(float(np.median(depths)) / focal)
+            ahead = (places - centres[index]) @ rotations[index].T
+            spacings.append(float(np.median(ahead[:, 2])) / focal)
+            off = camera.img_from_cam(ahead) - np.array([spot.xy for spot in spots])
+            squares, observed = squares + float(np.square(off).sum()), observed + len(seen)
+    # each camera has a place and a direction, each lens a focal length and a distortion
+    unknowns = 3 * len(ids) + 6 * len(centres) + 2 * len(lenses)
+    redundancy = 2 * observed - unknowns
     return Reconstruction(
         rotations,
         centres,
@@ -142,4 +202,5 @@ def _result(model: Any, indices: dict[int, int]) -> Reconstruction:
         float(model.compute_mean_reprojection_error()),
         float(np.median(spacings)) if spacings else float("nan"),
         list(lenses.values()),
+        float(np.sqrt(squares / redundancy)) if redundancy > 0 else float("nan"),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from archive_pipeline.photogrammetry.alignment import Difference
+from archive_pipeline.photogrammetry.control import Control
 from archive_pipeline.photogrammetry.frames import Frame, Pair
 from archive_pipeline.photogrammetry.reconstruction import Reconstruction
 
@@ -24,7 +25,8 @@ class Tolerances:
         frame_inliers: least share of any frame's, of those that have `ENOUGH`.
         shift: pixels that any frame's points may have moved by, in one direction, at most.
         moved: pixels that half of any frame's points may have moved by, in whatever direction.
-        centres: ground sample distances that cameras may have moved by, root mean square.
+        centres: ground sample distances that cameras may have moved by, root mean square; if the
+            originals' own noise moves them further (`control`), so far.
     """
 
     inliers: float = 0.9
@@ -78,7 +80,7 @@ class Failure:
             "frame inliers": "{0:.1%} of a frame's tie points kept, {1:.0%} must be",
             "shift": "the points of a frame shifted by {0:.2f} px, {1:g} pass",
             "moved": "half of a frame's points moved by {0:.2f} px or more, {1:g} pass",
-            "centres": "cameras moved by {0:.2f} ground sample distances, {1:g} pass",
+            "centres": "cameras moved by {0:.2f} ground sample distances, {1:.3g} pass",
         }
         return words[self.what].format(self.value, self.tolerance)
 
@@ -94,6 +96,8 @@ class FlightReport:
         moved: of each frame.
         original, restored: reconstructions; None with `quick`, or where there is none.
         difference: between them.
+        control: what the original's differs from itself by, where the difference is larger than
+            what passes without.
         reason: why nothing is proven, if nothing is.
     """
 
@@ -105,6 +109,7 @@ class FlightReport:
     original: Reconstruction | None = None
     restored: Reconstruction | None = None
     difference: Difference | None = None
+    control: Control | None = None
     reason: str | None = None
     failures: list[Failure] = field(default_factory=list)
 
@@ -150,9 +155,14 @@ class FlightReport:
     @property
     def centres_m(self) -> float | None:
         """Root mean square of the cameras' ways, metres."""
-        if self.difference is None:
+        return None if self.difference is None else self.difference.moved
+
+    @property
+    def centres_gsd(self) -> float | None:
+        """The same in ground sample distances of the original's reconstruction."""
+        if self.centres_m is None or self.original is None:
             return None
-        return _rms([float(np.linalg.norm(way)) for way in self.difference.offsets.values()])
+        return self.centres_m / self.original.spacing
 
     def to_json(self) -> dict[str, Any]:
         """This flight's part of `archive verify-photogrammetry --json`."""
@@ -187,6 +197,7 @@ class FlightReport:
             "original": self._model(self.original),
             "restored": self._model(self.restored),
             "difference": self._difference(),
+            "control": self._control(),
             "failures": [
                 {
                     "what": f.what,
@@ -221,7 +232,7 @@ class FlightReport:
         ways = {i: float(np.linalg.norm(offset)) for i, offset in found.offsets.items()}
         return {
             "centres_m": _rounded(self.centres_m, 6),
-            "centres_gsd": _rounded((self.centres_m or 0.0) / spacing),
+            "centres_gsd": _rounded(self.centres_gsd),
             "largest_m": _rounded(max(ways.values()), 6),
             "rotations_deg": _rounded(_rms([*found.turns.values()]), 6),
             "scale": _rounded(found.scale, 8),
@@ -237,6 +248,20 @@ class FlightReport:
                 }
                 for i, way in ways.items()
             ],
+        }
+
+    def _control(self) -> dict[str, Any] | None:
+        if self.control is None or self.original is None:
+            return None
+        moved = np.array(self.control.moved) / self.original.spacing
+        return {
+            "noise_px": _rounded(self.control.noise),
+            "repeats": len(moved),
+            "fell_apart": int(np.isinf(moved).sum()),
+            "centres_gsd": {
+                "median": _rounded(float(np.median(moved))),
+                "largest": _rounded(float(moved.max())),
+            },
         }
 
 
@@ -302,11 +327,19 @@ def _judge_moved(report: FlightReport, tolerances: Tolerances) -> None:
 
 
 def _judge_centres(report: FlightReport, tolerances: Tolerances) -> None:
-    if report.difference is None or report.original is None or report.centres_m is None:
+    value, found, control = report.centres_gsd, report.difference, report.control
+    if value is None or found is None or report.original is None:
         return
-    value = report.centres_m / report.original.spacing
-    if not value <= tolerances.centres:
-        ways = {i: float(offset @ offset) for i, offset in report.difference.offsets.items()}
+    passing = tolerances.centres
+    if control is not None:
+        passing = max(passing, control.most / report.original.spacing)
+    if not value <= passing:
+        own = {} if control is None else control.ways
+        # those that moved most for what they move by themselves
+        ways = {
+            i: float(np.linalg.norm(way)) / max(own.get(i, 1.0), 1e-9)
+            for i, way in found.offsets.items()
+        }
         worst = sorted(ways, key=lambda i: (-ways[i], i))[:NAMED]
         names = [report.frames[i].name for i in worst]
-        report.failures.append(Failure("centres", value, tolerances.centres, names))
+        report.failures.append(Failure("centres", value, passing, names))
