@@ -30,6 +30,7 @@ from archive_pipeline.pcdc.constants import (
     LEVEL_OFFSETS,
     MAX_IMAGE_STEP,
     MIN_IMAGE_STEP,
+    SCALE_COUNT,
 )
 from archive_pipeline.pcdc.decoding import Symbols, levels_from_residuals, residuals_from_levels
 from archive_pipeline.pcdc.encoding import Encoding, encode_tiles, least_error
@@ -37,7 +38,7 @@ from archive_pipeline.pcdc.entropy import CorruptStream, one_by_one
 from archive_pipeline.pcdc.model import Model, build_files
 from archive_pipeline.pcdc.parallel import each
 from archive_pipeline.pcdc.policy import load_policy
-from archive_pipeline.pcdc.quantiser import Quantised
+from archive_pipeline.pcdc.quantiser import Quantised, relative_step
 from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 CPU = torch.device("cpu")
@@ -180,6 +181,18 @@ def test_symbols_are_the_quantised_latents(
         assert (q * v >= 0).all()
 
 
+def _coded(
+    quantised: Quantised, offset: int | NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float32]]:
+    """Places (n,) in (M, h, w), scale indices (n,), and v (n,) in the steps of a level's offset,
+    or of those of a plane (h, w)."""
+    shifted = (quantised.index - np.asarray(offset, np.int16)).reshape(-1)
+    place = np.flatnonzero(shifted >= FIRST_CODED_SCALE)
+    steps = np.broadcast_to(relative_step(offset), quantised.v.shape).reshape(-1)
+    v = quantised.v.reshape(-1)[place] / steps[place]
+    return place, np.minimum(shifted[place], SCALE_COUNT - 1), v
+
+
 @pytest.mark.parametrize("spread", [0.4, 30.0, 3e5])
 def test_the_compiled_loop_rounds_as_numpy_does(spread: float) -> None:
     rng = np.random.default_rng(5)
@@ -193,12 +206,25 @@ def test_the_compiled_loop_rounds_as_numpy_does(spread: float) -> None:
         quantised = Quantised(nothing, nothing, 3.0, index, layout)
         for offset in (*LEVEL_OFFSETS, rng.choice(LEVEL_OFFSETS, shape[1:])):
             coded = quantised.symbols(rounding, offset)
-            place, tables, exact = quantised.coded(offset)
+            place, tables, exact = _coded(quantised, offset)
             q = rounding.symbols(exact, tables)
             np.testing.assert_array_equal(coded.place, place)
             np.testing.assert_array_equal(coded.index, tables)
             np.testing.assert_array_equal(coded.q, q)
             assert coded.bits == pytest.approx(rounding.bits(q, tables).sum() + 3.0)
+        costs = quantised.block_costs(rounding)
+        assert costs.bits.shape == costs.error.shape == (len(LEVEL_OFFSETS), 3, 3)
+        for level, offset in enumerate(LEVEL_OFFSETS):
+            place, tables, exact = _coded(quantised, offset)
+            q = rounding.symbols(exact, tables)
+            bits, error = np.zeros(shape), np.square(v, dtype=np.float64)
+            bits.ravel()[place] = rounding.bits(q, tables)
+            step = np.float64(relative_step(offset))
+            error.ravel()[place] = np.square((exact.astype(np.float64) - q) * step)
+            whole = np.pad(np.stack([bits, error]).sum(1), ((0, 0), (0, 0), (0, 1)))
+            blocks = whole.reshape(2, 3, 2, 3, 2).sum((2, 4))
+            np.testing.assert_allclose(costs.bits[level], blocks[0])
+            np.testing.assert_allclose(costs.error[level], blocks[1], rtol=1e-5, atol=1e-4)
 
 
 def test_symbols_are_worth_their_bits() -> None:
@@ -207,7 +233,7 @@ def test_symbols_are_worth_their_bits() -> None:
     codec = ref.tiny_codec()
     job = Encoding(codec, [ref.texture(160, 128)])
     [quantised] = job.quantised([(0, 24)])
-    _, index, exact = quantised.coded(0)
+    _, index, exact = _coded(quantised, 0)
     q = job.rounding.symbols(exact, index)
     tables, v = codec.model.tables, exact.astype(np.float64)
     nearest = np.rint(v).astype(np.int64)

@@ -153,3 +153,55 @@ def round_symbols(
                 q[count] = signed
                 count += 1
     return count, bits
+
+
+@_compiled
+def level_costs(
+    index: NDArray[np.int16],
+    v: NDArray[np.float32],
+    offset: NDArray[np.int64],
+    step: NDArray[np.float32],
+    first: int,
+    last: int,
+    limits: NDArray[np.int16],
+    middle: NDArray[np.int32],
+    least_kept: NDArray[np.float32],
+    table_bits: NDArray[np.float64],
+    side: int,
+    bits: NDArray[np.float64],
+    change: NDArray[np.float64],
+    largest: int,
+) -> None:
+    """What the symbols of latents (M, h, w) cost at each level, by blocks of side x side latents.
+
+    Args:
+        offset, step: of the levels (K,).
+        bits, change: (K, B_h, B_w), added to: bits of the symbols; their squared errors less those
+            of no symbols at all, in image steps.
+        others: as for `round_symbols`.
+    """
+    channels, height, width = index.shape
+    for k in range(len(offset)):
+        area = np.float64(step[k]) ** 2
+        for c in range(channels):
+            for i in range(height):
+                for j in range(width):
+                    table = index[c, i, j] - offset[k]
+                    if table < first:
+                        continue
+                    table = min(table, last)
+                    exact = v[c, i, j] / step[k]
+                    size = abs(exact)
+                    limit = np.int64(limits[table])
+                    symbol = np.int64(min(np.rint(size), np.float32(largest)))
+                    at = middle[table]
+                    if 0 < symbol < limit and size < least_kept[at + symbol]:
+                        symbol -= 1
+                    beyond = symbol - limit
+                    signed = -symbol if exact < 0 else symbol
+                    taken = table_bits[at + max(-limit, min(limit, signed))]
+                    if beyond >= 0:
+                        taken += 8.0 * (1 + (beyond > 127) + (beyond > 16383))
+                    row, column = i // side, j // side
+                    bits[k, row, column] += taken
+                    change[k, row, column] += signed * (signed - 2.0 * np.float64(exact)) * area

@@ -127,24 +127,6 @@ class Quantised:
     index: NDArray[np.int16]
     v: NDArray[np.float32]
 
-    def coded(
-        self, offset: int | NDArray[np.int64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
-        """What is coded at a level's offset, or at those of a plane (h, w).
-
-        Returns:
-            Places (n,) in (M, h, w), scale indices (n,), and v (n,) in the levels' steps.
-        """
-        shifted = (self.index - np.asarray(offset, np.int16)).reshape(-1)
-        place = np.flatnonzero(shifted >= FIRST_CODED_SCALE).astype(np.int32)
-        index = np.minimum(shifted.take(place), SCALE_COUNT - 1).astype(np.uint8)
-        v = self.v.reshape(-1).take(place)
-        if isinstance(offset, int):
-            v /= relative_step(offset)
-        else:
-            v /= relative_step(offset).reshape(-1).take(place % offset.size)
-        return place, index, v
-
     def symbols(self, rounding: Rounding, offset: int | NDArray[np.int64]) -> Coded:
         """The tile's symbols at a level's offset, or at those of a plane (h, w)."""
         from archive_pipeline.pcdc import kernels
@@ -174,22 +156,34 @@ class Quantised:
 
     def block_costs(self, rounding: Rounding) -> BlockCosts:
         """Exact costs of the tile's blocks at every level."""
+        from archive_pipeline.pcdc import kernels
+
+        tables = rounding.tables
         h, w = self.v.shape[1:]
         rows, columns = -(-h // BLOCK), -(-w // BLOCK)
         block = (np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK).reshape(-1)
         square = np.square(self.v, dtype=np.float64).sum(0).reshape(-1)
-        nothing = np.bincount(block, square, rows * columns)
-        bits, error = [], []
-        for offset in LEVEL_OFFSETS:
-            place, index, v = self.coded(offset)
-            q = rounding.symbols(v, index)
-            at = block.take(place % (h * w))
-            bits.append(np.bincount(at, rounding.bits(q, index), rows * columns))
-            # (v - q)^2 - v^2
-            change = q * (q - 2 * v.astype(np.float64)) * float(relative_step(offset)) ** 2
-            error.append(np.maximum(nothing + np.bincount(at, change, rows * columns), 0))
-        shape = (len(LEVEL_OFFSETS), rows, columns)
-        return BlockCosts(np.reshape(bits, shape), np.reshape(error, shape))
+        nothing = np.bincount(block, square, rows * columns).reshape(rows, columns)
+        bits = np.zeros((len(LEVEL_OFFSETS), rows, columns))
+        change = np.zeros_like(bits)  # (v - q)^2 - v^2
+        offsets = np.array(LEVEL_OFFSETS, np.int64)
+        kernels.level_costs(
+            self.index,
+            self.v,
+            offsets,
+            relative_step(offsets),
+            FIRST_CODED_SCALE,
+            SCALE_COUNT - 1,
+            tables.limits,
+            tables.middle,
+            rounding.least_kept,
+            tables.bits,
+            BLOCK,
+            bits,
+            change,
+            SYMBOL_LIMIT,
+        )
+        return BlockCosts(bits, np.maximum(nothing + change, 0))
 
 
 def relative_step(offset: int | NDArray[np.int64]) -> NDArray[np.float32]:
