@@ -440,14 +440,34 @@ def test_utility_is_the_mean_of_its_map(lpips_weights: None) -> None:
     worse = np.clip(original.astype(int) + ref.noise(128, 96) // 6 - 20, 0, 255).astype(np.uint8)
     a, b = to_signal(original), to_signal(worse)
     terms = Judge(a).terms(b)
-    assert terms.shape == (3, 4, 3)
-    error, structure, perceived = terms.mean((1, 2)).tolist()
+    assert terms.shape == (4, 4, 3)
+    error, structure, perceived, lost = terms.mean((1, 2)).tolist()
     assert error == pytest.approx(float(((a - b) / 2).square().mean()), rel=1e-5)
     same = float(structural_similarity_index_measure(b / 2 + 0.5, a / 2 + 0.5, data_range=1.0))
     assert structure == pytest.approx(1 - same, abs=0.02)  # borders are padded another way
     whole = learned_perceptual_image_patch_similarity(b, a, net_type="squeeze")
     assert perceived == pytest.approx(float(whole), rel=0.02)  # its maps do not fill whole blocks
+    assert lost == 0  # without a task
     assert float(Judge(a).loss(a).abs().max()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_task_counts_with_its_weight(lpips_weights: None) -> None:
+    from archive_pipeline.pcdc.training.adaptation import to_signal
+    from archive_pipeline.pcdc.training.judge import Judge, UtilityWeights
+
+    original = ref.texture(64, 96, 1)
+    worse = original // 2 + 40
+
+    def task(pixels: np.ndarray) -> np.ndarray:
+        assert (pixels == worse).all()  # what was decoded, in 8 bits
+        return np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    a, b = to_signal(original), to_signal(worse)
+    plain, weights = Judge(a).loss(b), UtilityWeights(task=0.5)
+    with_task = Judge(a, weights, task).loss(b)
+    torch.testing.assert_close(with_task - plain, torch.arange(6.0).view(2, 3) / 2)
+    paper = Judge(a, dataclasses.replace(weights, task=0.0), task).loss(b)
+    torch.testing.assert_close(paper, plain)
 
 
 def test_missing_lpips_weights_are_one_line(

@@ -11,7 +11,8 @@ from golden import reference as ref
 from archive_pipeline.codec import models
 from archive_pipeline.jobs.check import check
 from archive_pipeline.pcdc.allocation import ALLOCATIONS
-from archive_pipeline.pcdc.policy import POLICY, pack_policy
+from archive_pipeline.pcdc.policy import POLICY, pack_policy, policy_digest
+from archive_pipeline.store.archive import Archive
 
 
 @pytest.fixture
@@ -36,6 +37,12 @@ def test_ingest_allocates_as_asked(run: Run, flight: Path, model: Path, tmp_path
             assert image["archive_bytes"] <= 0.3 * image["pixels"] / 8
         assert check(str(url)).problems == []
         assert (url / "policies").exists() == (name == "policy")
+        records = [entry.record for entry in Archive.open(str(url)).images()]
+        policy = policy_digest((model / POLICY).read_bytes()) if name == "policy" else None
+        assert {record["allocation"] for record in records} == {
+            options[-1] if options else "uniform"
+        }
+        assert {record.get("policy") for record in records} == {policy}
         first = url / "flights" / flight.name / done.json["images"][0]["id"]
         pixels[name] = (first / "pixels" / "c" / "0" / "0" / "0").read_bytes()
     assert pixels["default"] == pixels["uniform"]

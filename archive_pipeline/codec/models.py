@@ -272,7 +272,8 @@ def encode(
         if settings.adapt:
             from archive_pipeline.pcdc.training.adaptation import encode_adapted
 
-            return encode_adapted(codec, tiles, budget, policy, settings.adapt, strict)
+            updates, task_of = settings.adapt, settings.task_of
+            return encode_adapted(codec, tiles, budget, policy, updates, strict, task_of)
         return encode_tiles(codec, tiles, budget, policy.block_worth, strict=strict)
     if settings.allocation == "greedy":
         return encode_tiles(codec, tiles, budget, least_error, strict=strict)

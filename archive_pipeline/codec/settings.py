@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.pcdc.precision import Precision
+
+if TYPE_CHECKING:
+    from archive_pipeline.pcdc.training.judge import Task
 
 # levels by which a write's blocks are above the others, from its tiles
 Raise = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.uint8]]]
@@ -27,6 +31,7 @@ class Settings:
             with blocks that `raised` names.
         policy: SHA-256 of a registered policy, where the allocation is "policy".
         adapt: updates that the policy is given on every image.
+        task_of: of a tile, what the policy's updates shall keep for a task.
         raised: makes some blocks finer than the others, which are alike.
         overspent: told of a write that takes more than its array's bits_per_pixel even at the
             coarsest: how many bits a coded pixel it takes. Without it that is an error.
@@ -38,6 +43,7 @@ class Settings:
     allocation: str = "uniform"
     policy: str = ""
     adapt: int = 0
+    task_of: Callable[[NDArray[np.uint8]], Task] | None = None
     raised: Raise | None = None
     overspent: Callable[[float], None] | None = None
     precision: Precision = "auto"

@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     default="uniform",
     show_default=True,
     help="What decides where an image's bits go: all blocks alike, or those with objects that "
-    "--detect finds twice as fine, or the model's learned policy, or the least squared error.",
+    "--detect finds twice as fine, or the model's learned policy, which favours vehicles for "
+    "detectors to come and needs none, or the least squared error.",
 )
 @click.option(
     "--adapt",
@@ -66,8 +67,8 @@ if TYPE_CHECKING:
     metavar="N",
     default=0,
     show_default=True,
-    help="With the policy: its updates on each image, judged by decoding (slow; needs the extra "
-    "`train`).",
+    help="With the policy: its updates on each image, judged by decoding and, with --detect, by "
+    "what that finds (slow; needs the extra `train`).",
 )
 @click.option("--overwrite", is_flag=True, help="Encode images again that the archive has.")
 @click.option(

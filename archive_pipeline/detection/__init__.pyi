@@ -20,6 +20,7 @@ from .metrics import METRICS as METRICS
 from .object_blocks import RaisedBlocks as RaisedBlocks
 from .report import prepare_report as prepare_report
 from .report import write_report as write_report
+from .task_loss import TaskLoss as TaskLoss
 from .verdict import GroupResult as GroupResult
 from .verification import DetectorGroups as DetectorGroups
 from .verification import ImageResult as ImageResult

@@ -24,6 +24,16 @@ def _digest(tile: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(tile).data, key=shape, digest_size=16).digest()
 
 
+def object_blocks(boxes: Boxes, height: int, width: int) -> NDArray[np.bool_]:
+    """The blocks (B_h, B_w) of an image or a part that objects, or what is around them, lie in."""
+    blocks = np.zeros((-(-height // BLOCK_SIDE), -(-width // BLOCK_SIDE)), bool)
+    low = np.maximum((boxes[:, :2] - MARGIN) // BLOCK_SIDE, 0).astype(int)
+    high = np.maximum((boxes[:, 2:] + MARGIN) // BLOCK_SIDE + 1, 0).astype(int)
+    for (left, top), (right, bottom) in zip(low, high, strict=True):
+        blocks[top:bottom, left:right] = True
+    return blocks
+
+
 class RaisedBlocks:
     """By how many levels the blocks of a part of an image are raised.
 
@@ -34,12 +44,8 @@ class RaisedBlocks:
     """
 
     def __init__(self, pixels: NDArray[np.uint8], boxes: Boxes, tile: int) -> None:
-        rows, columns = (-(-side // BLOCK_SIDE) for side in pixels.shape[:2])
-        raised = np.zeros((rows, columns), np.uint8)
-        low = np.maximum((boxes[:, :2] - MARGIN) // BLOCK_SIDE, 0).astype(int)
-        high = np.maximum((boxes[:, 2:] + MARGIN) // BLOCK_SIDE + 1, 0).astype(int)
-        for (left, top), (right, bottom) in zip(low, high, strict=True):
-            raised[top:bottom, left:right] = LEVELS_FINER
+        height, width = pixels.shape[:2]
+        raised = object_blocks(boxes, height, width).astype(np.uint8) * LEVELS_FINER
         self._tiles = {}
         count = tile // BLOCK_SIDE
         for row, col, part in trimmed_tiles(pixels, tile):

@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,9 @@ from archive_pipeline.store.layout import (
 from archive_pipeline.store.leftovers import settle
 from archive_pipeline.store.retired import is_retired
 from archive_pipeline.store.stored_models import ensure_model, ensure_policy
+
+if TYPE_CHECKING:
+    from archive_pipeline.detection.task_loss import TaskLoss
 
 # what a store fails with for all images, not for one
 STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
@@ -199,6 +203,7 @@ def _ready(archive: Archive, task: IngestTask) -> Settings:
             allocation=options.allocation,
             policy=task.policy,
             adapt=options.adapt,
+            task_of=_task_of(task) if options.adapt else None,
             precision=options.precision,
         )
     if task.model:  # none, where all are kept as files
@@ -206,6 +211,16 @@ def _ready(archive: Archive, task: IngestTask) -> Settings:
     if task.policy:
         ensure_policy(archive, task.policy, task.model, settings.device)
     return settings
+
+
+def _task_of(task: IngestTask) -> Callable[[NDArray[np.uint8]], TaskLoss] | None:
+    """The task of the first detector that is asked for."""
+    if not task.detectors:
+        return None
+    from archive_pipeline.detection.detectors import load_detector
+    from archive_pipeline.detection.task_loss import TaskLoss
+
+    return partial(TaskLoss.of, load_detector(task.detectors[0], task.options.device))
 
 
 def _store_error(error: BaseException) -> OSError | None:
@@ -297,7 +312,9 @@ def _write(
         raise SourceError(task.path, "has changed since it was listed")
     budget = options.budget.bytes_for(source)
     allowed = allowed_bytes(source, budget)
-    coded = record | {"codec": "pcdc", "model": task.model}
+    coded = record | {"codec": "pcdc", "model": task.model, "allocation": options.allocation}
+    if task.policy:
+        coded["policy"] = task.policy
     scaled = conventions
     if overviews := write_overviews(writer, reader, task.model, allowed, settings):
         coded["overviews"] = overviews

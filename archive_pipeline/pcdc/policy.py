@@ -3,15 +3,17 @@
 State of a block, equation (3), from what the encoder has without decoding::
 
     Phi_h   statistics of the high-pass residual, brightness and colour      (8)
-    Phi_z   encoder features y, pooled over the block                        (M)
+    Phi_z   encoder features y, the block's four of each channel             (4 M)
     costs   bits R_b(a) and quantisation error of the latents at each level  (2 K)
     p_b     place in the tile, and the image step                            (3)
 
-    state (C, B_h, B_w) --normalise--> --3x3 twice--> log importance (B_h, B_w)
-                                                 \\-> value V, given the price (critic)
+    state (C, B_h, B_w) --normalise--> --3x3 three times--> log importance (B_h, B_w)
+                                                       \\-> value V, given the price (critic)
 
 One number a block is learned: how much more than usual its bits are worth. `importance.level_worth`
 makes of it the worth f of each level. A policy that knows nothing thus codes all blocks alike.
+What a block shows is in the signs of its features and in its neighbours: the state keeps all of
+the features, not their means, and the network sees three blocks to each side.
 
 The actor is pi(a | s) = softmax(k (f_a - eta R_b(a) / R)), with eta the price of bits (the dual
 variable of equation (6)) and R the usual bits of a block at that image step. So the remaining
@@ -41,7 +43,7 @@ from archive_pipeline.pcdc.importance import level_worth
 from archive_pipeline.pcdc.model_files import check_header
 
 POLICY = "allocation.safetensors"
-FORMAT = "pcdc-allocation-2"
+FORMAT = "pcdc-allocation-3"
 MAX_FILE_BYTES = 16 << 20
 MAX_WIDTH = 512
 RESIDUAL = 8
@@ -69,7 +71,7 @@ class PolicyConfig:
     """
 
     latents: int = 192
-    features: int = 24
+    features: int = 64
     width: int = 64
     rate: tuple[float, float] = (0.0, 0.0)
     slope: tuple[float, float] = (0.0, 0.0)
@@ -101,19 +103,18 @@ def residual_statistics(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     high = np.abs(luma - fine)
     middle = np.abs(fine - cv2.blur(luma, (COARSE, COARSE)))
 
-    def blocks(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-        rows, columns = plane.shape[0] // BLOCK_SIDE, plane.shape[1] // BLOCK_SIDE
-        return plane.reshape(rows, BLOCK_SIDE, columns, BLOCK_SIDE)
+    rows, columns = luma.shape[0] // BLOCK_SIDE, luma.shape[1] // BLOCK_SIDE
 
     def mean(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-        return blocks(plane).mean((1, 3))
+        small = cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_AREA)
+        return small.reshape(rows, columns)
 
     brightness = mean(luma)
     return np.stack(
         [
             np.log1p(mean(high)),
             np.log1p(np.sqrt(mean(high * high))),
-            np.log1p(blocks(high).max((1, 3))),
+            np.log1p(high.reshape(rows, BLOCK_SIDE, columns, BLOCK_SIDE).max(1).max(-1)),
             np.log1p(mean(middle)),
             brightness / 128 - 1,
             np.log1p(np.sqrt(np.maximum(mean(luma * luma) - brightness**2, 0))),
@@ -133,8 +134,11 @@ def block_state(
         latents: y of the tile, (1, M, h, w).
         costs: of the same tile at `image_step`.
     """
-    features = F.avg_pool2d(torch.log1p(latents.float().abs() / 8), BLOCK, ceil_mode=True)[0]
     rows, columns = costs.bits.shape[1:]
+    y = latents.float()
+    y = y.sign() * torch.log1p(y.abs() / 8)
+    edge = (0, BLOCK * columns - y.shape[3], 0, BLOCK * rows - y.shape[2])
+    features = F.pixel_unshuffle(F.pad(y, edge, mode="replicate"), BLOCK)[0]
     place = np.stack(
         [
             np.broadcast_to((np.arange(rows) / max(1, rows - 1))[:, None], (rows, columns)),
@@ -154,7 +158,7 @@ def block_state(
 
 def state_groups(latents: int) -> dict[str, slice]:
     """Channels of the state by what they say, for a codec of so many latents."""
-    costs = RESIDUAL + latents
+    costs = RESIDUAL + BLOCK**2 * latents
     return {
         "residual": slice(0, RESIDUAL),
         "features": slice(RESIDUAL, costs),
@@ -169,15 +173,17 @@ class _Body(nn.Module):
     def __init__(self, config: PolicyConfig, extra: int = 0) -> None:
         super().__init__()
         others = RESIDUAL + 2 * LEVELS + PLACE + extra
-        self.latents = slice(RESIDUAL, RESIDUAL + config.latents)
-        self.reduce = nn.Conv2d(config.latents, config.features, 1)
+        self.split = [RESIDUAL, RESIDUAL + BLOCK**2 * config.latents]
+        self.reduce = nn.Conv2d(BLOCK**2 * config.latents, config.features, 1)
         self.first = nn.Conv2d(config.features + others, config.width, 3, padding=1)
         self.second = nn.Conv2d(config.width, config.width, 3, padding=1)
+        self.third = nn.Conv2d(config.width, config.width, 3, padding=1)
 
     def forward(self, state: Tensor) -> Tensor:
-        before, latents, after = state.tensor_split([self.latents.start, self.latents.stop], 1)
-        x = torch.cat([before, self.reduce(latents), after], 1)
-        return F.silu(self.second(F.silu(self.first(x))))
+        before, latents, after = state.tensor_split(self.split, 1)
+        x = torch.cat([before, F.silu(self.reduce(latents)), after], 1)
+        x = F.silu(self.second(F.silu(self.first(x))))
+        return x + F.silu(self.third(x))
 
 
 class Policy(nn.Module):
@@ -193,7 +199,7 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig | None = None) -> None:
         super().__init__()
         self.config = config or PolicyConfig()
-        channels = RESIDUAL + self.config.latents + 2 * LEVELS + PLACE
+        channels = RESIDUAL + BLOCK**2 * self.config.latents + 2 * LEVELS + PLACE
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
         self.actor = _Body(self.config)

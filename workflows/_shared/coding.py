@@ -17,7 +17,7 @@ from archive_pipeline.pcdc.encoding import Encoding, Worth, encode_tiles, least_
 from archive_pipeline.pcdc.model_files import ModelError
 from archive_pipeline.pcdc.policy import Policy, PolicyError, load_policy
 from archive_pipeline.pcdc.training.adaptation import to_signal
-from archive_pipeline.pcdc.training.judge import Judge
+from archive_pipeline.pcdc.training.judge import Judge, Task
 from archive_pipeline.store.layout import TILE
 
 Pixels = NDArray[np.uint8]
@@ -39,11 +39,11 @@ def join(tiles: list[NDArray], shape: tuple[int, int], side: int = TILE) -> NDAr
     return out
 
 
-def level_terms(job: Encoding, tile: int, image_step: int) -> Tensor:
-    """The utility's terms (K, 3, B_h, B_w) around a tile's blocks, by coding, decoding and judging
+def level_terms(job: Encoding, tile: int, image_step: int, task: Task | None = None) -> Tensor:
+    """The utility's terms (K, 4, B_h, B_w) around a tile's blocks, by coding, decoding and judging
     it at each level throughout."""
     pixels = job.tiles[tile]
-    judge = Judge(to_signal(pixels))
+    judge = Judge(to_signal(pixels), task=task)
     terms = []
     for level in range(1, LEVELS + 1):
         levels = np.full(job.allocator.grids[tile], level, np.uint8)

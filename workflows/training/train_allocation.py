@@ -1,10 +1,14 @@
 """Stage 3: train the allocation policy, with transform and entropy model frozen.
 
     python workflows/training/pack_crops.py crops.npy FLIGHTS...
-    python workflows/training/train_allocation.py crops.npy --model MODEL_FOLDER \
-        --run runs/allocation
+    python workflows/training/find_objects.py crops.json objects.json --detector MODEL FLIGHTS...
+    python workflows/training/train_allocation.py crops.npy objects.json --detector MODEL \
+        --model MODEL_FOLDER --run runs/allocation --start runs/imitation/allocation.safetensors
 
-Three parts, each resumed where it stopped:
+The reward is the utility of equation (5) with a term for what the detector then loses; with
+--task-weight 0 it is the paper's. --start goes on from what `imitate_objects.py` made, without it
+PPO begins with a policy that knows nothing; with --updates 0 --decoder-updates 0 a start only gets
+the units that bits are priced in. Three parts, each resumed where it stopped:
 
 1. A table: crops are coded at each of the five levels throughout, decoded and judged, so what
    every level of every block does to bits and utility is known.
@@ -29,10 +33,11 @@ import click
 import numpy as np
 import torch
 from checkpoints import read_release
-from numpy.typing import NDArray
+from object_crops import ObjectCrop, ObjectCrops
 from torch import Tensor
-from training_samples import Crops
 
+from archive_pipeline.detection.detectors import Detector, find_detectors, load_detector
+from archive_pipeline.detection.task_loss import TaskLoss
 from archive_pipeline.pcdc.allocation import BASE_LEVEL, LEVELS, TilePlan
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding
@@ -41,6 +46,7 @@ from archive_pipeline.pcdc.policy import (
     Policy,
     PolicyConfig,
     block_state,
+    load_policy,
     pack_policy,
     state_groups,
 )
@@ -71,29 +77,37 @@ FIELDS = ["update", "minutes", "part", "gain", "rate", "price", "entropy", "valu
 LEVEL_FIELDS = [f"level_{k}" for k in range(1, LEVELS + 1)]
 
 
-def look_up(crop: NDArray[np.uint8], codec: Codec, image_step: int) -> dict[str, Tensor]:
+def random_step(rng: np.random.Generator) -> int:
+    """An image step; more of the coarse ones: archives are mostly made at low rates."""
+    return STEPS[0] + int((STEPS[1] + 1 - STEPS[0]) * math.sqrt(rng.random()))
+
+
+def look_up(
+    crop: ObjectCrop, codec: Codec, image_step: int, detector: Detector | None
+) -> dict[str, Tensor]:
     """State, bits and losses of a crop's blocks at every level, by coding it at each throughout."""
-    job = Encoding(codec, [crop])
+    job = Encoding(codec, [crop.pixels])
     costs = job.block_costs(0, image_step)
+    task = None if detector is None else TaskLoss.of(detector, crop.pixels)
     return {
-        "pixels": torch.from_numpy(crop),
+        "pixels": torch.from_numpy(crop.pixels),
         "step": torch.tensor(image_step),
-        "state": block_state(crop, job.latents_of(0), costs, image_step),
+        "state": block_state(crop.pixels, job.latents_of(0), costs, image_step).half(),
         "bits": torch.from_numpy(costs.bits).float(),
-        "terms": level_terms(job, 0, image_step),
+        "terms": level_terms(job, 0, image_step, task),
+        "objects": torch.from_numpy(crop.objects),
     }
 
 
-def fill_table(path: Path, source: Crops, codec: Codec, count: int, seed: int) -> dict[str, Tensor]:
+def fill_table(
+    path: Path, source: ObjectCrops, codec: Codec, detector: Detector | None, count: int, seed: int
+) -> dict[str, Tensor]:
     """Return a table of `count` crops, kept in a file that an interrupted run goes on from."""
     rows: list[dict[str, Tensor]] = torch.load(path, weights_only=True) if path.is_file() else []
     rng = np.random.default_rng([seed, len(rows)])
     saved = time.monotonic()
     while len(rows) < count:
-        crop = np.ascontiguousarray(source.batch(1)[0].permute(1, 2, 0).numpy())
-        # more of the coarse steps: archives are mostly made at low rates
-        image_step = STEPS[0] + int((STEPS[1] + 1 - STEPS[0]) * math.sqrt(rng.random()))
-        rows.append(look_up(crop, codec, image_step))
+        rows.append(look_up(source.crop(), codec, random_step(rng), detector))
         if time.monotonic() - saved > 60 or len(rows) == count:
             torch.save(rows, part := path.with_suffix(".part"))
             part.replace(path)
@@ -103,12 +117,16 @@ def fill_table(path: Path, source: Crops, codec: Codec, count: int, seed: int) -
 
 
 def fit_units(table: dict[str, Tensor], config: PolicyConfig) -> PolicyConfig:
-    """Fit how usual bits and slopes depend on the image step, over bins of it."""
+    """Fit how usual bits and slopes depend on the image step, over bins of it.
+
+    Usual is a block without a task: the paper's utility.
+    """
     order = table["step"].argsort()
     at, rate, slope = [], [], []
-    for part in order.tensor_split(8):
+    bins = max(2, min(8, len(order) // 8))  # a crop by itself may lose nothing
+    for part in order.tensor_split(bins):
         bits = table["bits"][part].sum((0, 2, 3))
-        loss = table["loss"][part].sum((0, 2, 3))
+        loss = UtilityWeights().of(table["terms"][part]).sum((0, 2, 3))
         at.append(float(table["step"][part].float().mean()))
         rate.append(math.log(float(bits[BASE]) / table["bits"][part, BASE].numel()))
         bought = float(loss[BASE - 1] - loss[BASE + 1])
@@ -124,14 +142,23 @@ def fit_units(table: dict[str, Tensor], config: PolicyConfig) -> PolicyConfig:
 class Environment:
     """Tiles of the table in the units of a policy: bits and utility as usual at their step."""
 
-    def __init__(self, table: dict[str, Tensor], config: PolicyConfig) -> None:
+    def __init__(
+        self,
+        table: dict[str, Tensor],
+        config: PolicyConfig,
+        weights: UtilityWeights,
+        detector: Detector | None,
+    ) -> None:
         steps = table["step"].tolist()
         usual = torch.tensor([config.usual_bits(g) for g in steps]).view(-1, 1, 1, 1)
         worth = torch.tensor([config.usual_slope(g) for g in steps]).view(-1, 1, 1, 1) * usual
         self.table = table
+        self.weights = weights
+        self.detector = detector
         self.state = table["state"]
         self.bits = table["bits"] / usual
-        self.gain = (table["loss"][:, BASE : BASE + 1] - table["loss"]) / worth
+        self.loss = weights.of(table["terms"])
+        self.gain = (self.loss[:, BASE : BASE + 1] - self.loss) / worth
         self.worth = worth[:, 0]
 
     def judge(self, rollout: Rollout, chosen: Tensor, codec: Codec) -> Tensor:
@@ -141,13 +168,23 @@ class Environment:
             crop = self.table["pixels"][k].numpy()
             plan = TilePlan(int(self.table["step"][k]), (levels + 1).numpy().astype(np.uint8))
             [pixels] = codec.synthesise([Encoding(codec, [crop]).reconstruct(0, plan)])
-            loss = Judge(to_signal(crop)).loss(to_signal(pixels))
-            gains.append((self.table["loss"][k, BASE] - loss) / self.worth[k])
+            task = None if self.detector is None else TaskLoss.of(self.detector, crop)
+            loss = Judge(to_signal(crop), self.weights, task).loss(to_signal(pixels))
+            gains.append((self.loss[k, BASE] - loss) / self.worth[k])
         return torch.stack(gains)
+
+
+without_option = click.option(
+    "--without",
+    type=click.Choice(["residual", "features", "costs", "place"]),
+    multiple=True,
+    help="Leave a part of the state out, to see what it is good for.",
+)
 
 
 @click.command(help=__doc__)
 @click.argument("crops", type=click.Path(exists=True, path_type=Path))
+@click.argument("objects", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--model", "model_folder", type=click.Path(exists=True, path_type=Path), required=True
 )
@@ -155,21 +192,30 @@ class Environment:
 @click.option("--tiles", default=200, show_default=True, help="Crops in the table.")
 @click.option("--updates", default=600, show_default=True, help="PPO updates on the table.")
 @click.option("--decoder-updates", default=60, show_default=True, help="With the decoder.")
+@click.option("--detector", metavar="MODEL", help="YOLO detector that is the task.")
 @click.option(
-    "--without",
-    type=click.Choice(["residual", "features", "costs", "place"]),
-    multiple=True,
-    help="Leave a part of the state out, to see what it is good for.",
+    "--task-weight",
+    default=UtilityWeights.task,
+    show_default=True,
+    help="Of what it loses, beside equation (5).",
 )
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="A policy's file.")
+@click.option("--holdout", multiple=True, metavar="PATTERN", help="Images to leave out.")
+@without_option
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=0, help="CPU threads, 0 = torch's default.")
 def main(
     crops: Path,
+    objects: Path,
     model_folder: Path,
     folder: Path,
     tiles: int,
     updates: int,
     decoder_updates: int,
+    detector: str | None,
+    task_weight: float,
+    start: Path | None,
+    holdout: tuple[str, ...],
     without: tuple[str, ...],
     seed: int,
     threads: int,
@@ -180,15 +226,27 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     codec = Codec(read_release(model_folder))
     latents = codec.model.networks.config.latents
-    table = fill_table(folder / "table.pt", Crops(crops, SIZE, seed), codec, tiles, seed)
-    table["loss"] = UtilityWeights().of(table["terms"])
+    task = None if detector is None else load_detector(*find_detectors([detector]))
+    source = ObjectCrops(crops, objects, SIZE, seed, holdout)
+    table = fill_table(folder / "table.pt", source, codec, task, tiles, seed)
+    weights = UtilityWeights(task=task_weight if task else 0.0)
     config = fit_units(table, PolicyConfig(latents=latents))
-    policy = Policy(config)
-    policy.mean[:] = table["state"].mean((0, 2, 3))
-    policy.scale[:] = 1 / table["state"].std((0, 2, 3)).clamp_min(1e-3)
+    policy = begun(config, start, table["state"])
     for group in without:
         policy.scale[state_groups(latents)[group]] = 0
-    train(policy, Environment(table, config), codec, folder, updates, decoder_updates, seed)
+    environment = Environment(table, config, weights, task)
+    train(policy, environment, codec, folder, updates, decoder_updates, seed)
+
+
+def begun(config: PolicyConfig, start: Path | None, states: Tensor) -> Policy:
+    """A policy that knows nothing, or that of a file, in the units of a configuration."""
+    policy = Policy(config)
+    if start is None:
+        policy.mean[:] = states.float().mean((0, 2, 3))
+        policy.scale[:] = 1 / states.float().std((0, 2, 3)).clamp_min(1e-3)
+    else:
+        policy.load_state_dict(load_policy(start.read_bytes(), config.latents).state_dict())
+    return policy
 
 
 def train(
@@ -225,9 +283,8 @@ def train(
             spread = torch.rand(len(chosen), generator=generator) * 2 - 1
             prices = max(price, 0.05) * torch.exp(PRICE_SPREAD * spread)
             allowed = bits[:, BASE].sum((1, 2))
-            rollout = roll_out(
-                policy, environment.state[chosen], bits, prices, BUDGET * allowed, generator
-            )
+            state = environment.state[chosen].float()
+            rollout = roll_out(policy, state, bits, prices, BUDGET * allowed, generator)
             extra = gather_levels(bits, rollout.levels) - bits[:, BASE]
             if decoding:
                 gain = environment.judge(rollout, chosen, codec)
@@ -262,8 +319,8 @@ def train(
                 }
                 torch.save(save, part := checkpoint.with_suffix(".part"))
                 part.replace(checkpoint)
-                (folder / POLICY).write_bytes(pack_policy(policy))
                 click.echo(f"{update + 1} rate {rate:.3f} price {price:.3f} {seen}", err=True)
+    (folder / POLICY).write_bytes(pack_policy(policy))
     click.echo(f"{folder / POLICY}: {asdict(policy.config)}", err=True)
 
 

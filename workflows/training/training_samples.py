@@ -83,18 +83,9 @@ class Crops:
         if size != self.size:
             crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
         if self.rng.random() < RECOLOURED:
-            crop = self._recolour(crop)
+            crop = recolour(crop, self.rng)
         crop = np.rot90(crop, int(self.rng.integers(4)))
         return np.ascontiguousarray(crop[:, ::-1] if self.rng.random() < 0.5 else crop)
-
-    def _recolour(self, crop: np.ndarray) -> np.ndarray:
-        """Swap the channels of a crop at random and change its saturation and contrast."""
-        swapped = crop[..., self.rng.permutation(3)].astype(np.float32)
-        grey = swapped.mean(2, keepdims=True)
-        middle = grey.mean()
-        contrast, saturation = self.rng.uniform(*CONTRAST), self.rng.uniform(*SATURATION)
-        changed = middle + contrast * (grey - middle + saturation * (swapped - grey))
-        return np.rint(changed).clip(0, 255).astype(np.uint8)
 
     def _collage(self, front: np.ndarray, back: np.ndarray) -> np.ndarray:
         """Set a polygon of one crop, or a line through it, before a blurred other one."""
@@ -120,6 +111,16 @@ class Crops:
             left = int(rng.integers(entry[3] - self.size + 1))
             out.append(self._cut(entry, top, left, self.size))
         return torch.from_numpy(np.stack(out).transpose(0, 3, 1, 2).copy())
+
+
+def recolour(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Swap the channels of a crop (H, W, 3) at random and change its saturation and contrast."""
+    swapped = crop[..., rng.permutation(3)].astype(np.float32)
+    grey = swapped.mean(2, keepdims=True)
+    middle = grey.mean()
+    contrast, saturation = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
+    changed = middle + contrast * (grey - middle + saturation * (swapped - grey))
+    return np.rint(changed).clip(0, 255).astype(np.uint8)
 
 
 def random_steps(count: int, generator: torch.Generator) -> Tensor:

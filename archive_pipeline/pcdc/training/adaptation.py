@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.encoding import Encoding
 from archive_pipeline.pcdc.policy import Policy, block_state
 from archive_pipeline.pcdc.training.ppo import Optimiser, PPOConfig, block_returns, roll_out
+
+if TYPE_CHECKING:
+    from archive_pipeline.pcdc.training.judge import Task
 
 SAMPLE_TILES = 6  # of the image, spread evenly, that are decoded for every update
 
@@ -30,10 +35,14 @@ def encode_adapted(
     policy: Policy,
     updates: int,
     strict: bool = True,
+    task_of: Callable[[NDArray[np.uint8]], Task] | None = None,
 ) -> list[bytes]:
     """Encode an image as `encode_tiles` does, after so many PPO updates of the policy on it.
 
     Where the coarsest step does not fit there is nothing to allocate, and no update is made.
+
+    Args:
+        task_of: of a tile, uint8 (H, W, 3), the task that the utility counts as well.
 
     Raises:
         BudgetTooSmall: even the coarsest coding takes more.
@@ -48,11 +57,18 @@ def encode_adapted(
     if price is not None:
         step = Counter(plan.image_step for plan in plans).most_common(1)[0][0]
         in_bits = price / policy.config.usual_slope(step)
-        job.worth = adapt(job, policy, step, in_bits, updates).block_worth
+        job.worth = adapt(job, policy, step, in_bits, updates, task_of).block_worth
     return job.sparing(budget, strict)
 
 
-def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates: int) -> Policy:
+def adapt(
+    job: Encoding,
+    policy: Policy,
+    image_step: int,
+    price: float,
+    updates: int,
+    task_of: Callable[[NDArray[np.uint8]], Task] | None = None,
+) -> Policy:
     """Return what allocates some of an image's tiles best after PPO updates on them.
 
     A few updates on one image are noisy: what they made of a copy is kept if, without chance, it
@@ -62,6 +78,7 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
     Args:
         image_step, price: at which the unadapted policy met the image's budget; in the unit of
             `Policy.logits`.
+        task_of: as for `encode_adapted`.
     """
     from archive_pipeline.pcdc.training.judge import Judge
 
@@ -80,7 +97,8 @@ def adapt(job: Encoding, policy: Policy, image_step: int, price: float, updates:
     bits = torch.from_numpy(np.stack([c.bits for c in costs])).float()
     bits /= config.usual_bits(image_step)
     scale = config.usual_slope(image_step) * config.usual_bits(image_step)
-    judges = job.each(lambda t: Judge(to_signal(job.tiles[t])), chosen)
+    tasks = {t: task_of(job.tiles[t]) if task_of else None for t in chosen}
+    judges = job.each(lambda t: Judge(to_signal(job.tiles[t]), task=tasks[t]), chosen)
 
     def losses(levels: NDArray[np.uint8]) -> torch.Tensor:
         """-U around the blocks of all chosen tiles."""
