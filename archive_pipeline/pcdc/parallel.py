@@ -44,9 +44,12 @@ def each(function: Callable[[T], R], items: Iterable[T], device: torch.device) -
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
+            wanted = list(items)
+            if len(wanted) < 2:  # a thread costs more than a small tile
+                return [function(item) for item in wanted]
             # threads of its own for each call: kept ones would not survive a fork
             one_thread = partial(torch.set_num_threads, 1)
             with ThreadPoolExecutor(threads, "tiles", one_thread) as pool:
-                return list(pool.map(function, items))
+                return list(pool.map(function, wanted))
         finally:
             torch.set_num_threads(threads)
