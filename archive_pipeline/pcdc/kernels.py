@@ -98,6 +98,30 @@ def encode(
 
 
 @_compiled
+def _rounded(
+    exact: np.float32,
+    table: int,
+    limits: NDArray[np.int16],
+    middle: NDArray[np.int32],
+    least_kept: NDArray[np.float32],
+    table_bits: NDArray[np.float64],
+    largest: int,
+) -> tuple[np.int64, float, float]:
+    """The symbol that `Rounding` makes of a latent in its level's steps, its bits by the table, and
+    those of its escape."""
+    size = abs(exact)
+    limit = np.int64(limits[table])
+    symbol = np.int64(min(np.rint(size), np.float32(largest)))
+    at = middle[table]
+    if 0 < symbol < limit and size < least_kept[at + symbol]:
+        symbol -= 1
+    beyond = symbol - limit
+    signed = -symbol if exact < 0 else symbol
+    escape = 8.0 * (1 + (beyond > 127) + (beyond > 16383)) if beyond >= 0 else 0.0
+    return signed, table_bits[at + max(-limit, min(limit, signed))], escape
+
+
+@_compiled
 def round_symbols(
     index: NDArray[np.int16],
     v: NDArray[np.float32],
@@ -137,17 +161,11 @@ def round_symbols(
                     continue
                 table = min(table, last)
                 exact = v[c, i, j] / step[i, j]
-                size = abs(exact)
-                limit = np.int64(limits[table])
-                symbol = np.int64(min(np.rint(size), np.float32(largest)))
-                at = middle[table]
-                if 0 < symbol < limit and size < least_kept[at + symbol]:
-                    symbol -= 1
-                beyond = symbol - limit
-                signed = -symbol if exact < 0 else symbol
-                bits += table_bits[at + max(-limit, min(limit, signed))]
-                if beyond >= 0:
-                    bits += 8.0 * (1 + (beyond > 127) + (beyond > 16383))
+                signed, inside, escape = _rounded(
+                    exact, table, limits, middle, least_kept, table_bits, largest
+                )
+                bits += inside
+                bits += escape
                 place[count] = (c * height + i) * width + j
                 tables[count] = table
                 q[count] = signed
@@ -191,17 +209,9 @@ def level_costs(
                         continue
                     table = min(table, last)
                     exact = v[c, i, j] / step[k]
-                    size = abs(exact)
-                    limit = np.int64(limits[table])
-                    symbol = np.int64(min(np.rint(size), np.float32(largest)))
-                    at = middle[table]
-                    if 0 < symbol < limit and size < least_kept[at + symbol]:
-                        symbol -= 1
-                    beyond = symbol - limit
-                    signed = -symbol if exact < 0 else symbol
-                    taken = table_bits[at + max(-limit, min(limit, signed))]
-                    if beyond >= 0:
-                        taken += 8.0 * (1 + (beyond > 127) + (beyond > 16383))
+                    signed, inside, escape = _rounded(
+                        exact, table, limits, middle, least_kept, table_bits, largest
+                    )
                     row, column = i // side, j // side
-                    bits[k, row, column] += taken
+                    bits[k, row, column] += inside + escape
                     change[k, row, column] += signed * (signed - 2.0 * np.float64(exact)) * area

@@ -50,6 +50,13 @@ class Rounding:
         self.error_weight = error_weight
         self.least_kept = least_kept(tables, error_weight)
 
+    @property
+    def rules(self) -> tuple[int, int, NDArray, NDArray, NDArray, NDArray]:
+        """First and last scale index, and arrays of the tables, as `kernels` take them."""
+        tables = self.tables
+        arrays = tables.limits, tables.middle, self.least_kept, tables.bits
+        return FIRST_CODED_SCALE, SCALE_COUNT - 1, *arrays
+
     def symbols(self, v: NDArray[np.float32], index: NDArray[np.integer]) -> NDArray[np.int16]:
         """Symbols of v, in steps, by the tables of their scale indices; all of one shape."""
         magnitude = np.abs(v)
@@ -131,8 +138,7 @@ class Quantised:
         """The tile's symbols at a level's offset, or at those of a plane (h, w)."""
         from archive_pipeline.pcdc import kernels
 
-        tables, shape = rounding.tables, self.v.shape
-        offsets = np.broadcast_to(np.asarray(offset, np.int64), shape[1:])
+        offsets = np.broadcast_to(np.asarray(offset, np.int64), self.v.shape[1:])
         place = np.empty(self.v.size, np.int32)
         index, q = np.empty(self.v.size, np.uint8), np.empty(self.v.size, np.int16)
         count, bits = kernels.round_symbols(
@@ -140,12 +146,7 @@ class Quantised:
             self.v,
             offsets,
             relative_step(offsets),
-            FIRST_CODED_SCALE,
-            SCALE_COUNT - 1,
-            tables.limits,
-            tables.middle,
-            rounding.least_kept,
-            tables.bits,
+            *rounding.rules,
             place,
             index,
             q,
@@ -158,7 +159,6 @@ class Quantised:
         """Exact costs of the tile's blocks at every level."""
         from archive_pipeline.pcdc import kernels
 
-        tables = rounding.tables
         h, w = self.v.shape[1:]
         rows, columns = -(-h // BLOCK), -(-w // BLOCK)
         block = (np.arange(h)[:, None] // BLOCK * columns + np.arange(w) // BLOCK).reshape(-1)
@@ -172,12 +172,7 @@ class Quantised:
             self.v,
             offsets,
             relative_step(offsets),
-            FIRST_CODED_SCALE,
-            SCALE_COUNT - 1,
-            tables.limits,
-            tables.middle,
-            rounding.least_kept,
-            tables.bits,
+            *rounding.rules,
             BLOCK,
             bits,
             change,
