@@ -88,9 +88,9 @@ def test_crops_know_where_their_objects_are(tmp_path: Path) -> None:
     (tmp_path / "objects.json").write_text(json.dumps({"a.jpg": {"sure": sure, "unsure": []}}))
     paths = (tmp_path / "crops.npy", tmp_path / "objects.json")
     object_crops.RECOLOURED = 0
-    source, seen = object_crops.ObjectCrops(*paths, 256, 0), 0
+    source, seen = object_crops.ObjectCrops(*paths, 256), 0
     for _ in range(40):
-        crop = source.crop()
+        crop = source.crop(rng)
         red = crop.pixels[..., 0].astype(int) - crop.pixels[..., 2]
         rows, columns = np.nonzero(red > 100)
         seen += bool(len(rows))

@@ -25,14 +25,11 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from checkpoints import read_release
 from numpy.typing import NDArray
-from object_crops import ObjectCrops
+from policy_setup import SIZE, Setup, normalise_by, random_step, setup_options
 from torch import Tensor
 from torch.nn import functional as F
-from train_allocation import SIZE, random_step, without_option
 
-from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.constants import BLOCK_SIDE
 from archive_pipeline.pcdc.encoding import Encoding
 from archive_pipeline.pcdc.policy import (
@@ -60,21 +57,24 @@ class Table:
         known: int8 (n, B_h, B_w): 1 objects, 0 none, -1 unsure.
     """
 
-    def __init__(self, folder: Path, codec: Codec, count: int) -> None:
-        channels = state_groups(codec.model.networks.config.latents)["place"].stop
+    def __init__(self, folder: Path, latents: int, count: int) -> None:
+        channels = state_groups(latents)["place"].stop
         blocks = SIZE // BLOCK_SIDE
-        self.codec, self.count = codec, count
+        self.count = count
         self.states = _mapped(folder / "states.npy", np.float16, (count, channels, blocks, blocks))
         self.known = _mapped(folder / "known.npy", np.int8, (count, blocks, blocks))
         self.progress = folder / "filled"
 
-    def fill(self, sources: list[ObjectCrops], seed: int) -> None:
-        """Code crops of all sources in turn."""
+    def fill(self, setup: Setup) -> None:
+        """Code crops to train on, and every `HELD_OUT`-th time one of a held-out image."""
         first = int(self.progress.read_text()) if self.progress.is_file() else 0
-        rng = np.random.default_rng([seed, first])
+        sources, rng = (
+            [setup.source(held_out) for held_out in (False, True)],
+            setup.generator(first),
+        )
         for k in range(first, self.count):
-            crop = sources[k % HELD_OUT == 0].crop()
-            job, step = Encoding(self.codec, [crop.pixels]), random_step(rng)
+            crop = sources[k % HELD_OUT == 0].crop(rng)
+            job, step = Encoding(setup.codec, [crop.pixels]), random_step(rng)
             costs = job.block_costs(0, step)
             self.states[k] = block_state(crop.pixels, job.latents_of(0), costs, step).numpy()
             self.known[k] = np.where(crop.unsure, -1, crop.objects)
@@ -110,52 +110,20 @@ def validate(policy: Policy, states: NDArray, known: NDArray) -> tuple[float, fl
 
 
 @click.command(help=__doc__)
-@click.argument("crops", type=click.Path(exists=True, path_type=Path))
-@click.argument("objects", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--model", "model_folder", type=click.Path(exists=True, path_type=Path), required=True
-)
-@click.option("--run", "folder", type=click.Path(path_type=Path), required=True)
+@setup_options
 @click.option("--count", default=2000, show_default=True, help="Crops in the table.")
 @click.option("--epochs", default=30, show_default=True)
 @click.option("--lr", default=1e-3, show_default=True, help="AdamW's, falling along a cosine.")
 @click.option("--strength", default=1.6, show_default=True, help="Of importances, in the end.")
-@click.option("--holdout", multiple=True, metavar="PATTERN", help="Images to validate with.")
-@without_option
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", default=0, help="CPU threads, 0 = torch's default.")
-def main(
-    crops: Path,
-    objects: Path,
-    model_folder: Path,
-    folder: Path,
-    count: int,
-    epochs: int,
-    lr: float,
-    strength: float,
-    holdout: tuple[str, ...],
-    without: tuple[str, ...],
-    seed: int,
-    threads: int,
-) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    codec = Codec(read_release(model_folder))
-    table = Table(folder, codec, count)
-    table.fill(
-        [ObjectCrops(crops, objects, SIZE, seed + k, holdout, bool(k)) for k in range(2)], seed
-    )
-    latents = codec.model.networks.config.latents
+def main(setup: Setup, count: int, epochs: int, lr: float, strength: float) -> None:
+    folder, latents, seed = setup.folder, setup.latents, setup.seed
+    table = Table(folder, latents, count)
+    table.fill(setup)
     policy = Policy(PolicyConfig(latents=latents))
     held = np.arange(count) % HELD_OUT == 0
     train, test = np.flatnonzero(~held), np.flatnonzero(held)
-    sample = torch.from_numpy(table.states[train[:200]]).float()
-    policy.mean[:] = sample.mean((0, 2, 3))
-    policy.scale[:] = 1 / sample.std((0, 2, 3)).clamp_min(1e-3)
-    for group in without:
-        policy.scale[state_groups(latents)[group]] = 0
+    normalise_by(policy, torch.from_numpy(table.states[train[:200]]))
+    setup.leave_out(policy)
     fit(policy, table, train, test, folder, epochs, lr, seed)
     policy = load_policy((folder / POLICY).read_bytes(), latents)
     policy.importance_of.weight.mul_(strength)

@@ -49,9 +49,13 @@ class ObjectCrops:
     """
 
     def __init__(
-        self, path: Path, objects: Path, size: int, seed: int,
-        holdout: tuple[str, ...] = (), held_out: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        objects: Path,
+        size: int,
+        holdout: tuple[str, ...] = (),
+        held_out: bool = False,
+    ) -> None:
         self.pixels = np.load(path, mmap_mode="r")
         known = json.loads(objects.read_text())
         index = [
@@ -60,7 +64,6 @@ class ObjectCrops:
             if e[0] in known and any(fnmatch(e[0], p) for p in holdout) == held_out
         ]
         self.size = size
-        self.rng = np.random.default_rng(seed)
         self.images = [e for e in index if min(e[2:]) >= size]
         if not self.images:
             raise click.ClickException(f"{objects}: no image of {size} pixels to draw from")
@@ -73,9 +76,8 @@ class ObjectCrops:
         self.by_objects = counts / counts.sum() if counts.any() else None
         self.by_area = areas / areas.sum()
 
-    def crop(self) -> ObjectCrop:
+    def crop(self, rng: np.random.Generator) -> ObjectCrop:
         """A crop, random in place, scale, colours, flips and rotations."""
-        rng = self.rng
         centred = self.by_objects is not None and rng.random() < CENTRED
         i = int(rng.choice(len(self.images), p=self.by_objects if centred else self.by_area))
         _, offset, height, width = self.images[i]

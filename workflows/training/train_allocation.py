@@ -32,8 +32,8 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from checkpoints import read_release
-from object_crops import ObjectCrop, ObjectCrops
+from object_crops import ObjectCrop
+from policy_setup import Setup, normalise_by, random_step, setup_options
 from torch import Tensor
 
 from archive_pipeline.detection.detectors import Detector, find_detectors, load_detector
@@ -48,7 +48,6 @@ from archive_pipeline.pcdc.policy import (
     block_state,
     load_policy,
     pack_policy,
-    state_groups,
 )
 from archive_pipeline.pcdc.training.adaptation import to_signal
 from archive_pipeline.pcdc.training.judge import Judge, UtilityWeights
@@ -66,8 +65,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
 from coding import level_terms
 
 BASE = BASE_LEVEL - 1
-SIZE = 512  # pixels a side: the paper's 16 x 16 blocks
-STEPS = (10, 55)  # image steps of the table, first and last
 PRICE_SPREAD = 0.7  # tiles draw prices up to e^0.7 above and below the mean
 BUDGET = 2.0  # bits that a tile may take at most, in terms of the base level's
 TABLE_BATCH = 64
@@ -75,11 +72,6 @@ DECODER_BATCH = 8
 LOG_EVERY = 10
 FIELDS = ["update", "minutes", "part", "gain", "rate", "price", "entropy", "value_loss", "clipped"]
 LEVEL_FIELDS = [f"level_{k}" for k in range(1, LEVELS + 1)]
-
-
-def random_step(rng: np.random.Generator) -> int:
-    """An image step; more of the coarse ones: archives are mostly made at low rates."""
-    return STEPS[0] + int((STEPS[1] + 1 - STEPS[0]) * math.sqrt(rng.random()))
 
 
 def look_up(
@@ -99,15 +91,14 @@ def look_up(
     }
 
 
-def fill_table(
-    path: Path, source: ObjectCrops, codec: Codec, detector: Detector | None, count: int, seed: int
-) -> dict[str, Tensor]:
+def fill_table(setup: Setup, detector: Detector | None, count: int) -> dict[str, Tensor]:
     """Return a table of `count` crops, kept in a file that an interrupted run goes on from."""
+    path = setup.folder / "table.pt"
     rows: list[dict[str, Tensor]] = torch.load(path, weights_only=True) if path.is_file() else []
-    rng = np.random.default_rng([seed, len(rows)])
+    source, rng = setup.source(), setup.generator(len(rows))
     saved = time.monotonic()
     while len(rows) < count:
-        rows.append(look_up(source.crop(), codec, random_step(rng), detector))
+        rows.append(look_up(source.crop(rng), setup.codec, random_step(rng), detector))
         if time.monotonic() - saved > 60 or len(rows) == count:
             torch.save(rows, part := path.with_suffix(".part"))
             part.replace(path)
@@ -116,17 +107,17 @@ def fill_table(
     return {name: torch.stack([row[name] for row in rows[:count]]) for name in rows[0]}
 
 
-def fit_units(table: dict[str, Tensor], config: PolicyConfig) -> PolicyConfig:
-    """Fit how usual bits and slopes depend on the image step, over bins of it.
-
-    Usual is a block without a task: the paper's utility.
-    """
+def fit_units(
+    table: dict[str, Tensor], config: PolicyConfig, weights: UtilityWeights
+) -> PolicyConfig:
+    """Fit how usual bits and slopes of the utility depend on the image step, over bins of it."""
+    losses = weights.of(table["terms"])
     order = table["step"].argsort()
     at, rate, slope = [], [], []
     bins = max(2, min(8, len(order) // 8))  # a crop by itself may lose nothing
     for part in order.tensor_split(bins):
         bits = table["bits"][part].sum((0, 2, 3))
-        loss = UtilityWeights().of(table["terms"][part]).sum((0, 2, 3))
+        loss = losses[part].sum((0, 2, 3))
         at.append(float(table["step"][part].float().mean()))
         rate.append(math.log(float(bits[BASE]) / table["bits"][part, BASE].numel()))
         bought = float(loss[BASE - 1] - loss[BASE + 1])
@@ -174,21 +165,8 @@ class Environment:
         return torch.stack(gains)
 
 
-without_option = click.option(
-    "--without",
-    type=click.Choice(["residual", "features", "costs", "place"]),
-    multiple=True,
-    help="Leave a part of the state out, to see what it is good for.",
-)
-
-
 @click.command(help=__doc__)
-@click.argument("crops", type=click.Path(exists=True, path_type=Path))
-@click.argument("objects", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--model", "model_folder", type=click.Path(exists=True, path_type=Path), required=True
-)
-@click.option("--run", "folder", type=click.Path(path_type=Path), required=True)
+@setup_options
 @click.option("--tiles", default=200, show_default=True, help="Crops in the table.")
 @click.option("--updates", default=600, show_default=True, help="PPO updates on the table.")
 @click.option("--decoder-updates", default=60, show_default=True, help="With the decoder.")
@@ -200,50 +178,30 @@ without_option = click.option(
     help="Of what it loses, beside equation (5).",
 )
 @click.option("--start", type=click.Path(exists=True, path_type=Path), help="A policy's file.")
-@click.option("--holdout", multiple=True, metavar="PATTERN", help="Images to leave out.")
-@without_option
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", default=0, help="CPU threads, 0 = torch's default.")
 def main(
-    crops: Path,
-    objects: Path,
-    model_folder: Path,
-    folder: Path,
+    setup: Setup,
     tiles: int,
     updates: int,
     decoder_updates: int,
     detector: str | None,
     task_weight: float,
     start: Path | None,
-    holdout: tuple[str, ...],
-    without: tuple[str, ...],
-    seed: int,
-    threads: int,
 ) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    codec = Codec(read_release(model_folder))
-    latents = codec.model.networks.config.latents
     task = None if detector is None else load_detector(*find_detectors([detector]))
-    source = ObjectCrops(crops, objects, SIZE, seed, holdout)
-    table = fill_table(folder / "table.pt", source, codec, task, tiles, seed)
-    weights = UtilityWeights(task=task_weight if task else 0.0)
-    config = fit_units(table, PolicyConfig(latents=latents))
+    table = fill_table(setup, task, tiles)
+    weights = UtilityWeights(task=task_weight)
+    config = fit_units(table, PolicyConfig(latents=setup.latents), weights)
     policy = begun(config, start, table["state"])
-    for group in without:
-        policy.scale[state_groups(latents)[group]] = 0
+    setup.leave_out(policy)
     environment = Environment(table, config, weights, task)
-    train(policy, environment, codec, folder, updates, decoder_updates, seed)
+    train(policy, environment, setup, updates, decoder_updates)
 
 
 def begun(config: PolicyConfig, start: Path | None, states: Tensor) -> Policy:
     """A policy that knows nothing, or that of a file, in the units of a configuration."""
     policy = Policy(config)
     if start is None:
-        policy.mean[:] = states.float().mean((0, 2, 3))
-        policy.scale[:] = 1 / states.float().std((0, 2, 3)).clamp_min(1e-3)
+        normalise_by(policy, states)
     else:
         policy.load_state_dict(load_policy(start.read_bytes(), config.latents).state_dict())
     return policy
@@ -252,13 +210,12 @@ def begun(config: PolicyConfig, start: Path | None, states: Tensor) -> Policy:
 def train(
     policy: Policy,
     environment: Environment,
-    codec: Codec,
-    folder: Path,
+    setup: Setup,
     updates: int,
     decoder_updates: int,
-    seed: int,
 ) -> None:
     """Run PPO, on the table and then with the decoder; leaves policy, log and checkpoint."""
+    folder, seed = setup.folder, setup.seed
     config = PPOConfig()
     optimiser = Optimiser(policy, config)
     generator = torch.Generator().manual_seed(seed)
@@ -287,7 +244,7 @@ def train(
             rollout = roll_out(policy, state, bits, prices, BUDGET * allowed, generator)
             extra = gather_levels(bits, rollout.levels) - bits[:, BASE]
             if decoding:
-                gain = environment.judge(rollout, chosen, codec)
+                gain = environment.judge(rollout, chosen, setup.codec)
                 rollout.returns = block_returns(rollout, gain)
             else:
                 gain = gather_levels(environment.gain[chosen], rollout.levels)
