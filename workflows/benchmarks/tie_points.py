@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -34,6 +34,7 @@ from archive_pipeline.photogrammetry.frames import EVERY_PAIR, Frame, Pair
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
 from coding import Coder, split
 from peers import FLIGHT_PEERS, Peer, search
+from windows import reader_of
 
 if TYPE_CHECKING:
     from archive_pipeline.photogrammetry.features import Features
@@ -186,11 +187,7 @@ def _frame(name: str, path: Path) -> Frame:
 def _features(pixels: Pixels) -> Features:
     from archive_pipeline.photogrammetry.features import find_features
 
-    def read(window: tuple[int, int, int, int]) -> NDArray[Any]:
-        col, row, width, height = window
-        return pixels[row : row + height, col : col + width]
-
-    return find_features(read, pixels.shape[1], pixels.shape[0])
+    return find_features(reader_of(pixels), pixels.shape[1], pixels.shape[0])
 
 
 def check_installed() -> None:

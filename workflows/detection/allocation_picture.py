@@ -35,6 +35,7 @@ from archive_pipeline.store.layout import TILE
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
 from coding import Coder, Pixels, join, split
+from windows import reader_of
 
 SURE = 0.25  # least score
 BOX_COLOUR = "#D55E00"
@@ -44,11 +45,7 @@ def found_in(detector: Detector, pixels: Pixels) -> Boxes:
     """Boxes of what the detector finds for sure."""
     height, width = pixels.shape[:2]
 
-    def read(window: tuple[int, int, int, int]) -> Pixels:
-        col, row, across, down = window
-        return pixels[row : row + down, col : col + across]
-
-    [found] = detect(detector, [read], width, height, None, height)
+    [found] = detect(detector, [reader_of(pixels)], width, height, None, height)
     return found.boxes[found.scores >= SURE]
 
 

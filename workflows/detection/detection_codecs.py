@@ -17,9 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from archive_pipeline.codec.models import load_named, read_policy
 from archive_pipeline.detection.detectors import Read, find_detectors
 from archive_pipeline.detection.labels import Labels
@@ -39,6 +36,7 @@ from archive_pipeline.store.layout import image_key
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
 from peers import FRAME_PEERS, within
+from windows import reader_of
 
 Key = dict[str, Any]
 ARCHIVE, PEERS = "archive.zarr", "peers"
@@ -238,8 +236,7 @@ class PeerCodec:
                 data = within(peer, pixels, budget, known, self.latest.get(ratio))
             self.latest[ratio] = max((i for i, n in known.items() if n <= budget), default=0)
             keep(path, data)
-        pixels = peer.decode(data)
-        yield peer.size(data), lambda window: crop(pixels, window)
+        yield peer.size(data), reader_of(peer.decode(data))
 
     @contextmanager
     def _sizes(self, image: SourceImage) -> Iterator[dict[int, int]]:
@@ -255,12 +252,6 @@ class PeerCodec:
             yield known
         finally:
             keep(path, json.dumps(sorted(known.items())).encode())
-
-
-def crop(pixels: NDArray[np.uint8], window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """A window (col, row, width, height) of pixels."""
-    col, row, width, height = window
-    return pixels[row : row + height, col : col + width]
 
 
 def archived(

@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from archive_pipeline.detection.boxes import Boxes
 from archive_pipeline.detection.detectors import detect_all, find_detectors
 from archive_pipeline.detection.labels import read_labels, read_names
-from archive_pipeline.geo.georef import Window
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "detection"))
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("detection", "_shared")]
 from detection_slices import label_of
+from windows import reader_of
 
 SURE, UNSURE = 0.4, 0.1  # least scores
 
@@ -41,11 +39,6 @@ def labelled(path: Path, width: int, height: int) -> Boxes | None:
         return None
     boxes = read_labels(label, width, height, read_names(data)).values()
     return np.concatenate([np.zeros((0, 4)), *boxes])
-
-
-def window_of(pixels: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
-    col, row, width, height = window
-    return pixels[row : row + height, col : col + width]
 
 
 @click.command(help=__doc__)
@@ -64,8 +57,7 @@ def main(index: Path, out: Path, folders: tuple[Path, ...], detector: str) -> No
         sure, unsure = labelled(path, width, height), np.zeros((0, 4))
         truths += sure is not None
         if sure is None:
-            read = partial(window_of, pixels)
-            [(_, found)] = detect_all(files, "cpu", read, width, height, height)
+            [(_, found)] = detect_all(files, "cpu", reader_of(pixels), width, height, height)
             sure = found.boxes[found.scores >= SURE]
             unsure = found.boxes[(found.scores >= UNSURE) & (found.scores < SURE)]
         objects[path.name] = {"sure": sure.tolist(), "unsure": unsure.tolist()}

@@ -68,10 +68,8 @@ class Table:
     def fill(self, setup: Setup) -> None:
         """Code crops to train on, and every `HELD_OUT`-th time one of a held-out image."""
         first = int(self.progress.read_text()) if self.progress.is_file() else 0
-        sources, rng = (
-            [setup.source(held_out) for held_out in (False, True)],
-            setup.generator(first),
-        )
+        sources = [setup.source(held_out) for held_out in (False, True)]
+        rng = setup.generator(first)
         for k in range(first, self.count):
             crop = sources[k % HELD_OUT == 0].crop(rng)
             job, step = Encoding(setup.codec, [crop.pixels]), random_step(rng)
