@@ -24,7 +24,8 @@ from archive_pipeline.detection.boxes import Boxes
 from archive_pipeline.detection.detectors import detect_all, find_detectors
 from archive_pipeline.detection.labels import read_labels, read_names
 
-sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("detection", "_shared")]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "detection"))
 from detection_slices import label_of
 from windows import reader_of
 
