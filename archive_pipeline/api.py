@@ -200,6 +200,7 @@ def open(
     precision: Precision = "auto",
     steps: int = 0,
     seed: int = 0,
+    realism: float = 1.0,
 ) -> OpenArchive:
     """Open an archive for reading: flights, images, and pixels with their georeference.
 
@@ -210,6 +211,8 @@ def open(
             bfloat16 where the device has matrix units for it.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
+        realism: with steps, how much of the detail that they generate is in the pixels, 0 (none,
+            the deterministic decoder's) to 1.
 
     Raises:
         ArchiveError: there is no archive, or of a format that this version does not know.
@@ -241,10 +244,10 @@ def open(
     """
     from archive_pipeline.jobs.opened import OpenArchive
 
-    check_decoding(device, precision, steps, seed)
+    check_decoding(device, precision, steps, seed, realism)
     if steps:
         require("torch", "--steps")
-    return OpenArchive(str(archive), device, steps, seed, precision)
+    return OpenArchive(str(archive), device, steps, seed, precision, realism)
 
 
 def restore(
@@ -264,6 +267,7 @@ def restore(
     overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
+    realism: float = 1.0,
     device: str = "auto",
     precision: Precision = "auto",
     scheduler: str | None = None,
@@ -292,6 +296,8 @@ def restore(
         overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
+        realism: with steps, how much of the detail that they generate is in the pixels, 0 (none,
+            the deterministic decoder's) to 1.
         device: "auto", "cpu" or "cuda".
         precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
             bfloat16 where the device has matrix units for it.
@@ -315,7 +321,7 @@ def restore(
     from archive_pipeline.jobs.restore import restore as run
     from archive_pipeline.jobs.selection import Selection
 
-    check_decoding(device, precision, steps, seed)
+    check_decoding(device, precision, steps, seed, realism)
     if steps and scheduler is None:
         require("torch", "--steps")
     check_workers(workers)
@@ -332,6 +338,7 @@ def restore(
         overwrite=overwrite,
         steps=steps,
         seed=seed,
+        realism=realism,
         precision=precision,
         device=device,
         scheduler=scheduler,
@@ -488,6 +495,7 @@ def verify_detection(
     overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
+    realism: float = 1.0,
     device: str = "auto",
     precision: Precision = "auto",
     scheduler: str | None = None,
@@ -515,6 +523,8 @@ def verify_detection(
         overwrite: replace files of these names that are there, else an error.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
+        realism: with steps, how much of the detail that they generate is in the pixels, 0 (none,
+            the deterministic decoder's) to 1.
         device: "auto", "cpu" or "cuda".
         precision: of the codec's large networks: "float32", "bfloat16", or "auto", which is
             bfloat16 where the device has matrix units for it.
@@ -544,7 +554,7 @@ def verify_detection(
     from archive_pipeline.flight.locations import location
     from archive_pipeline.jobs.verify import verify, versions_of
 
-    check_decoding(device, precision, steps, seed)
+    check_decoding(device, precision, steps, seed, realism)
     check_workers(workers)
     check_number("tolerance", tolerance, 0, float("inf"))
     check_number("confidence", confidence, 0, 1)
@@ -570,6 +580,7 @@ def verify_detection(
         steps,
         seed,
         precision,
+        realism,
     )
     if report is not None:
         from archive_pipeline.detection.report import prepare_report

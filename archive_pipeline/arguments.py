@@ -33,13 +33,14 @@ def check_whole(name: str, value: Any, least: int, most: int) -> None:
         raise UsageError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
 
 
-def check_decoding(device: Any, precision: Any, steps: Any, seed: Any) -> None:
+def check_decoding(device: Any, precision: Any, steps: Any, seed: Any, realism: Any = 1.0) -> None:
     """Raise `UsageError` unless pixels can be decoded so."""
     check_choice("precision", precision, PRECISIONS)
     if not (isinstance(device, str) and _DEVICE.fullmatch(device)):
         raise UsageError(f"device {device!r} is none of auto, cpu, cuda")
     check_whole("steps", steps, 0, MOST_STEPS)
     check_whole("seed", seed, 0, 2**63 - 1)
+    check_number("realism", realism, 0, 1)
 
 
 def check_workers(workers: Any) -> None:

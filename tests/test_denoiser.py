@@ -68,6 +68,19 @@ def test_pixels_depend_on_the_tile_and_the_seed_only(streams: list[bytes]) -> No
     assert together[3].size == 0
 
 
+def test_realism_is_how_much_of_the_change_is_shown(streams: list[bytes]) -> None:
+    """None of it is the deterministic picture to the bit, a half is half of the way."""
+
+    def pixels(steps: int, realism: float) -> np.ndarray:
+        return codec().decode(streams[:1], 4096, 4096, steps, 5, realism)[0].astype(np.float64)
+
+    plain, half, all_of_it = pixels(0, 1.0), pixels(1, 0.5), pixels(1, 1.0)
+    np.testing.assert_array_equal(pixels(1, 0.0), plain)
+    assert np.abs(all_of_it - plain).max() >= 8
+    inside = (all_of_it > 0) & (all_of_it < 255)  # what is clipped lies further away
+    np.testing.assert_allclose(half[inside], ((plain + all_of_it) / 2)[inside], atol=1)
+
+
 def test_equal_tiles_of_one_image_differ_only_by_their_streams() -> None:
     assert tile_seed(b"a", 0) != tile_seed(b"b", 0)
     assert tile_seed(b"a", 1) == (tile_seed(b"a", 0) + 1) % 2**63

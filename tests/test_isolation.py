@@ -18,6 +18,7 @@ import pytest
 import zarr
 from golden import reference as ref
 from numpy.typing import NDArray
+from PIL import Image
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
@@ -67,9 +68,9 @@ def denoising(flight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_restoring_with_other_steps_and_seeds(denoising: Path, tmp_path: Path) -> None:
     image = next(Archive.open(denoising).images()).id
-    settings = [(0, 0), (1, 0), (1, 7), (2, 7)]
+    settings = [(0, 0, 1.0), (1, 0, 1.0), (1, 7, 1.0), (1, 7, 0.5), (2, 7, 1.0)]
 
-    def restored(steps: int, seed: int) -> bytes:
+    def restored(steps: int, seed: int, realism: float) -> bytes:
         report = restore(
             str(denoising),
             Selection(images=(image,)),
@@ -77,14 +78,17 @@ def test_restoring_with_other_steps_and_seeds(denoising: Path, tmp_path: Path) -
             format="png",
             steps=steps,
             seed=seed,
+            realism=realism,
             device="cpu",
             workers=0,
         )
-        return Path(report.files[0]["path"]).read_bytes()
+        with Image.open(report.files[0]["path"]) as picture:
+            return picture.tobytes()
 
-    alone = [restored(s, n) for s, n in settings]
+    alone = [restored(*how) for how in settings]
     assert len(set(alone)) == len(settings)
-    works = [partial(restored, s, n) for s, n in settings]
+    assert restored(2, 7, 0.0) == alone[0]
+    works = [partial(restored, *how) for how in settings]
     for expected, found in zip(alone, side_by_side(works), strict=True):
         assert found == [expected] * ROUNDS
 

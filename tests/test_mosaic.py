@@ -46,6 +46,7 @@ class Frame:
     window: Window
     block: tuple[int, int] = BLOCK
     reads: list[Window] = dataclasses.field(default_factory=list)
+    decoder: str = "pcdc 0123456789ab, steps 0"
 
     def read(self, window: Window) -> npt.NDArray[Any]:
         self.reads.append(window)

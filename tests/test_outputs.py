@@ -25,7 +25,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from archive_pipeline.flight.jpeg_segments import blank_thumbnail, read_segments
 from archive_pipeline.flight.read import read_pixels, read_source
-from archive_pipeline.flight.restored_tag import MARK, PNG_CHUNK, TIFF_ITEM
+from archive_pipeline.flight.restored_tag import TIFF_ITEM, mark, png_chunk
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.outputs import _blocks
@@ -55,6 +55,7 @@ class FileRaster:
     block: tuple[int, int] = (64, 48)
     change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] = lambda pixels: pixels
     reads: list[Window] = dataclasses.field(default_factory=list)
+    decoder: str = "pcdc 0123456789ab, steps 1, realism 0.5, seed 7"
 
     def read(self, window: Window) -> npt.NDArray[Any]:
         self.reads.append(window)
@@ -123,7 +124,7 @@ SAME = (
 
 
 def assert_same_record(got: SourceImage, want: SourceImage) -> None:
-    assert got.tags[""].pop(TIFF_ITEM) == MARK.decode()
+    assert got.tags[""].pop(TIFF_ITEM) == mark(FileRaster.decoder)
     want = dataclasses.replace(want, tags={"": {}, **want.tags})
     for name in SAME:
         assert repr(getattr(got, name)) == repr(getattr(want, name)), name
@@ -458,7 +459,7 @@ def test_jpeg_carries_the_original_segments(tmp_path: Path) -> None:
     out = tmp_path / "out" / "DJI_0001.JPG"
     write_jpeg(out, whole(source))
     original, restored = read_segments(source.path), read_segments(out)
-    assert restored.pop() == ("COM", MARK)
+    assert restored.pop() == ("COM", mark(FileRaster.decoder).encode())
     assert [n for n, _ in restored] == [n for n, _ in original]
     for (name, old), (_, new) in zip(original, restored, strict=True):
         if name == "APP1" and old.startswith(b"Exif"):
@@ -591,7 +592,7 @@ def test_png_chunks_come_back(tmp_path: Path) -> None:
     source = read_source(tmp_path / "a.png", "a.png")
     write_png(tmp_path / "out.png", whole(source))
     got = read_source(tmp_path / "out.png", "a.png")
-    kind, payload = PNG_CHUNK
+    kind, payload = png_chunk(FileRaster.decoder)
     assert got.metadata == (*source.metadata, (kind.decode(), payload))
     assert "iCCP" in dict(got.metadata)
     bomb = b"x\0\0" + zlib.compress(bytes(1 << 26))

@@ -417,6 +417,7 @@ class Slope:
         )  # fmt: skip
         self.window = (0, 0, width, height)
         self.block = (64, 64)
+        self.decoder = "lossless"
 
     def read(self, window: Window) -> NDArray:
         col, row, width, height = window

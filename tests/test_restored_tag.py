@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import struct
@@ -19,7 +20,7 @@ from test_outputs import camera_jpeg, gcps, palette, rgba, whole
 
 from archive_pipeline.flight.raster import Raster
 from archive_pipeline.flight.read import read_source
-from archive_pipeline.flight.restored_tag import MARK, is_restored
+from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM, is_restored, mark
 from archive_pipeline.jobs.mosaic import write_mosaic
 from archive_pipeline.outputs.writers import write_gtiff, write_jpeg, write_png
 
@@ -50,6 +51,26 @@ def test_every_writer_leaves_the_mark(tmp_path: Path) -> None:
             assert is_restored(path)
     write_mosaic(tmp_path / "mosaic.tif", [frame("a")])
     assert is_restored(tmp_path / "mosaic.tif")
+
+
+def test_the_mark_says_what_made_the_pixels(tmp_path: Path) -> None:
+    """Generated detail never passes as measured, not even in a mosaic with other pixels."""
+    source = camera_jpeg(tmp_path / "DJI_0001.JPG")
+    raster = whole(source)
+    assert raster.decoder.endswith("realism 0.5, seed 7")
+    for suffix, write in WRITERS.items():
+        write(tmp_path / f"a{suffix}", raster)
+        assert (tmp_path / f"a{suffix}").read_bytes().count(raster.decoder.encode()) == 1
+        # restored from what was restored before: only the last one made these pixels
+        again = whole(read_source(tmp_path / f"a{suffix}", "a"), decoder="new")
+        write(tmp_path / f"b{suffix}", again)
+        data = (tmp_path / f"b{suffix}").read_bytes()
+        assert raster.decoder.encode() not in data
+        assert b"pixels: new" in data
+    plain, looks = frame("a"), dataclasses.replace(frame("b", east=5.0), decoder="generated")
+    write_mosaic(tmp_path / "mosaic.tif", [looks, plain])
+    with rasterio.open(tmp_path / "mosaic.tif") as file:
+        assert file.tags()[TIFF_ITEM] == mark(f"generated; {plain.decoder}")
 
 
 def test_copies_made_by_gdal_keep_it(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ class Settings:
         precision: of the codec's large networks, see `pcdc.precision`.
         steps: denoising steps of the decoder; 0 is deterministic.
         seed: of the denoiser's noise.
+        realism: how much of the detail that denoising generates is in the pixels, 0..1. With none
+            of it there are no steps to take.
         allocation: how an image's bits are spread, one of `ALLOCATIONS`; "objects" is "uniform"
             with blocks that `raised` names.
         policy: SHA-256 of a registered policy, where the allocation is "policy".
@@ -47,6 +49,11 @@ class Settings:
     raised: Raise | None = None
     overspent: Callable[[float], None] | None = None
     precision: Precision = "auto"
+    realism: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.realism:
+            object.__setattr__(self, "steps", 0)
 
 
 DEFAULT = Settings()

@@ -146,7 +146,9 @@ class PCDCCodec(ArrayBytesCodec):
             with stage("start"):
                 codec = decoder_for(self.model, settings)
             with stage("decode"):
-                tiles = codec.decode(streams, height, width, settings.steps, settings.seed)
+                tiles = codec.decode(
+                    streams, height, width, settings.steps, settings.seed, settings.realism
+                )
             for i, tile in zip(at, tiles, strict=True):
                 spec = batch[i][1]
                 chunk = np.full(spec.shape, spec.fill_value or 0, np.uint8)

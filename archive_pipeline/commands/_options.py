@@ -183,6 +183,15 @@ def decoding(function: Callable[..., None]) -> Callable[..., None]:
             help="Seed of the denoiser's noise; with --steps 0 there is none.",
         ),
         click.option(
+            "--realism",
+            type=click.FloatRange(0, 1),
+            metavar="R",
+            default=1.0,
+            show_default=True,
+            help="With --steps: how much of the detail that they generate is in the pixels; 0 is "
+            "none.",
+        ),
+        click.option(
             "--steps",
             type=click.IntRange(0, 100),
             metavar="N",

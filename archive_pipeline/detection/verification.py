@@ -47,7 +47,7 @@ class VerifyOptions:
         iou: least intersection over union of a detection with its reference object.
         slice: side of slices in pixels; each detector's input size without one.
         device: "auto", "cpu" or "cuda".
-        steps, seed, precision: how the images are restored, as in `restore.restore`.
+        steps, seed, precision, realism: how the images are restored, as in `restore.restore`.
     """
 
     models: tuple[str, ...] = (DEFAULT_DETECTOR,)
@@ -63,6 +63,11 @@ class VerifyOptions:
     steps: int = 0
     seed: int = 0
     precision: Precision = "auto"
+    realism: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.realism:
+            object.__setattr__(self, "steps", 0)
 
     def settings(self) -> Settings:
         """How this process decodes the images.
@@ -73,7 +78,9 @@ class VerifyOptions:
         from archive_pipeline.codec.models import find_device
 
         device = find_device(self.device)
-        return Settings(device, self.steps, self.seed, precision=self.precision)
+        return Settings(
+            device, self.steps, self.seed, precision=self.precision, realism=self.realism
+        )
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,7 @@ class Verification:
             "confidence": self.options.confidence,
             "iou": self.options.iou,
             "steps": self.options.steps,
+            "realism": self.options.realism if self.options.steps else None,
         }
 
     def to_json(self) -> dict[str, Any]:

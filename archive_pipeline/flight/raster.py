@@ -36,6 +36,11 @@ class Raster(Protocol):
         """
         ...
 
+    @property
+    def decoder(self) -> str:
+        """What made the pixels, for people: a codec, its model and settings."""
+        ...
+
     def read(self, window: Window) -> Pixels:
         """Return the pixels of a window of the image, ``source.dtype`` (height, width, bands)."""
         ...

@@ -1,6 +1,8 @@
 """The mark on files that `restore` writes, so that none of them is archived as an original.
 
-It lies where copies keep it and where nothing of the original's is touched:
+Behind the mark's fixed text stands what made the pixels, so that detail which a denoiser generated
+is never taken for measured. The mark lies where copies keep it and where nothing of the original's
+is touched:
 
 - JPEG: a COM segment, behind the original's segments;
 - PNG: a tEXt chunk with the mark as its keyword;
@@ -19,7 +21,6 @@ from archive_pipeline.flight.tiff_directory import first_directory
 
 MARK = b"archive_pipeline restored"
 TIFF_ITEM = "ARCHIVE_PIPELINE"
-PNG_CHUNK = b"tEXt", MARK + b"\0decoded from an archive, not an original"
 
 _GDAL_METADATA = 42112
 _TIFF_MARK = re.compile(rb'<Item name="%b"[^<>]*>%b' % (TIFF_ITEM.encode(), MARK))
@@ -27,6 +28,21 @@ _TIFF_MARK = re.compile(rb'<Item name="%b"[^<>]*>%b' % (TIFF_ITEM.encode(), MARK
 _MOST_METADATA = 1 << 20
 # An ICC profile of 16 MB and an extended XMP packet take some 500 segments.
 _MOST_PARTS = 4096
+
+
+def mark(decoder: str) -> str:
+    """A file's mark, ASCII.
+
+    Args:
+        decoder: what made the pixels, `Raster.decoder`.
+    """
+    return f"{MARK.decode()}; pixels: {decoder}"
+
+
+def png_chunk(decoder: str) -> tuple[bytes, bytes]:
+    """The chunk of a PNG that has its mark: keyword, and what made the pixels."""
+    text = f"decoded from an archive, not an original; pixels: {decoder}"
+    return b"tEXt", MARK + b"\0" + text.encode("ascii")
 
 
 def is_restored(path: Path) -> bool:

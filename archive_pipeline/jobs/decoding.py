@@ -17,12 +17,19 @@ class Decoding:
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         precision: of the codec's large networks.
+        realism: how much of the detail that denoising generates is in the pixels, 0..1. With none
+            of it there are no steps to take.
     """
 
     device: str
     steps: int
     seed: int
     precision: Precision
+    realism: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.realism:
+            object.__setattr__(self, "steps", 0)
 
     def settings(self) -> Settings:
         """The same for the codec, with the device that is there.
@@ -32,4 +39,10 @@ class Decoding:
         """
         from archive_pipeline.codec.models import find_device  # torch: only for pixels
 
-        return Settings(find_device(self.device), self.steps, self.seed, precision=self.precision)
+        return Settings(
+            find_device(self.device),
+            self.steps,
+            self.seed,
+            precision=self.precision,
+            realism=self.realism,
+        )

@@ -182,7 +182,8 @@ def write_mosaic(
     images = [_coarser(image, crs, size, coarser) for image in images]
     composer = Composer(images, size, take_out)
     nodata = _shared_nodata(group)
-    with cog_writer(path, _profile(grid, group, nodata), replace=replace) as stage:
+    decoders = "; ".join(sorted({raster.decoder for raster in group}))
+    with cog_writer(path, _profile(grid, group, nodata), decoders, replace=replace) as stage:
         for band, name in enumerate(group[0].source.descriptions, 1):
             if name:
                 stage.set_band_description(band, name)

@@ -237,10 +237,18 @@ class OpenArchive:
         url: where it is.
     """
 
-    def __init__(self, url: str, device: str, steps: int, seed: int, precision: Precision) -> None:
+    def __init__(
+        self,
+        url: str,
+        device: str,
+        steps: int,
+        seed: int,
+        precision: Precision,
+        realism: float = 1.0,
+    ) -> None:
         self.url = url
         self._archive = Archive.open(url)
-        self._decoding = Decoding(device, steps, seed, precision)
+        self._decoding = Decoding(device, steps, seed, precision, realism)
 
     @property
     def flights(self) -> list[str]:
@@ -313,6 +321,7 @@ class OpenArchive:
                 resolution=resolution,
                 steps=decoding.steps,
                 seed=decoding.seed,
+                realism=decoding.realism,
                 precision=decoding.precision,
                 device=decoding.device,
             )

@@ -50,6 +50,7 @@ def restore(
     overwrite: bool = False,
     steps: int = 0,
     seed: int = 0,
+    realism: float = 1.0,
     precision: Precision = "auto",
     device: str = "auto",
     scheduler: str | None = None,
@@ -71,6 +72,7 @@ def restore(
         overwrite: replace files that `restore` wrote.
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
+        realism: how much of the detail that denoising generates is in the pixels, 0..1.
         precision: of the codec's large networks.
         scheduler, workers: see `cluster.connect`.
         progress: called after each image, or each block of a mosaic, with their number.
@@ -94,7 +96,7 @@ def restore(
     stage("choosing images")
     chosen, failed = select(archive, selection)
     report = RestoreReport([], failed, [], 0.0)
-    decoding = Decoding(device, steps, seed, precision)
+    decoding = Decoding(device, steps, seed, precision, realism)
     if mosaic:
         task = MosaicTask(output / MOSAIC_NAME, selection, crs, resolution, decoding)
         if chosen:

@@ -230,7 +230,7 @@ def verify_image(task: VerifyTask) -> ImageResult:
         load_detector(file, options.device)
     started = time.monotonic()
     archive = Archive.reopen(task.archive)
-    if options.steps:
+    if settings.steps:
         require_denoiser(archive, task.entry)
     # it is compared with a file
     image = ArchivedImage(archive, task.entry, settings, fixed=("sha256",))

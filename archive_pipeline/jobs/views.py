@@ -34,6 +34,10 @@ class View:
     def block(self) -> tuple[int, int]:
         return self.image.block
 
+    @property
+    def decoder(self) -> str:
+        return self.image.decoder
+
     def read(self, window: Window) -> Any:
         return self.image.read(window)
 
@@ -67,6 +71,10 @@ class OverviewView:
     @property
     def block(self) -> tuple[int, int]:
         return self.image.block
+
+    @property
+    def decoder(self) -> str:
+        return self.image.decoder
 
     def read(self, window: Window) -> Pixels:
         return self.image.read_overview(self.factor, window)

@@ -21,7 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from archive_pipeline.flight.jpeg_segments import MAX_PAYLOAD, Segment, write_segments
-from archive_pipeline.flight.restored_tag import PNG_CHUNK
+from archive_pipeline.flight.restored_tag import MARK, png_chunk
 from archive_pipeline.flight.source_image import EXIF_PREFIX, XMP_PREFIX, SourceImage
 from archive_pipeline.flight.tiff_tags import Tag, read_block
 from archive_pipeline.flight.xmp import xmp_packet
@@ -165,9 +165,14 @@ def of_size(metadata: tuple[Segment, ...], width: int, height: int) -> tuple[Seg
     return tuple(changed)
 
 
-def png_chunks(source: SourceImage) -> list[tuple[bytes, bytes]]:
-    """Return the metadata chunks of a PNG, those of the source if that is one, and the mark."""
-    return [*(chunk for chunk in _source_chunks(source) if chunk != PNG_CHUNK), PNG_CHUNK]
+def png_chunks(source: SourceImage, decoder: str) -> list[tuple[bytes, bytes]]:
+    """Metadata chunks of a PNG, those of the source if that is one, and the mark.
+
+    Args:
+        decoder: what made the pixels, for the mark.
+    """
+    own = [c for c in _source_chunks(source) if c[0] != b"tEXt" or not c[1].startswith(MARK)]
+    return [*own, png_chunk(decoder)]
 
 
 def _source_chunks(source: SourceImage) -> list[tuple[bytes, bytes]]:

@@ -59,6 +59,7 @@ class Reduced:
         )
         self.window: Window = (0, 0, width, height)
         self.block = (BLOCK, BLOCK)
+        self.decoder = raster.decoder
         self._last: tuple[Window, Pixels, Mask | None] | None = None
 
     def read(self, window: Window) -> Pixels:

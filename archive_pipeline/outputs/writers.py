@@ -28,7 +28,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
 from archive_pipeline.flight.raster import Pixels, Raster
-from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM
+from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM, mark
 from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
 from archive_pipeline.flight.tiff_tags import Tag
 from archive_pipeline.geo.georef import Georef
@@ -72,8 +72,6 @@ _COG = {
     "num_threads": "ALL_CPUS",
 }
 
-_MARKED = "COM", MARK
-
 
 def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     """Write a lossless Cloud Optimized GeoTIFF.
@@ -107,7 +105,7 @@ def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     pam = auxiliary_xml(Georef(), source.tags, source.band_tags)
     tags = tiff_tags(source, raster.window)
     palette, white = source.colormap is not None, source.white_is_zero
-    with cog_writer(path, profile, palette, pam, replace, tags, white) as stage:
+    with cog_writer(path, profile, raster.decoder, palette, pam, replace, tags, white) as stage:
         if source.driver not in ("GTiff", "COG"):
             exif = {k: v for k, v in exif_tags(embedded.exif).items() if k not in stage.tags()}
             _write_tags(stage, {"": exif})
@@ -145,7 +143,7 @@ def write_png(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
             _stage(stage, raster, alpha=alpha, shown=True)
         rasterio.shutil.copy(staged, plain, driver="PNG")
         final = work / "final.png"
-        insert_chunks(plain, final, png_chunks(source))
+        insert_chunks(plain, final, png_chunks(source, raster.decoder))
         pam = Path(f"{plain}.aux.xml")
         if pam.exists():
             pam.rename(f"{final}.aux.xml")
@@ -194,7 +192,7 @@ def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: i
         pixels[r - row : r - row + h, c - col : c - col + w] = _shown(source, raster.read(window))
     whole = (col, row, width, height) == (0, 0, source.width, source.height)
     try:
-        data = _encode_jpeg(source, pixels, quality, whole)
+        data = _encode_jpeg(source, pixels, quality, whole, raster.decoder)
     except ValueError as error:
         raise OutputError(f"{source.id}: {error}") from error
     write_jpeg_file(path, raster, data, replace)
@@ -230,6 +228,7 @@ def write_jpeg_file(path: Path, raster: Raster, data: bytes, replace: Stamps = N
 def cog_writer(
     path: Path,
     profile: dict[str, Any],
+    decoder: str,
     palette: bool = False,
     pam: str = "",
     replace: Stamps = NOTHING,
@@ -244,6 +243,7 @@ def cog_writer(
     Args:
         path: the output file; its folder is created.
         profile: rasterio's creation profile: size, count, dtype, georeference, photometric, ...
+        decoder: what made the pixels, for the mark.
         palette: pixel values are classes: overviews pick pixels rather than average them.
         pam: text of GDAL's ``.aux.xml`` beside the output; none where empty.
         replace: what may be replaced, see `publish`.
@@ -260,7 +260,7 @@ def cog_writer(
         interleave = "band" if profile["count"] > MANY_BANDS else "pixel"
         blocks = {"blockxsize": side, "blockysize": side, "interleave": interleave}
         with _open_new(staged, {**_STAGE, **blocks, **profile}) as stage:
-            stage.update_tags(**{TIFF_ITEM: MARK.decode()})
+            stage.update_tags(**{TIFF_ITEM: mark(decoder)})
             yield stage
         size = max(profile["width"], profile["height"])
         factors = [2**n for n in range(1, 32) if size > COG_BLOCK * 2 ** (n - 1)]
@@ -410,13 +410,16 @@ def _write_tags(stage: DatasetWriter, tags: dict[str, dict[str, str]], band: int
             # rasterio joins key and value by "="; GDAL wants the bare document.
             splits = [document.partition("=") for document in items.values() if document]
             items = {head: tail for head, _, tail in splits}
-        kept = {k: v for k, v in items.items() if not k.startswith("STATISTICS_")}
+        mark_item = "" if namespace else TIFF_ITEM  # of a source that was itself restored
+        kept = {
+            k: v for k, v in items.items() if k != mark_item and not k.startswith("STATISTICS_")
+        }
         if kept:
             stage.update_tags(band, ns=namespace or None, **kept)
 
 
 def _encode_jpeg(
-    source: SourceImage, pixels: npt.NDArray[np.uint8], quality: int, whole: bool
+    source: SourceImage, pixels: npt.NDArray[np.uint8], quality: int, whole: bool, decoder: str
 ) -> bytes:
     image = Image.fromarray(pixels[..., 0] if source.bands == 1 else pixels)
     segments = list(source.metadata) if source.driver == "JPEG" else pack_segments(source)
@@ -428,7 +431,8 @@ def _encode_jpeg(
             segments[index] = (name, fill_thumbnail(payload, rgb))
     coded = io.BytesIO()
     image.save(coded, "JPEG", quality=quality, subsampling=0)
-    segments = [*(segment for segment in segments if segment != _MARKED), _MARKED]
+    segments = [(n, data) for n, data in segments if n != "COM" or not data.startswith(MARK)]
+    segments.append(("COM", mark(decoder).encode("ascii")))
     return write_segments(coded.getvalue(), segments)
 
 

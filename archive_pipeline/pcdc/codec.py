@@ -124,7 +124,7 @@ class Codec(TileDecoder):
 
     @torch.no_grad()
     def _synthesise(
-        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int]
+        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int], realism: float
     ) -> list[NDArray[np.uint8]]:
         networks = self.model.networks
         h, w = tiles[0].q.shape[1:]
@@ -140,7 +140,8 @@ class Codec(TileDecoder):
 
             kind = self.model.multiplies_in
             with torch.autocast(x.device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
-                x = sample(self.model.denoiser(), y_hat, exponent, x, steps, seeds)
+                looks = sample(self.model.denoiser(), y_hat, exponent, x, steps, seeds)
+            x = x + realism * (looks - x)
         x = x[:, :, : tiles[0].height, : tiles[0].width]
         pixels = (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # + 127.5, and halves round up
         return [*self.to_host(pixels.permute(0, 2, 3, 1).contiguous())]

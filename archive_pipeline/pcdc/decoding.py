@@ -131,7 +131,7 @@ class TileDecoder(ABC):
 
     @abstractmethod
     def _synthesise(
-        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int]
+        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int], realism: float
     ) -> list[NDArray[np.uint8]]:
         """The pixels (height, width, 3) of tiles of one size, none of them empty."""
 
@@ -232,7 +232,11 @@ class TileDecoder(ABC):
         return out
 
     def synthesise(
-        self, tiles: Sequence[Symbols], steps: int = 0, seeds: Sequence[int] | None = None
+        self,
+        tiles: Sequence[Symbols],
+        steps: int = 0,
+        seeds: Sequence[int] | None = None,
+        realism: float = 1.0,
     ) -> list[NDArray[np.uint8]]:
         """Return the pixels of tiles, uint8 (height, width, 3).
 
@@ -241,10 +245,12 @@ class TileDecoder(ABC):
         Args:
             steps: 0 for the deterministic decoder, else denoising steps.
             seeds: of the tiles' noise; zeros if left out.
+            realism: how much of what denoising changes is in the pixels, 0..1.
 
         Raises:
             ModelError: steps are asked for and the model has no denoiser.
         """
+        steps = steps if realism else 0
         self._prepare(steps)
         seeds = seeds or [0] * len(tiles)
 
@@ -252,20 +258,27 @@ class TileDecoder(ABC):
             some = [tiles[t] for t in at]
             if not some[0].height or not some[0].width:
                 return [np.zeros((tile.height, tile.width, 3), np.uint8) for tile in some]
-            return self._synthesise(some, steps, [seeds[t] for t in at])
+            return self._synthesise(some, steps, [seeds[t] for t in at], realism)
 
         return self.each_batch(
             pixels, range(len(tiles)), lambda t: (tiles[t].height, tiles[t].width)
         )
 
     def decode(
-        self, streams: list[bytes], max_height: int, max_width: int, steps: int = 0, seed: int = 0
+        self,
+        streams: list[bytes],
+        max_height: int,
+        max_width: int,
+        steps: int = 0,
+        seed: int = 0,
+        realism: float = 1.0,
     ) -> list[NDArray[np.uint8]]:
         """Decode streams to uint8 (height, width, 3) tiles.
 
         Args:
             steps: 0 for the deterministic decoder, else denoising steps; their noise depends on
                 `seed` and each tile's stream only.
+            realism: as in `synthesise`.
 
         Raises:
             CorruptStream: naming the first bad stream by its position.
@@ -277,7 +290,7 @@ class TileDecoder(ABC):
             if isinstance(symbols, CorruptStream):
                 raise CorruptStream(f"tile {t} of {len(streams)}: {symbols}")
             tiles.append(symbols)
-        return self.synthesise(tiles, steps, [tile_seed(s, seed) for s in streams])
+        return self.synthesise(tiles, steps, [tile_seed(s, seed) for s in streams], realism)
 
     def z_index(self, image_step: int, height: int, width: int) -> NDArray[np.int64]:
         """Scale indices of hyper-latents (Z, height, width)."""

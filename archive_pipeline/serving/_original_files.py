@@ -43,6 +43,10 @@ class OriginalRaster:
     def block(self) -> tuple[int, int]:
         return BLOCK, BLOCK
 
+    @property
+    def decoder(self) -> str:
+        return "original"
+
     def read(self, window: Window) -> NDArray[Any]:
         with self.lock:
             return self.pixels.read(window)[0].copy()

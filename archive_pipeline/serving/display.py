@@ -54,6 +54,10 @@ class Shown:
     def block(self) -> tuple[int, int]:
         return self.raster.block
 
+    @property
+    def decoder(self) -> str:
+        return self.raster.decoder
+
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Pixels (height, width, 3) of a window (col, row, width, height)."""
         pixels, source = self.raster.read(window), self.raster.source
@@ -90,6 +94,10 @@ class KeptRaster:
     @property
     def block(self) -> tuple[int, int]:
         return self.raster.block
+
+    @property
+    def decoder(self) -> str:
+        return self.raster.decoder
 
     def read(self, window: Window) -> Pixels:
         return self.tiles.read(self.raster, window)[0]

@@ -83,6 +83,17 @@ class ArchivedImage:
             )
         return self._source
 
+    @property
+    def decoder(self) -> str:
+        """What makes its pixels, for people: codec, model and settings."""
+        record, settings = self.entry.record, self.settings
+        if record["codec"] != "pcdc":
+            return "lossless"
+        text = f"pcdc {record['model'][:12]}, steps {settings.steps}"
+        if settings.steps:
+            text += f", realism {settings.realism:g}, seed {settings.seed}"
+        return text
+
     def take_blocks(self, blocks: Iterable[tuple[str, bytes]]) -> None:
         """Have `source` hold these metadata blocks, those of the original for one."""
         self._source = replace(self.source, metadata=tuple(blocks))

@@ -89,7 +89,7 @@ class Reader(TileDecoder):
             raise ValueError("denoising steps need PyTorch")
 
     def _synthesise(
-        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int]
+        self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int], realism: float
     ) -> list[NDArray[np.uint8]]:
         return [self._pixels(tile) for tile in tiles]
 
