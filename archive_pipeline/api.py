@@ -99,7 +99,8 @@ def ingest(
         ground_elevation: metres, for frames without altitude above take-off.
         dem: a raster of the ground's heights, for frames to be projected to.
         poses: positions and directions that photogrammetry found, which beat the frames' tags:
-            ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml,
+            ODM's shots.geojson (lenses from its cameras.json) or geo.txt,
+            OpenSfM's reconstruction.json, Metashape's cameras.xml,
             Pix4D's calibrated_external_camera_parameters_wgs84.txt,
             COLMAP's images.txt or images.bin.
         salvage: archive damaged JPEGs as far as they can be decoded.

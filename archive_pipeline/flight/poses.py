@@ -27,11 +27,17 @@ from pyproj.exceptions import CRSError
 
 from archive_pipeline.errors import ArchivePipelineError
 from archive_pipeline.flight.colmap import read_model
+from archive_pipeline.flight.opensfm_lenses import (
+    is_cameras,
+    odm_cameras,
+    odm_lens,
+    opensfm_lens,
+)
 from archive_pipeline.flight.pix4d import from_angles, grid_axes, read_external
 from archive_pipeline.geo.camera import rotation as rotation_of
 from archive_pipeline.geo.georef import names_files
 from archive_pipeline.geo.ground_plane import GroundPlane, ground_below
-from archive_pipeline.geo.lens import Lens, bent, not_read
+from archive_pipeline.geo.lens import Lens, bent
 from archive_pipeline.geo.pose import CameraPose
 
 Array = npt.NDArray[np.float64]
@@ -46,11 +52,6 @@ _ANGLES = re.compile(
 )
 MOST_POINTS = 50_000  # each frame looks at all of them
 EARTH_M = 6.3e6, 6.5e6  # from the Earth's middle to where drones fly
-# OpenSfM's projections that are Brown's or OpenCV's fisheye but for tangential terms
-OPENSFM_LENSES = (
-    *("perspective", "brown", "simple_radial", "radial"),
-    *("fisheye", "fisheye_opencv", "fisheye62", "fisheye624"),
-)
 SOURCES = ("COLMAP", "ODM", "OpenSfM", "Metashape", "PIX4Dmapper", "geo.txt")
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 
@@ -158,9 +159,9 @@ def placed_by(camera: CameraPose) -> str:
 def read_poses(path: str) -> Poses:
     """Read a file of poses.
 
-    ODM's shots.geojson or geo.txt, OpenSfM's reconstruction.json, Metashape's cameras.xml,
-    PIX4Dmapper's calibrated_external_camera_parameters.txt or _wgs84.txt, or COLMAP's images.txt or
-    images.bin, aligned to geocentric coordinates.
+    ODM's shots.geojson (with its cameras.json) or geo.txt, OpenSfM's reconstruction.json,
+    Metashape's cameras.xml, PIX4Dmapper's calibrated_external_camera_parameters.txt or _wgs84.txt,
+    or COLMAP's images.txt or images.bin, aligned to geocentric coordinates.
 
     Raises:
         PosesError: it cannot be read, is of none of these, or says nothing of any image.
@@ -186,8 +187,11 @@ def _read(path: str, version: int, size: int) -> Poses:
     start = text.lstrip()[:1]
     if start in ("{", "["):
         document = json.loads(text)
+        if is_cameras(document):
+            raise PosesError(f"{path}: holds lenses, no poses; those are in ODM's shots.geojson")
         is_shots = isinstance(document, dict) and document.get("type") == "FeatureCollection"
-        source, poses = ("ODM", _shots(document)) if is_shots else ("OpenSfM", _opensfm(document))
+        shots = _shots(Path(path), document) if is_shots else _opensfm(document)
+        source, poses = "ODM" if is_shots else "OpenSfM", shots
     elif start == "<":
         try:
             source, poses = "Metashape", _metashape(ElementTree.fromstring(text))
@@ -218,13 +222,14 @@ def _named(path: str, source: str, poses: Iterator[tuple[str, FoundPose]]) -> Po
     return Poses(Path(path).name, source, found)
 
 
-def _shots(document: dict[str, Any]) -> Iterator[tuple[str, FoundPose]]:
+def _shots(path: Path, document: dict[str, Any]) -> Iterator[tuple[str, FoundPose]]:
     """ODM's shots.geojson: rotations against the grid north of the UTM zone."""
+    cameras = odm_cameras(path)
     for feature in document["features"]:
         said = feature["properties"]
         lon, lat, altitude = (float(v) for v in feature["geometry"]["coordinates"][:3])
         rotation = _rotation(said["rotation"]) @ grid_axes(lon, lat, None)
-        lens = Lens(float(said["focal"])) if said.get("focal") else None
+        lens = odm_lens(said, cameras)
         yield str(said["filename"]), FoundPose(lon, lat, altitude, rotation, lens)
 
 
@@ -246,24 +251,11 @@ def _opensfm(document: list[dict[str, Any]]) -> Iterator[tuple[str, FoundPose]]:
             rotation = _rotation(shot["rotation"])
             place = -rotation.T @ np.array(shot["translation"], float)
             x, y, z = (float(v) for v in to_degrees.transform(*place))
-            lens = _opensfm_lens(part["cameras"][shot["camera"]])
+            lens = opensfm_lens(part["cameras"][shot["camera"]])
             turn = _east_north_up(lon, lat) @ _east_north_up(x, y).T
             local = rotation @ turn
             ground = ground_below((points - place) @ turn, local, lens.focal if lens else None)
             yield str(name), FoundPose(x, y, z, local, lens, ground)
-
-
-def _opensfm_lens(camera: dict[str, Any]) -> Lens | None:
-    """The lens of one of OpenSfM's cameras, if that has a focal length."""
-    focal = camera.get("focal", camera.get("focal_x"))
-    if not focal:
-        return None
-    kind = str(camera.get("projection_type", "perspective"))
-    centre = float(camera.get("c_x", 0.0)), float(camera.get("c_y", 0.0))
-    if kind not in OPENSFM_LENSES:
-        return Lens(float(focal), centre, note=not_read(kind))
-    radial = [float(camera.get(f"k{n}", 0.0)) for n in range(1, 7)]
-    return Lens(float(focal), centre, bent(radial, kind.startswith("fisheye")))
 
 
 def _metashape(root: ElementTree.Element) -> Iterator[tuple[str, FoundPose]]:
