@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,9 @@ from archive_pipeline.serving.options import ServeOptions
 from archive_pipeline.store.archive import Archive
 
 if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
+
     from archive_pipeline.serving.site import Site
 
 LAST_SECONDS = 3  # that requests have at the end
@@ -41,35 +45,51 @@ def serve(options: ServeOptions, ready: Callable[[str], None]) -> None:
         require(package, "archive serve", "serve")
     Archive.open(options.archive)
     listening = _listen(options)
-    import uvicorn
-
     from archive_pipeline.serving.app import make_app
     from archive_pipeline.serving.site import Site
 
     site = Site(options)
-    app = make_app(options, site)
-    config = uvicorn.Config(
-        app, log_level="warning", lifespan="off", timeout_graceful_shutdown=LAST_SECONDS
-    )
-    server = uvicorn.Server(config)
+    server = server_of(make_app(options, site))
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    started = server.startup
+    started, ended = server.startup, server.shutdown
 
     async def startup(sockets: list[socket.socket] | None = None) -> None:
         await started(sockets)
         ready(f"http://{shown}:{port}/")
         threading.Thread(target=_look_ahead, args=(site,), daemon=True).start()
 
+    async def shutdown(sockets: list[socket.socket] | None = None) -> None:
+        # requests that take longer are cut off, which is no error
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await ended(sockets)
+
     # what ends other processes ends this one as Ctrl-C does: with nothing left behind
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server.startup = startup  # type: ignore[method-assign]
+    server.startup, server.shutdown = startup, shutdown  # type: ignore[method-assign]
     try:
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
     finally:
         site.close()
         site.temporary.cleanup()
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """What serves an application by HTTP."""
+    import uvicorn
+
+    from archive_pipeline.serving._connections import Connection
+
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=LAST_SECONDS,
+    )
+    return uvicorn.Server(config)
 
 
 def _listen(options: ServeOptions) -> socket.socket:
