@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -494,3 +495,53 @@ def test_what_has_a_unit_of_its_own_is_scaled_by_the_positions() -> None:
     assert in_metres(found, np.zeros((4, 3))) is found  # nothing is known
     heights = centres * [1, 1, np.nan]
     assert in_metres(found, heights).spacing == pytest.approx(0.16)
+
+
+def test_retired_originals_are_told_in_one_line(
+    run: Run, town: Path, exact: Path, tmp_path: Path
+) -> None:
+    url, flight = (Path(shutil.copytree(p, tmp_path / p.name)) for p in (exact, town))
+    aside, names = tmp_path / "aside", [Path(name).name for name in NAMES]
+    aside.mkdir()
+    for name in names[1:]:
+        (flight / name).rename(aside / name)
+    assert verify(run, url, town, "--quick").code == 0
+    retired = run("retire", "--archive", url, "--originals", flight, "--yes", "--json")
+    assert (retired.code, len(retired.json["files"])) == (3, 1)
+    for name in names[1:]:
+        (aside / name).rename(flight / name)
+    some = verify(run, url, flight, "--quick")
+    assert some.code == 3
+    assert [image["image"] for image in some.json["retired"]] == [f"town/{names[0]}"]
+    assert some.json["failed"] == []
+    day = datetime.now(UTC).date().isoformat()
+    assert some.err == (
+        f"Not compared: town: the originals of 1 image were deleted by archive retire on {day}; "
+        f"verdicts that stand of them: 1 passed verify-photogrammetry-quick, last on {day}\n"
+    )
+    retired = run("retire", "--archive", url, "--originals", flight, "--yes", "--json")
+    assert retired.json["already"] == 1
+    assert not list(flight.iterdir())
+    for args in ((), ("--quick",)):
+        none = verify(run, url, flight, *args, "--report", tmp_path / f"report{len(args)}")
+        assert none.code == 1
+        line, error = none.err.splitlines()
+        assert f"{FRAMES} passed verify-photogrammetry-quick" in line
+        told = f"town: archive retire has deleted the originals of {FRAMES} of {FRAMES} frames"
+        assert error == f"Error: nothing is proven: {told}"
+        page = (tmp_path / f"report{len(args)}" / "report.html").read_text()
+        assert f"{FRAMES} with originals that archive retire has deleted" in page
+        assert told in page
+    # what was proven before stays
+    [flight_] = run("info", "--archive", url, "--json").json["flights"]
+    assert {(v["kind"], v["passed"]) for v in flight_["verdicts"]} == {
+        ("photogrammetry-quick", True)
+    }
+    # an archive says what it likes
+    note = url / "retired" / "town" / f"{names[0]}.json"
+    note.write_text(note.read_text().replace('"deleted": "', '"deleted": "\\u001b[2J'))
+    (url / "verdicts" / "town" / "photogrammetry-quick.json").write_text("{")
+    odd = verify(run, url, flight, "--quick")
+    assert odd.code == 1
+    assert "verdicts that stand of them: none" in odd.err
+    assert "\x1b" not in odd.err

@@ -703,3 +703,38 @@ def test_the_oldest_notes_of_sources_go(tmp_path: Path, monkeypatch: pytest.Monk
         ingested.note_sources("a.zarr", [(f"flight {number}", tmp_path / f"{number}")])
         time.sleep(0.01)  # a file system's clock ticks
     assert sorted(ingested.noted_sources("a.zarr")) == ["flight 2", "flight 3", "flight 4"]
+
+
+def test_retired_originals_are_told_in_one_line(
+    run: Run, verify: Run, own_archive: Path, own_flight: Path
+) -> None:
+    names = sorted(p.name for p in own_flight.iterdir())
+    for name in names[1:]:
+        (own_flight / name).rename(own_flight.parent / name)
+    args = ("--originals", own_flight)
+    assert run("retire", "--archive", own_archive, *args, "--yes").code == 3
+    none = verify(own_archive, *args)
+    assert none.code == 1
+    assert none.err.count("Failed: ") == 2
+    [line] = [line for line in none.err.splitlines() if line.startswith("Not compared: ")]
+    assert "beach: the originals of 1 image were deleted by archive retire on 20" in line
+    assert line.endswith("verdicts that stand of them: none")
+    assert none.err.endswith("archive retire has deleted the originals of 1 image\n")
+    assert [image["image"] for image in none.json["retired"]] == [f"beach/{names[0]}"]
+
+
+def test_stored_detections_stand_in_for_retired_originals(
+    run: Run, verify: Run, town: Path, painted: Path, tmp_path: Path
+) -> None:
+    url = Path(shutil.copytree(town, tmp_path / "town.zarr"))
+    flight = Path(shutil.copytree(painted, tmp_path / "town"))
+    for path in sorted(flight.iterdir())[1:]:
+        path.rename(tmp_path / path.name)
+    args = ("--originals", flight)
+    assert run("retire", "--archive", url, *args, "--yes").code == 3
+    assert verify(url, *args, *SOFT).json["retired"] == []
+    found = verify(url, *args, *SOFT, "--slice", 320)
+    assert found.json["retired"] == []
+    [first, *_] = found.json["failed"]
+    assert "its original was deleted by archive retire on 20" in first["error"]
+    assert "the stored detections are of slices of" in first["error"]

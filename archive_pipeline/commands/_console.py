@@ -345,7 +345,8 @@ def print_verification(report: Verification, quiet: bool) -> None:
     verdict = "passed" if report.passed else "failed" if report.below_tolerance else "not proven"
     say(
         f"{verdict}: differences up to {report.options.tolerance:g} pass; "
-        f"{counted(len(report.images), 'image')} compared, {len(report.failed)} not, "
+        f"{counted(len(report.images), 'image')} compared, "
+        f"{len(report.failed) + len(report.retired)} not, "
         f"in {duration(report.seconds)}"
     )
     if report.seconds_per_frame is not None and not quiet:
@@ -365,7 +366,7 @@ def print_photogrammetry(report: PhotogrammetryReport, quiet: bool) -> None:
             say(f"  below tolerance: {failure.told()}{where}")
     say(
         f"{report.verdict}; {counted(sum(len(f.frames) for f in report.flights), 'frame')} "
-        f"compared, {len(report.failed)} not, in {duration(report.seconds)}"
+        f"compared, {len(report.failed) + len(report.retired)} not, in {duration(report.seconds)}"
     )
 
 

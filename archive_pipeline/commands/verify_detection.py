@@ -33,7 +33,7 @@ from archive_pipeline.commands._verifying import conclude, reported, tell_proble
         {
             DONE: "passed",
             ERROR: "error, or nothing could be compared, which proves nothing",
-            PARTLY_FAILED: "passed, but some images could not be compared, each named",
+            PARTLY_FAILED: "passed, but some images could not be compared: failed, or retired",
             BELOW_TOLERANCE: "below tolerance: some metric differs by more",
         }
     ),

@@ -43,7 +43,7 @@ def _tolerance(
         {
             DONE: "passed",
             ERROR: "error, or nothing could be compared, which proves nothing",
-            PARTLY_FAILED: "passed, but some images could not be compared, each named",
+            PARTLY_FAILED: "passed, but some images could not be compared: failed, or retired",
             BELOW_TOLERANCE: "below tolerance: some difference is larger",
         }
     ),

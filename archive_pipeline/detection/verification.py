@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,8 @@ class Verification:
         failed: {"image", "error"} of each image that could not be compared.
         skipped: {"image", "reason"} of images that detectors cannot take.
         warnings: what is odd, a line each.
+        retired: {"flight", "image", "deleted": when, "verdicts": [{"kind", "passed", "date"}]} of
+            each image that could not be compared as `archive retire` has deleted its original.
     """
 
     archive: str
@@ -142,6 +144,7 @@ class Verification:
     skipped: list[dict[str, str]]
     warnings: list[str]
     seconds: float
+    retired: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -157,6 +160,9 @@ class Verification:
     def unproven(self) -> str:
         """Why a verification without failures has not passed."""
         if not self.images:
+            if self.retired:
+                some = f"{len(self.retired)} image{'s' * (len(self.retired) != 1)}"
+                return f"archive retire has deleted the originals of {some}"
             return f"no image could be compared ({len(self.failed) + len(self.skipped)} were not)"
         idle = ", ".join(model.model for model in self.models if not model.compared)
         return f"nothing to compare was found or labelled ({idle})"
@@ -195,6 +201,7 @@ class Verification:
             "iou": self.options.iou,
             "failed": self.failed,
             "skipped": self.skipped,
+            "retired": self.retired,
             "warnings": self.warnings,
             "seconds": round(self.seconds, 2),
             "seconds_per_20_megapixels": self.seconds_per_frame

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from archive_pipeline._version import __version__
 from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.layout import ArchiveError, ImageEntry
+from archive_pipeline.store.layout import ArchiveError, ImageEntry, RecordError
+from archive_pipeline.store.retired import retired_at
 from archive_pipeline.store.verdicts import (
+    KINDS,
     Verdict,
     add_verdict,
     read_verdicts,
@@ -73,6 +76,36 @@ def tell_verdicts(
                     "how": now.how,
                 }
             )
+    return told
+
+
+def tell_retired(archive: Archive, entries: Iterable[ImageEntry]) -> list[dict[str, Any]]:
+    """Images whose originals `archive retire` has deleted, and the verdicts that stand of them.
+
+    Args:
+        entries: images whose originals are noted as deleted.
+
+    Returns:
+        {"flight", "image", "deleted": when, "verdicts": [{"kind", "passed", "date"}]} of each.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    known: dict[tuple[str, str], list[Verdict]] = {}
+    told = []
+    for entry in entries:
+        digest, own = record_digest(entry), []
+        for kind in KINDS:
+            of = entry.flight, kind
+            if of not in known:
+                known[of] = []
+                with suppress(RecordError):  # `info` and `check` tell of damaged ones
+                    known[of] = read_verdicts(archive, *of)
+            own += [v for v in known[of] if v.images.get(entry.id) == digest]
+        verdicts = [{"kind": v.kind, "passed": v.passed, "date": v.date} for v in own]
+        name, at = f"{entry.flight}/{entry.id}", retired_at(archive, entry)
+        of_it = {"flight": entry.flight, "image": name, "deleted": at}
+        told.append({**of_it, "verdicts": verdicts})
     return told
 
 

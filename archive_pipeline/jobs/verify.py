@@ -47,13 +47,20 @@ from archive_pipeline.flight import locations
 from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
-from archive_pipeline.jobs._verdicts import keep_verdict
-from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
-from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
+from archive_pipeline.jobs._verdicts import keep_verdict, tell_retired
+from archive_pipeline.jobs._verifying import (
+    OriginalRetired,
+    one_line,
+    original_of,
+    peak_memory,
+    scratch_folder,
+)
+from archive_pipeline.jobs.originals import Originals, original_pixels
 from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
+from archive_pipeline.store.retired import has_retired
 from archive_pipeline.store.stored_models import require_denoiser
 
 
@@ -134,7 +141,8 @@ def verify(
     tasks = _tasks(archive, labels, groups, done)
     if tasks:
         stage(f"comparing the first of {len(tasks)}")
-    _compare_all(tasks, scheduler, workers, done, progress)
+    retired = _compare_all(tasks, scheduler, workers, done, progress)
+    done.retired = tell_retired(archive, retired)
     stage("judging")
     done.models = [summarise(file, own, done.images, reference, options) for file, own in groups]
     done.seconds = time.monotonic() - started
@@ -150,7 +158,7 @@ def _tasks(
     archive: Archive, labels: Labels | None, groups: DetectorGroups, done: Verification
 ) -> list[VerifyTask]:
     """The images to compare; `done` is told of those that cannot be."""
-    found = Originals(archive.url, done.options.originals)
+    found = Originals(archive.url, done.options.originals, strict=not has_retired(archive))
     names = None if labels is None else labels.names
 
     def damaged(name: str, error: ArchiveError) -> None:
@@ -189,15 +197,22 @@ def _compare_all(
     workers: int | None,
     done: Verification,
     progress: Callable[[int], None],
-) -> None:
-    """Run the tasks; `done` is given their results in the archive's order."""
+) -> list[ImageEntry]:
+    """Run the tasks; `done` is given their results in the archive's order.
+
+    Returns:
+        Images whose originals `archive retire` has deleted, so that nothing could be compared.
+    """
     results: dict[str, ImageResult] = {}
+    retired = []
     with (
         scratch_folder(),
         cluster.connect(scheduler, workers, len(tasks), done.options.device) as pool,
     ):
         for task, result in pool.run(verify_image, tasks):
-            if isinstance(result, BaseException):
+            if isinstance(result, OriginalRetired):
+                retired.append(task.entry)
+            elif isinstance(result, BaseException):
                 text = one_line(task.name, result, EXPECTED)
                 done.failed.append({"image": task.name, "error": text})
             else:
@@ -206,6 +221,7 @@ def _compare_all(
                 done.warnings += [result.warning] if result.warning else []
             progress(len(tasks))
     done.images = [results[task.entry.key] for task in tasks if task.entry.key in results]
+    return retired
 
 
 def _unused(labels: Labels, used: set[Path]) -> list[str]:
@@ -223,6 +239,7 @@ def verify_image(task: VerifyTask) -> ImageResult:
 
     Raises:
         VerifyError, ArchiveError, SourceError, LabelError, DetectorError: one line.
+        OriginalRetired: there is nothing to compare it with any more.
     """
     options = task.options
     settings = options.settings()
@@ -235,10 +252,11 @@ def verify_image(task: VerifyTask) -> ImageResult:
     # it is compared with a file
     image = ArchivedImage(archive, task.entry, settings, fixed=("sha256",))
     width, height = task.entry.record["width"], task.entry.record["height"]
-    original, problem, other = find_original(image, task.originals, task.missing)
+    original, problem, other, retired = original_of(archive, image, task.originals, task.missing)
     stored = image.detections(unpack_detections) if original is None else None
     if original is None and stored is None:
-        raise VerifyError(f"{task.name}: {problem}, and the archive has no detections of it")
+        text = f"{task.name}: {problem}, and the archive has no detections of it"
+        raise (OriginalRetired if retired else VerifyError)(text)
     block = image.block[1]
     groups: dict[str, dict[str, GroupResult]] = {}
     errors = []

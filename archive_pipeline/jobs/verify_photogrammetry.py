@@ -24,9 +24,15 @@ from archive_pipeline.flight.locations import Location
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.jobs import cluster
 from archive_pipeline.jobs._cores import cpu_count
-from archive_pipeline.jobs._verdicts import keep_verdict
-from archive_pipeline.jobs._verifying import one_line, peak_memory, scratch_folder
-from archive_pipeline.jobs.originals import Originals, find_original, original_pixels
+from archive_pipeline.jobs._verdicts import keep_verdict, tell_retired
+from archive_pipeline.jobs._verifying import (
+    OriginalRetired,
+    one_line,
+    original_of,
+    peak_memory,
+    scratch_folder,
+)
+from archive_pipeline.jobs.originals import Originals, original_pixels
 from archive_pipeline.photogrammetry.frames import Frame
 from archive_pipeline.photogrammetry.resuming import MOST_OF_ONE, Results, versions
 from archive_pipeline.photogrammetry.verdict import NAMED, FlightReport
@@ -35,6 +41,7 @@ from archive_pipeline.store.archive import Archive, absolute
 from archive_pipeline.store.archived_image import ArchivedImage
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
+from archive_pipeline.store.retired import has_retired
 from archive_pipeline.store.verdicts import record_digest
 
 if TYPE_CHECKING:
@@ -126,7 +133,7 @@ def verify_photogrammetry(
 def _tasks(archive: Archive, report: PhotogrammetryReport) -> dict[str, list[FrameTask]]:
     """The frames to compare by flight; `report` is told of images that are none."""
     options = report.options
-    found = Originals(archive.url, options.originals)
+    found = Originals(archive.url, options.originals, strict=not has_retired(archive))
 
     def damaged(name: str, error: ArchiveError) -> None:
         report.failed.append({"image": name, "error": str(error)})
@@ -177,11 +184,13 @@ def _verify_flight(
         frames = [task.frame for task in tasks]
         numbers = {frame.name: number for number, frame in enumerate(frames)}
         matcher = Matcher(path / "features.db", frames, options.seed, threads, results)
-        have = []
+        have, retired = [], []
         for task, result in pool.run(find_both_features, tasks):
             name = task.frame.name
             number = numbers[name]
-            if isinstance(result, BaseException):
+            if isinstance(result, OriginalRetired):
+                retired.append(task.entry)
+            elif isinstance(result, BaseException):
                 report.failed.append(
                     {"image": task.frame.name, "error": one_line(task.frame.name, result, EXPECTED)}
                 )
@@ -192,8 +201,10 @@ def _verify_flight(
                 have.append(number)
                 report.peak_memory = max(report.peak_memory or 0, result.peak_memory or 0) or None
             step()
+        if retired:
+            report.retired += tell_retired(Archive.reopen(report.archive), retired)
         if len(have) < 2:
-            reason = _too_few(tasks, len(have))
+            reason = _too_few(tasks, len(have), len(retired))
             return FlightReport(flight, [frames[number] for number in have], reason=reason)
         return compare(
             flight,
@@ -231,9 +242,11 @@ def _keep(found: FlightReport, tasks: list[FrameTask], report: PhotogrammetryRep
     report.warnings += keep_verdict(report.archive, kind, found.passed, how, entries)
 
 
-def _too_few(tasks: list[FrameTask], have: int) -> str:
+def _too_few(tasks: list[FrameTask], have: int, retired: int) -> str:
     if not tasks:
         return "no frames of a camera with a position"
+    if retired:
+        return f"archive retire has deleted the originals of {retired} of {len(tasks)} frames"
     if have < len(tasks):
         return f"{have} of {len(tasks)} frames could be compared, and tie points need two"
     return "a single frame, and tie points need two"
@@ -244,6 +257,7 @@ def find_both_features(task: FrameTask) -> FrameFeatures:
 
     Raises:
         ArchiveError, SourceError: one line.
+        OriginalRetired: there is nothing to compare it with any more.
     """
     from archive_pipeline.photogrammetry.features import Features, find_features
 
@@ -252,9 +266,9 @@ def find_both_features(task: FrameTask) -> FrameFeatures:
     archive = Archive.reopen(task.archive)
     # it is compared with a file
     image = ArchivedImage(archive, task.entry, settings, fixed=("sha256",))
-    original, problem, _ = find_original(image, task.originals, task.missing)
+    original, problem, _, retired = original_of(archive, image, task.originals, task.missing)
     if original is None:
-        raise ArchiveError(f"{frame.name}: {problem}")
+        raise (OriginalRetired if retired else ArchiveError)(f"{frame.name}: {problem}")
 
     results = Results()
 

@@ -46,6 +46,8 @@ class PhotogrammetryReport:
         failed: {"image", "error"} of each image that could not be compared.
         skipped: {"image", "reason"} of images that are no frames with a position.
         warnings: what is odd, a line each.
+        retired: {"flight", "image", "deleted": when, "verdicts": [{"kind", "passed", "date"}]} of
+            each image that could not be compared as `archive retire` has deleted its original.
         seconds: that it took; `peak_memory`: most bytes that a worker's process held.
     """
 
@@ -55,6 +57,7 @@ class PhotogrammetryReport:
     failed: list[dict[str, str]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    retired: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory: int | None = None
 
@@ -94,6 +97,7 @@ class PhotogrammetryReport:
             "flights": [flight.to_json() for flight in self.flights],
             "failed": self.failed,
             "skipped": self.skipped,
+            "retired": self.retired,
             "warnings": self.warnings,
             "seconds": round(self.seconds, 2),
             "peak_memory": self.peak_memory,

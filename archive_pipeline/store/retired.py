@@ -36,14 +36,39 @@ def read_retired(archive: Archive, flight: str, id: str) -> list[dict[str, Any]]
         return []
 
 
+def has_retired(archive: Archive) -> bool:
+    """Whether any originals are noted: then a folder of originals may well be empty.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    return bool(archive.list_names(ROOT))
+
+
 def is_retired(archive: Archive, entry: ImageEntry) -> bool:
     """Whether the original of an image may have been deleted, as the archive stands in for it.
 
     Raises:
         ArchiveError: the store fails.
     """
-    files = read_retired(archive, entry.flight, entry.id)
-    return any(file.get("sha256") == entry.record["sha256"] for file in files)
+    return retired_at(archive, entry) is not None
+
+
+def retired_at(archive: Archive, entry: ImageEntry) -> str | None:
+    """When the original of an image was deleted, or was about to be; None where it was not.
+
+    Returns:
+        UTC, ISO 8601; empty where the note is damaged in that.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    found = None
+    for file in read_retired(archive, entry.flight, entry.id):
+        if file.get("sha256") == entry.record["sha256"]:
+            at = file.get("deleted") or file.get("date")
+            found = max(found or "", at if isinstance(at, str) else "")
+    return found
 
 
 def write_retired(archive: Archive, flight: str, id: str, file: dict[str, Any]) -> None:
