@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -554,3 +556,146 @@ def test_what_a_cache_has_read_is_no_archive(run: Run, single: tuple[Path, Path]
         assert done.code == 1
         assert "nothing is deleted" in done.err
     assert there(flight) == [NAMES[0]]
+
+
+@pytest.fixture
+def kept_as_files(own_flight: Path, run: Run, tmp_path: Path) -> Path:
+    """An archive of JPEGs kept byte for byte."""
+    url = tmp_path / "files.zarr"
+    args = ("--archive", url, "--workers", 0, "--lossless-jpeg")
+    assert run("ingest", own_flight, *args).code == 0
+    return url
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts file systems of their own with little room."""
+    disks: list[Path] = []
+
+    def mount(options: str) -> Path:
+        disk = tmp_path / f"disk{len(disks)}"
+        disk.mkdir()
+        line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        try:
+            subprocess.run(line, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting a small tmpfs is not permitted here")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no room for another byte."""
+    with suppress(OSError), open(disk / "ballast", "wb", buffering=0) as file:
+        while file.write(bytes(1 << 20)):
+            pass
+    assert os.statvfs(disk).f_bavail == 0
+
+
+def test_originals_go_from_a_full_disk(
+    run: Run, kept_as_files: Path, own_flight: Path, mounted: Callable[[str], Path]
+) -> None:
+    """Making room is what it is for: not even a folder can be made there."""
+    disk = mounted("size=60m,nr_inodes=40")
+    flight = Path(shutil.copytree(own_flight, disk / "beach"))
+    for n in range(50):
+        with suppress(OSError):
+            (disk / f"ballast{n}").touch()
+    with pytest.raises(OSError, match="No space left"):
+        (flight / "folder").mkdir()
+    hidden = flight / f"{aside.PREFIX}0123-{NAMES[0]}"
+    (flight / NAMES[0]).rename(hidden)  # as a run that was killed left it
+    assert list(aside.left_aside(flight)) == [hidden]
+    assert aside.origin(hidden) == flight / NAMES[0]
+    told = retire(run, kept_as_files, flight)
+    assert f"{flight / NAMES[0]}: a killed run has left it as {hidden}" in told.err
+    (disk / "ballast0").unlink()  # a link takes an inode here
+    done = retire(run, kept_as_files, flight, "--yes")
+    assert done.code == 0, done.err
+    assert there(flight) == []
+
+
+def test_a_changed_file_comes_back_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(aside.tempfile, "mkdtemp", full)
+    path = tmp_path / "a.JPG"
+    path.write_bytes(b"one")
+    with pytest.raises(aside.Kept, match="changed"):
+        aside.delete_if(path, sha256_of(b"two"))
+    assert tree(tmp_path) == {"a.JPG": b"one"}
+    aside.delete_if(path, sha256_of(b"one"))
+    assert tree(tmp_path) == {}
+
+
+def test_an_archive_on_a_full_disk_keeps_the_originals(
+    run: Run,
+    kept_as_files: Path,
+    own_flight: Path,
+    mounted: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = mounted("size=20m")
+    url = Path(shutil.copytree(kept_as_files, disk / "files.zarr"))
+    fill(disk)
+    before = tree(url), tree(own_flight)
+    proofs = []
+    why_not = job.why_not
+    monkeypatch.setattr(job, "why_not", lambda *args: proofs.append(args) or why_not(*args))
+    done = retire(run, url, own_flight, "--yes", "--json")
+    assert done.code == 1
+    assert len(proofs) == 1  # nothing is decoded in vain
+    assert [*kept(done)] == [f"beach/{name}" for name in NAMES]
+    assert all("No space left on device" in reason for reason in kept(done).values())
+    after = tree(url)
+    assert (after, tree(own_flight)) == before
+    assert run("check", "--archive", url).code == 0
+    for path in disk.glob("ballast*"):
+        path.unlink()
+    assert retire(run, url, own_flight, "--yes").code == 0
+    assert there(own_flight) == []
+
+
+def test_what_went_is_told_though_it_could_not_be_noted(
+    run: Run, kept_as_files: Path, own_flight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Archive.write_key
+
+    def full(self: Archive, key: str, data: bytes) -> None:
+        if key.endswith(f"{NAMES[0]}.json") and b'"deleted": null' not in data:
+            raise ArchiveError(f"{self.url}: {key}: No space left on device")
+        write(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "write_key", full)
+        done = retire(run, kept_as_files, own_flight, "--yes", "--json")
+    assert (done.code, done.json["kept"]) == (0, [])
+    assert len(done.json["files"]) == 3
+    assert f"{own_flight / NAMES[0]}: is deleted, which the archive could not note" in done.err
+    again = retire(run, kept_as_files, own_flight, "--yes", "--json")
+    assert (again.code, again.json["already"]) == (0, 3)
+    [note] = read_retired(Archive.open(kept_as_files), "beach", NAMES[0])
+    assert note["deleted"] is not None
+
+
+def test_images_are_removed_on_a_full_disk(
+    run: Run, kept_as_files: Path, mounted: Callable[[str], Path]
+) -> None:
+    """Although what is left of their verdicts, and of the index, is written anew."""
+    disk = mounted("size=20m")
+    url = Path(shutil.copytree(kept_as_files, disk / "files.zarr"))
+    assert keep_verdict(str(url), "detection", True, {}, list(Archive.open(url).images())) == []
+    fill(disk)
+    done = run("remove", "beach", NAMES[1], "--archive", url, "--yes")
+    assert done.code == 0, done.err
+    assert not [d for d in tree(url).values() if NAMES[1].encode() in d]
+    assert run("check", "--archive", url, "--json").json["images"] == 2
+    [flight] = run("info", "--archive", url, "--json").json["flights"]
+    assert [v["images"] for v in flight["verdicts"]] == [[NAMES[0], NAMES[2]]]

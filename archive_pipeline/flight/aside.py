@@ -2,13 +2,16 @@
 
 A file is first moved into a hidden folder beside it, where nobody looks for it by its name, then
 read, and only then deleted. Whatever takes its place meanwhile is another file, and stays. A run
-that is killed leaves the folder, and `put_back` undoes that.
+that is killed leaves the folder, and `put_back` undoes that. On a full disk, which has no room for
+a folder, the file itself is hidden beside where it was.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX = ".archive-retire-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Kept(Exception):
@@ -31,8 +35,13 @@ def delete_if(path: Path, sha256: str) -> None:
     """
     folder = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
-        aside = folder / path.name
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
+            aside = folder / path.name
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            aside = path.with_name(f"{PREFIX}{secrets.token_hex(8)}-{path.name}")
         os.rename(path, aside)
         _delete_aside(aside, path, sha256)
     except OSError as error:
@@ -90,8 +99,11 @@ def _return(aside: Path, path: Path) -> str:
 
 
 def left_aside(folder: Path) -> Iterator[Path]:
-    """Files below a folder that killed runs left in their hidden folders."""
-    for above, folders, _ in os.walk(folder):
+    """Files below a folder that killed runs left hidden."""
+    for above, folders, files in os.walk(folder):
+        for name in sorted(files):
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX).partition("-")[2]:
+                yield Path(above, name)
         for name in sorted(folders):
             if name.startswith(PREFIX) and not os.path.islink(os.path.join(above, name)):
                 with suppress(OSError):
@@ -99,9 +111,17 @@ def left_aside(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(PREFIX)]
 
 
+def origin(aside: Path) -> Path:
+    """Where a file was that a killed run left hidden."""
+    if aside.parent.name.startswith(PREFIX):
+        return aside.parent.parent / aside.name
+    return aside.with_name(aside.name.removeprefix(PREFIX).partition("-")[2])
+
+
 def put_back(aside: Path) -> str | None:
     """Move what a killed run left aside to where it was; why it could not be, if it could not."""
-    told = _return(aside, aside.parent.parent / aside.name)
-    with suppress(OSError):
-        os.rmdir(aside.parent)
+    told = _return(aside, origin(aside))
+    if aside.parent.name.startswith(PREFIX):
+        with suppress(OSError):
+            os.rmdir(aside.parent)
     return f"{aside} stays{told}" if told else None

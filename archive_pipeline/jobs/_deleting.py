@@ -9,7 +9,7 @@ from typing import Any
 
 from archive_pipeline._version import __version__
 from archive_pipeline.flight import objects
-from archive_pipeline.flight.aside import Kept, delete_if, left_aside, put_back
+from archive_pipeline.flight.aside import Kept, delete_if, left_aside, origin, put_back
 from archive_pipeline.flight.locations import Location, location
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
@@ -26,12 +26,14 @@ class Deletion:
 
     Attributes:
         notes: what is to be told besides, a line each.
+        unwritable: why a local archive keeps no more notes; None where it does.
     """
 
     def __init__(self, archive: Archive, folders: list[Location], done: bool) -> None:
         self._archive, self._folders, self._done = archive, folders, done
         self._ways: dict[str, objects.Way] = {}
         self.notes: list[str] = []
+        self.unwritable: str | None = None
 
     def mend(self) -> None:
         """Put back what a killed run left aside in folders; where nothing may change, tell of it.
@@ -40,7 +42,7 @@ class Deletion:
         """
         for folder in self._folders:
             for aside in left_aside(folder) if isinstance(folder, Path) else ():
-                place = aside.parent.parent / aside.name
+                place = origin(aside)
                 if self._done:
                     told = put_back(aside) or f"{place}: a killed run had moved it; back"
                 else:
@@ -77,7 +79,12 @@ class Deletion:
             way = self._way(place)
             held = objects.read(place, sha256)
             note["object"] = {"etag": held.etag, "version": held.version, **vars(way)}
-        write_retired(archive, entry.flight, entry.id, note)
+        try:
+            write_retired(archive, entry.flight, entry.id, note)
+        except ArchiveError as error:
+            if archive.folder is not None:  # a full disk, say: no other note is tried
+                self.unwritable = str(error)
+            raise
         if read_retired(archive, entry.flight, entry.id)[-1:] != [note]:
             raise ArchiveError(f"{archive.url}: does not keep what is written to it")
         try:
@@ -88,7 +95,10 @@ class Deletion:
         except Kept:
             forget_path(archive, entry.flight, entry.id, note["path"])
             raise
-        write_retired(archive, entry.flight, entry.id, {**note, "deleted": _now()})
+        try:
+            write_retired(archive, entry.flight, entry.id, {**note, "deleted": _now()})
+        except ArchiveError as error:  # the next run sees that it is gone
+            self.notes.append(f"{place}: is deleted, which the archive could not note: {error}")
 
     def _way(self, url: str) -> objects.Way:
         """How the bucket of an original deletes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +96,8 @@ def remove(
         return report
     ids = [image_name(key).partition("/")[2] for key in keys] if images else None
     with leased(archive, [flight]) as leases, archive.writing():
-        void_verdicts(archive, flight, ids)
+        with suppress(ArchiveError):  # a full disk has room for what is left of them below
+            void_verdicts(archive, flight, ids)
         gone = [image_name(key).partition("/")[2] for key in keys]
         forget_retired(archive, flight, gone)
         for key in (*keys, *documents):
@@ -104,6 +106,7 @@ def remove(
                 archive.delete(list(archive.stored(key)))
                 archive.prune(key)
             progress(len(keys) + len(documents))
+        void_verdicts(archive, flight, ids)
         _remove_groups(archive, flight)
         if not images:
             forget_sources(archive_url, flight)

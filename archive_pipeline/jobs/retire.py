@@ -25,7 +25,7 @@ from archive_pipeline.store.archive import Archive, in_process_only
 from archive_pipeline.store.index import read_images
 from archive_pipeline.store.layout import ArchiveError, ImageEntry
 from archive_pipeline.store.leases import Leases, leased
-from archive_pipeline.store.retired import ROOT as RETIRED
+from archive_pipeline.store.retired import has_retired
 from archive_pipeline.store.verdicts import Verdict, read_verdicts, record_digest
 
 FULLER = {"photogrammetry-quick": ("photogrammetry-quick", "photogrammetry")}
@@ -103,8 +103,7 @@ def retire(
     deletion = Deletion(archive, every, yes)
     report.notes = deletion.notes
     deletion.mend()
-    # a folder of which all images went is empty
-    found = Originals(archive_url, originals, strict=not archive.list_names(RETIRED))
+    found = Originals(archive_url, originals, strict=not has_retired(archive))
     entries = _entries(archive, flight, report)
     verdicts = {f: {kind: _verdicts(archive, f, kind) for kind in require} for f in flights}
     if yes and hasattr(os, "sync"):
@@ -189,7 +188,8 @@ class _One:
                     return
                 if place is not None and copy is not None and reason is None:
                     stack.enter_context(self.archive.exclusive(entry.key))
-                    reason = self._unproven(entry, copy, verdicts)
+                    unwritable = self.deletion.unwritable
+                    reason = unwritable or self._unproven(entry, copy, verdicts)
                     if reason is None:
                         size = copy.stat().st_size
                         if self.report.done:
