@@ -165,6 +165,14 @@ def of_size(metadata: tuple[Segment, ...], width: int, height: int) -> tuple[Seg
     return tuple(changed)
 
 
+def without_statistics(tags: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Tags by namespaces, but for those that GDAL and others make of an image's pixels."""
+    return {
+        namespace: {k: v for k, v in items.items() if not k.startswith("STATISTICS_")}
+        for namespace, items in tags.items()
+    }
+
+
 def png_chunks(source: SourceImage, decoder: str) -> list[tuple[bytes, bytes]]:
     """Metadata chunks of a PNG, those of the source if that is one, and the mark.
 

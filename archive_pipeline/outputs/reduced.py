@@ -12,7 +12,7 @@ from PIL import Image
 from archive_pipeline.flight.raster import Mask, Pixels, Raster
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.geo.mapping import scaled_transform, window_transform
-from archive_pipeline.outputs._documents import of_size
+from archive_pipeline.outputs._documents import of_size, without_statistics
 from archive_pipeline.outputs.paths import OutputError
 
 BLOCK = 512  # pixels a side
@@ -56,6 +56,8 @@ class Reduced:
             height=height,
             georef=scaled_transform(moved, self._across, self._down),
             metadata=of_size(source.metadata, width, height),
+            tags=without_statistics(source.tags),
+            band_tags=tuple(map(without_statistics, source.band_tags)),
         )
         self.window: Window = (0, 0, width, height)
         self.block = (BLOCK, BLOCK)

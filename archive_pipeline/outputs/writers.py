@@ -44,6 +44,7 @@ from archive_pipeline.outputs._documents import (
     quiet,
     set_dimensions,
     tiff_tags,
+    without_statistics,
 )
 from archive_pipeline.outputs._sidecar import MADE_NAMESPACES, auxiliary_xml
 from archive_pipeline.outputs._tiff_tags import insert_tags
@@ -80,8 +81,9 @@ def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     units, scales and offsets, colour interpretation, palette, nodata value, ICC profile, XMP and
     tags are the source's. EXIF and GPS come as TIFF's directories, and a photograph's EXIF also as
     ``EXIF_*`` tags; tags of custom namespaces, if any, lie in GDAL's ``.aux.xml`` beside the file.
-    Statistics are left out, since decoding or cutting makes them wrong.  The mask comes back as it
-    was: as an alpha band, as an internal mask, or as the nodata value.
+    Statistics come back where the pixels are the source's, all of them: lossy decoding and cutting
+    make them wrong.  The mask comes back as it was: as an alpha band, as an internal mask, or as
+    the nodata value.
 
     Pixels are written as read, with two exceptions for photographic sources that have a nodata
     value, where lossy decoding blurs what is nodata: invalid pixels become the nodata value in
@@ -372,7 +374,10 @@ def _describe(
     stage.colorinterp = [known.get(n, ColorInterp.undefined) for n in names[: stage.count]]
     if source.colormap is not None:
         stage.write_colormap(1, dict(enumerate(source.colormap)))
-    tags = dict(source.tags)
+    same = not source.lossy and raster.window == (0, 0, source.width, source.height)
+    every = [source.tags, *source.band_tags]
+    tags, *of_bands = every if same else map(without_statistics, every)
+    tags = dict(tags)
     if source.mask == "mask":  # which says it of each pixel, decoded lossily or not
         tags[""] = {k: v for k, v in tags.get("", {}).items() if k != "NODATA_VALUES"}
     if source.georef.transform is None:
@@ -392,8 +397,8 @@ def _describe(
             scales[n] = source.scales[band]
         if band < len(source.offsets):
             offsets[n] = source.offsets[band]
-        if band < len(source.band_tags):
-            _write_tags(stage, source.band_tags[band], n + 1)
+        if band < len(of_bands):
+            _write_tags(stage, of_bands[band], n + 1)
     if any(units):
         stage.units = units
     if any(scale != 1.0 for scale in scales):
@@ -411,9 +416,7 @@ def _write_tags(stage: DatasetWriter, tags: dict[str, dict[str, str]], band: int
             splits = [document.partition("=") for document in items.values() if document]
             items = {head: tail for head, _, tail in splits}
         mark_item = "" if namespace else TIFF_ITEM  # of a source that was itself restored
-        kept = {
-            k: v for k, v in items.items() if k != mark_item and not k.startswith("STATISTICS_")
-        }
+        kept = {k: v for k, v in items.items() if k != mark_item}
         if kept:
             stage.update_tags(band, ns=namespace or None, **kept)
 
