@@ -14,6 +14,7 @@ from archive_pipeline.flight._metadata_blocks import (
     tiff_blocks,
     webp_blocks,
 )
+from archive_pipeline.flight.classes import class_blocks
 from archive_pipeline.flight.decoded import DECODERS
 from archive_pipeline.flight.jpeg_segments import PICTURES_LEFT_OUT, walk
 from archive_pipeline.flight.source_image import Notes, SourceError
@@ -23,7 +24,7 @@ from archive_pipeline.flight.tiff_directory import count_pages, left_out
 def embedded(
     path: Path, dataset: rasterio.DatasetReader, salvage: bool, notes: Notes
 ) -> list[Block]:
-    """The original metadata blocks of a file.
+    """The original metadata blocks of a file, and the classes that a sidecar names.
 
     Args:
         dataset: it, opened.
@@ -33,12 +34,16 @@ def embedded(
     Raises:
         SourceError: it is damaged, or holds several images of their own.
     """
+    if dataset.driver == "JPEG":
+        return _jpeg(path, salvage, notes)
+    return [*_own(path, dataset, notes), *class_blocks(path, notes)]
+
+
+def _own(path: Path, dataset: rasterio.DatasetReader, notes: Notes) -> list[Block]:
     driver = dataset.driver
     if driver in DECODERS:
         notes.leave_out(*dataset.notes)
         return list(dataset.blocks)
-    if driver == "JPEG":
-        return _jpeg(path, salvage, notes)
     if driver in ("GTiff", "COG"):
         return _tiff(path, notes)
     if driver in ("PNG", "WEBP", "GIF"):

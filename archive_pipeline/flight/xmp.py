@@ -63,7 +63,7 @@ def read_xmp(metadata: Iterable[tuple[str, bytes]]) -> Xmp:
     damaged = False
     for packet in _packets(metadata):
         text = decoded(packet)
-        root = _parsed(text)
+        root = parsed(text)
         damaged |= root is None
         for name, found in (_loose(text) if root is None else _properties(root)).items():
             values.setdefault(name, found)
@@ -77,7 +77,7 @@ def xmp_packet(metadata: Iterable[tuple[str, bytes]]) -> bytes:
         return b""
     first = packets[0].rstrip(b"\0")
     texts = [decoded(packet) for packet in packets]
-    roots = [_parsed(text) for text in texts]
+    roots = [parsed(text) for text in texts]
     main = None if roots[0] is None else roots[0].find(f".//{_RDF}RDF")
     others = [root for root in roots[1:] if root is not None]
     if main is None or not others:
@@ -140,7 +140,8 @@ def _of_itxt(payload: bytes) -> bytes:
         return b""
 
 
-def _parsed(text: str) -> ElementTree.Element | None:
+def parsed(text: str) -> ElementTree.Element | None:
+    """The root of an XML document of anybody's; None where it is damaged or defines entities."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         return None
     try:

@@ -19,8 +19,13 @@ def auxiliary_xml(
     georef: Georef,
     tags: dict[str, dict[str, str]] | None = None,
     band_tags: tuple[dict[str, dict[str, str]], ...] = (),
+    classes: dict[int, str] | None = None,
 ) -> str:
-    """Return a georeference and the tags of custom namespaces as GDAL's auxiliary XML, or ""."""
+    """Return a georeference and the tags of custom namespaces as GDAL's auxiliary XML, or "".
+
+    Args:
+        classes: what bands' values mean, as `flight.classes` has it.
+    """
     lines = []
     wkt = CRS.from_user_input(georef.crs).to_wkt() if georef.crs else ""
     # GDAL would otherwise take latitude first for the CRSs that are defined so.
@@ -42,8 +47,10 @@ def auxiliary_xml(
     if georef.rpcs:
         lines += _pam_metadata({"RPC": georef.rpcs})
     lines += _pam_metadata(tags or {})
-    for band, items in enumerate(band_tags, 1):
-        inner = _pam_metadata(items)
+    named = classes or {}
+    for band in range(1, max([len(band_tags), *named]) + 1):
+        inner = _pam_metadata(band_tags[band - 1] if band <= len(band_tags) else {})
+        inner += [named[band]] if band in named else []
         if inner:
             lines += [f'  <PAMRasterBand band="{band}">', *inner, "  </PAMRasterBand>"]
     return "\n".join(["<PAMDataset>", *lines, "</PAMDataset>", ""]) if lines else ""

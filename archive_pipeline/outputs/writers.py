@@ -26,6 +26,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window as RasterioWindow
 
+from archive_pipeline.flight.classes import classes_of
 from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
 from archive_pipeline.flight.raster import Pixels, Raster
 from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM, mark
@@ -80,7 +81,8 @@ def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     Georeference (transform, GCPs or RPCs, moved to the window, see `geo.rpc`), band descriptions,
     units, scales and offsets, colour interpretation, palette, nodata value, ICC profile, XMP and
     tags are the source's. EXIF and GPS come as TIFF's directories, and a photograph's EXIF also as
-    ``EXIF_*`` tags; tags of custom namespaces, if any, lie in GDAL's ``.aux.xml`` beside the file.
+    ``EXIF_*`` tags; tags of custom namespaces and names of classes, if any, lie in GDAL's
+    ``.aux.xml`` beside the file.
     Statistics come back where the pixels are the source's, all of them: lossy decoding and cutting
     make them wrong.  The mask comes back as it was: as an alpha band, as an internal mask, or as
     the nodata value.
@@ -104,7 +106,7 @@ def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     if embedded.icc:
         profile["source_icc_profile"] = base64.b64encode(embedded.icc).decode()
     # GDAL's COG driver leaves namespaces of the user's own behind.
-    pam = auxiliary_xml(Georef(), source.tags, source.band_tags)
+    pam = auxiliary_xml(Georef(), source.tags, source.band_tags, classes_of(source.metadata))
     tags = tiff_tags(source, raster.window)
     palette, white = source.colormap is not None, source.white_is_zero
     with cog_writer(path, profile, raster.decoder, palette, pam, replace, tags, white) as stage:
