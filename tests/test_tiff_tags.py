@@ -20,7 +20,7 @@ from test_outputs import FileRaster, noise, whole
 from archive_pipeline.flight.read import read_source
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.flight.tiff_directory import first_directory
-from archive_pipeline.flight.tiff_tags import Tag, exif_block, pack, read_block
+from archive_pipeline.flight.tiff_tags import MAKER_NOTE, Tag, exif_block, pack, read_block
 from archive_pipeline.flight.xmp import EXTENDED_PREFIX
 from archive_pipeline.outputs.writers import write_gtiff
 
@@ -137,6 +137,58 @@ def test_values_are_kept_byte_for_byte_in_both_orders(tmp_path: Path) -> None:
     assert found[OPCODES].value == b"opcodes"
     assert struct.unpack("<2d", found[PRIVATE].value) == (0.1, -7.5)
     assert found[0x8769].inside == (Tag(0x829A, 5, 1, struct.pack("<II", 1, 640)),)
+
+
+@pytest.mark.parametrize(("place", "stays"), [(900, True), (120, False), (60_000, False)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_makers_note_lies_where_it_lay(
+    tmp_path: Path, order: str, place: int, stays: bool
+) -> None:
+    """Many count from the file's start what lies in them: else nobody could read them."""
+    entries = (2, 1, 2, 12, place + 30, 9, 7, 0, 0)  # and one without any value
+    inner = struct.pack(order + "HHHIIHHIII", *entries, 0) + b"lens no. 1\0\0"
+    note = Tag(MAKER_NOTE, 7, len(inner), inner)
+    detail = Tag(0x8769, 4, 1, b"", (Tag(0x829A, 5, 1, struct.pack(order + "II", 1, 640)), note))
+    exif = pack([Tag(271, 2, 5, b"SONY\0"), detail], order)
+    at = exif.index(inner)
+    room = b"\0" * (place - len(exif))
+    moved = exif.replace(struct.pack(order + "I", at), struct.pack(order + "I", place))
+    exif = (moved + room)[:place] + inner
+    assert exif.count(inner) == 1 + (place > len(moved))
+    coded = io.BytesIO()
+    Image.fromarray(np.moveaxis(noise(3), 0, -1)).save(coded, "JPEG", exif=b"Exif\0\0" + exif)
+    (tmp_path / "a.jpg").write_bytes(coded.getvalue())
+    write_gtiff(tmp_path / "out.tif", whole(read_source(tmp_path / "a.jpg", "a.jpg")))
+    with Image.open(tmp_path / "out.tif") as got:
+        exif_of = got.getexif()
+        assert exif_of[271] == "SONY"
+        written_note = exif_of.get_ifd(0x8769)[MAKER_NOTE]
+        assert float(exif_of.get_ifd(0x8769)[0x829A]) == 1 / 640
+    written = (tmp_path / "out.tif").read_bytes()
+    assert (written.find(inner) == place) == stays
+    assert written_note[:10] == inner[:10]
+    (at,) = struct.unpack_from(order + "I", written_note, 10)
+    assert written[at : at + 12] == b"lens no. 1\0\0"
+    with rasterio.open(tmp_path / "out.tif") as got:
+        assert got.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        got.read()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"DJI\0\1\0 no directory at all",
+        struct.pack("<HHHIII", 1, 1, 2, 12, 18, 0) + b"lens no. 1\0\0",  # counted from itself
+        struct.pack("<HHHIII", 1, 1, 99, 12, 138, 0) + b"lens no. 1\0\0",
+        struct.pack("<HHHIII", 1, 1, 2, 13, 138, 0) + b"lens no. 1\0\0",
+        b"\1\0\1\0",
+    ],
+)
+def test_other_notes_stay_byte_for_byte(note: bytes) -> None:
+    detail = Tag(0x8769, 4, 1, b"", (Tag(MAKER_NOTE, 7, len(note), note, place=120),))
+    first = [Tag(number, 2, 9, b"12345678\0") for number in range(271, 290)]
+    (found,) = read_block(pack([*first, detail], "<"))[-1].inside or ()
+    assert found.value == note
 
 
 def test_directories_that_lead_in_circles(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import BinaryIO
 
 from archive_pipeline.flight.tiff_directory import (
     SUBDIRECTORIES,
+    TYPE_BYTES,
     Directory,
     first_directory,
     kept_value,
@@ -33,18 +34,25 @@ _STORAGE = {
 }  # fmt: skip
 # What GDAL reads and writes itself: georeference, its metadata, nodata, RPCs.
 _GDALS = {33550, 33920, 33922, 34264, 34735, 34736, 34737, 42112, 42113, 50844, 50909}
+MAKER_NOTE = 37500
+MOST_GAP = 1 << 14  # bytes left empty for a maker's note to lie where it lay
 _DEPTH = 3  # EXIF's directory leads to that of interoperability, and nothing further
 
 
 @dataclass(frozen=True)
 class Tag:
-    """One tag with its values as they are in a file, or with the directory that it leads to."""
+    """One tag with its values as they are in a file, or with the directory that it leads to.
+
+    Attributes:
+        place: where a maker's note was: many count from the file's start what lies in them.
+    """
 
     number: int
     kind: int
     count: int
     value: bytes
     inside: tuple[Tag, ...] | None = None
+    place: int = 0
 
 
 def exif_block(file: BinaryIO) -> bytes:
@@ -92,7 +100,9 @@ def pack_directory(
     following: int = 0,
     placed: Mapping[int, int] = MappingProxyType({}),
 ) -> bytes:
-    """A directory, then its long values, then the directories that it leads to.
+    """A directory, then its long values and the directories that it leads to.
+
+    A maker's note in one of those lies where it was, unless the directory is there.
 
     Args:
         tags: in any order; values in ``order``.
@@ -110,20 +120,51 @@ def pack_directory(
     width = struct.calcsize(order + entry) + room
     tail = offset + head + width * len(tags) + room
     table, values = [struct.pack(order + number, len(tags))], b""
+    kept = {}
+    for note in (inner for tag in tags for inner in tag.inside or ()):
+        fits = len(note.value) > room and 0 <= note.place - tail <= MOST_GAP
+        if note.number == MAKER_NOTE and fits:
+            values = b"\0" * (note.place - tail) + note.value
+            kept = {MAKER_NOTE: note.place}
     for tag in tags:
         at = tail + len(values)
         at += at % 2
         if tag.number in placed:
             value, field = b"", struct.pack(order + link, placed[tag.number])
         elif tag.inside is not None:
-            value = pack_directory(tag.inside, order, big, at)
+            value = pack_directory(tag.inside, order, big, at, placed=kept)
             field = struct.pack(order + link, at)
         else:
-            value = b"" if len(tag.value) <= room else tag.value
+            value = b"" if len(tag.value) <= room else _rebased(tag, at)
             field = struct.pack(order + link, at) if value else tag.value.ljust(room, b"\0")
         values += b"\0" * (at - tail - len(values)) + value if value else b""
         table.append(struct.pack(order + entry, tag.number, tag.kind, tag.count) + field)
     return b"".join([*table, struct.pack(order + link, following), values])
+
+
+def _rebased(tag: Tag, at: int) -> bytes:
+    """A tag's values, to lie at an offset.
+
+    In a maker's note that is a directory whose values lie behind it, counted from the file's start,
+    they are counted anew.
+    """
+    for order in "<>" if tag.number == MAKER_NOTE and tag.place else "":
+        data = bytearray(tag.value)
+        table = 2 + 12 * struct.unpack_from(order + "H", data)[0]
+        if not 2 < table <= len(data):
+            continue
+        for field in range(2, table, 12):
+            kind, count, offset = struct.unpack_from(order + "HII", data, field + 2)
+            size = TYPE_BYTES.get(kind, 0) * count
+            last = tag.place + len(data) - size
+            inside = tag.place + table <= offset <= last
+            if kind not in TYPE_BYTES or (size > 4 and not inside):
+                break
+            if size > 4:
+                struct.pack_into(order + "I", data, field + 8, offset + at - tag.place)
+        else:
+            return bytes(data)
+    return tag.value
 
 
 def _tags(file: BinaryIO, directory: Directory, room: int, depth: int) -> list[Tag]:
@@ -135,7 +176,8 @@ def _tags(file: BinaryIO, directory: Directory, room: int, depth: int) -> list[T
             continue
         room -= entry.size
         if entry.tag not in SUBDIRECTORIES:
-            found[entry.tag] = Tag(entry.tag, entry.kind, entry.count, value)
+            place = entry.offset if entry.tag == MAKER_NOTE else 0
+            found[entry.tag] = Tag(entry.tag, entry.kind, entry.count, value, place=place)
             continue
         place = directory.number(file, entry.tag)
         if depth > 1 and place:
@@ -152,6 +194,5 @@ def _tags(file: BinaryIO, directory: Directory, room: int, depth: int) -> list[T
 
 def _little_endian(tag: Tag) -> Tag:
     if tag.inside is not None:
-        inside = tuple(_little_endian(inner) for inner in tag.inside)
-        return Tag(tag.number, tag.kind, tag.count, tag.value, inside)
-    return Tag(tag.number, tag.kind, tag.count, swapped(tag.value, tag.kind))
+        return replace(tag, inside=tuple(_little_endian(inner) for inner in tag.inside))
+    return replace(tag, value=swapped(tag.value, tag.kind))
