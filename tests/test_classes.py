@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,9 +11,11 @@ import pytest
 import rasterio
 import rasterio.shutil
 from conftest import Run
+from test_outputs import whole
 
 from archive_pipeline.flight.classes import MAX_BYTES
 from archive_pipeline.flight.read import read_source
+from archive_pipeline.outputs.writers import write_gtiff
 
 CLASSES = """<CategoryNames><Category>grass &amp; moss</Category><Category>Wüste</Category>
 </CategoryNames>"""
@@ -57,6 +60,28 @@ def test_they_come_back(tmp_path: Path, run: Run) -> None:
     rasterio.shutil.copy(out / "f" / "Cover.tif", tmp_path / "x.vrt", driver="VRT")
     (names,) = ElementTree.parse(tmp_path / "x.vrt").getroot().iter("CategoryNames")
     assert [name.text for name in names] == ["grass & moss", "Wüste"]
+
+
+def test_documents_of_xml_come_back(tmp_path: Path) -> None:
+    """Of JPEG 2000's boxes, or in namespaces of the user's own; XMP has a tag of its own."""
+    path = classified(tmp_path, "")
+    path.with_name("Cover.tif.aux.xml").unlink()
+    document = '<?xml version="1.0"?><plan by="Ada &amp; Bo"><leg>7</leg></plan>'
+    with rasterio.open(path, "r+") as out:
+        head, _, tail = document.partition("=")  # rasterio joins them
+        out.update_tags(ns="xml:PLAN", **{head: tail})
+    source = read_source(path, "Cover.tif")
+    assert "<leg>7</leg>" in source.tags["xml:PLAN"]["xml:PLAN"]
+    damaged = {"xml:BROKEN": {"xml:BROKEN": "<a>"}, "xml:DEEP": {"xml:DEEP": "<a>" * 5000}}
+    deep = {"xml:DEEP": {"xml:DEEP": "<a>" * 5000 + "</a>" * 5000}}
+    for number, more in enumerate(({}, damaged, deep)):
+        given = replace(source, tags={**source.tags, **more})
+        out_path = tmp_path / f"out{number}" / "x.tif"
+        write_gtiff(out_path, whole(given))
+        with rasterio.open(out_path) as got:
+            assert set(got.tag_namespaces()) & {*more, "xml:PLAN"} == {"xml:PLAN"}
+            root = ElementTree.fromstring(got.tags(ns="xml:PLAN")["xml:PLAN"])
+        assert (root.tag, root.attrib, root[0].text) == ("plan", {"by": "Ada & Bo"}, "7")
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,15 @@ def float_nan(tmp: Path) -> SourceImage:
     return make_tiff(tmp / "dsm.tif", pixels, nodata=np.nan)
 
 
+def complex_integers(tmp: Path) -> SourceImage:
+    """What radars write; rasterio and NumPy show it as complex64."""
+    form = {"width": 200, "height": 150, "count": 1, "dtype": "complex_int16", "crs": UTM}
+    with rasterio.open(tmp / "slc.tif", "w", driver="GTiff", transform=YAWED, **form) as out:
+        out.update_tags(ns="SURVEY", operator="Ada")
+        out.write(noise(1).astype("complex64") * np.complex64(1 - 3j))
+    return read_source(tmp / "slc.tif", "slc.tif")
+
+
 SOURCES: dict[str, Callable[[Path], SourceImage]] = {
     "rgb": lambda tmp: make_tiff(tmp / "rgb.tif", noise(3)),
     "rgba": rgba,
@@ -181,6 +190,7 @@ SOURCES: dict[str, Callable[[Path], SourceImage]] = {
         transform=rasterio.Affine(1e-6, 0, -94.8, 0, -1e-6, 29.3),
     ),
     "complex": lambda tmp: make_tiff(tmp / "c.tif", noise(1, "complex64")),
+    "complex_integers": complex_integers,
     "no_position": lambda tmp: make_tiff(
         tmp / "none.tif", noise(1), crs=None, transform=rasterio.Affine.identity()
     ),
@@ -207,6 +217,7 @@ def test_gtiff_gives_back_pixels_mask_and_record(name: str, tmp_path: Path) -> N
     write_gtiff(out, whole(source))
     got = read_source(out, source.id)
     assert_same_record(got, source)
+    assert got.complex_integers == source.complex_integers == (name == "complex_integers")
     pixels, mask = read_pixels(source)
     got_pixels, got_mask = read_pixels(got)
     np.testing.assert_array_equal(got_pixels, pixels)

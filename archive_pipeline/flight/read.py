@@ -26,7 +26,12 @@ from archive_pipeline.flight.formats import no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import walk
 from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.placing import FLAT, Ground, placed
-from archive_pipeline.flight.source_image import Notes, SourceError, SourceImage
+from archive_pipeline.flight.source_image import (
+    COMPLEX_INTEGERS,
+    Notes,
+    SourceError,
+    SourceImage,
+)
 from archive_pipeline.geo.georef import Window
 
 T = TypeVar("T")
@@ -196,7 +201,7 @@ def _describe(
         width=dataset.width,
         height=dataset.height,
         bands=len(bands),
-        dtype=_widest(list(chosen(dataset.dtypes))),
+        dtype=_widest(chosen(dataset.dtypes)),
         mask=mask,
         nodata=None if mask == "mask" and MaskFlags.nodata in flags else dataset.nodata,
         colorinterp=tuple(interp.name for interp in interps),
@@ -208,6 +213,7 @@ def _describe(
             # A JPEG's are only what its decoder can scale to.
             "overviews": [] if dataset.driver == "JPEG" else dataset.overviews(1),
             "image_structure": structure,
+            **({"sample": COMPLEX_INTEGERS} if {*dataset.dtypes} == {COMPLEX_INTEGERS} else {}),
         },
         descriptions=chosen(dataset.descriptions),
         units=chosen(dataset.units),
@@ -361,9 +367,9 @@ def _palette(dataset: rasterio.DatasetReader) -> tuple[tuple[int, int, int, int]
     return tuple(tuple(palette[index]) for index in sorted(palette))
 
 
-def _widest(dtypes: list[str]) -> str:
+def _widest(dtypes: Sequence[str]) -> str:
     # GDAL's complex integers have no numpy type; complex64 holds the 16-bit ones exactly.
-    known = [{"complex_int16": "complex64"}.get(dtype, dtype) for dtype in dtypes]
+    known = [{COMPLEX_INTEGERS: "complex64"}.get(dtype, dtype) for dtype in dtypes]
     return np.result_type(*(np.dtype(dtype) for dtype in known)).name
 
 

@@ -12,6 +12,7 @@ from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.pose import CameraPose
 
 EXIF_PREFIX = b"Exif\0\0"
+COMPLEX_INTEGERS = "complex_int16"  # as rasterio names GDAL's CInt16
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -113,6 +114,11 @@ class SourceImage:
         """Whether the pixels are photographic: 8-bit RGB once alpha is set aside."""
         rgb = self.colorinterp[:3] == ("red", "green", "blue")
         return self.dtype == "uint8" and self.bands == 3 and rgb
+
+    @property
+    def complex_integers(self) -> bool:
+        """Whether pixels are complex numbers of 16-bit integers, which NumPy has no type for."""
+        return self.layout.get("sample") == COMPLEX_INTEGERS
 
     @property
     def white_is_zero(self) -> bool:

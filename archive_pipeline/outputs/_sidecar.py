@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 import pyproj
 from rasterio.crs import CRS
 
+from archive_pipeline.flight.xmp import parsed
 from archive_pipeline.geo.georef import Georef
 
 MADE_NAMESPACES = frozenset(
@@ -59,12 +62,27 @@ def auxiliary_xml(
 def _pam_metadata(tags: dict[str, dict[str, str]]) -> list[str]:
     lines = []
     for namespace, items in tags.items():
-        if namespace == "" or namespace.startswith("xml:") or namespace.upper() in MADE_NAMESPACES:
+        if namespace in ("", "xml:XMP") or namespace.upper() in MADE_NAMESPACES:
+            continue
+        if namespace.startswith("xml:"):
+            lines += _pam_documents(namespace, items)
             continue
         lines.append(f"  <Metadata domain={quoteattr(namespace)}>")
         for key, value in items.items():
             lines.append(f"    <MDI key={quoteattr(key)}>{escape(value)}</MDI>")
         lines.append("  </Metadata>")
+    return lines
+
+
+def _pam_documents(namespace: str, items: dict[str, str]) -> list[str]:
+    """Namespaces that are XML: of JPEG 2000's boxes, or the user's own."""
+    lines = []
+    for document in items.values():
+        root = parsed(document)
+        with suppress(RecursionError):
+            text = "" if root is None else ElementTree.tostring(root, "unicode")
+            head = f"  <Metadata domain={quoteattr(namespace)} format={quoteattr('xml')}>"
+            lines += [f"{head}{text}</Metadata>"] if text else []
     return lines
 
 

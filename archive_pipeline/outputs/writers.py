@@ -30,7 +30,7 @@ from archive_pipeline.flight.classes import classes_of
 from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
 from archive_pipeline.flight.raster import Pixels, Raster
 from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM, mark
-from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
+from archive_pipeline.flight.source_image import COMPLEX_INTEGERS, EXIF_PREFIX, SourceImage
 from archive_pipeline.flight.tiff_tags import Tag
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.mapping import window_transform
@@ -259,7 +259,8 @@ def cog_writer(
     """
     with workdir(path) as work:
         staged, plain, final = (work / name for name in ("stage.tif", "plain.tif", "final.tif"))
-        side = block_side(profile["count"], profile["dtype"])
+        numbers = {COMPLEX_INTEGERS: "complex64"}.get(profile["dtype"], profile["dtype"])
+        side = block_side(profile["count"], numbers)
         # Band by band, overviews of many bands need no block of all of them.
         interleave = "band" if profile["count"] > MANY_BANDS else "pixel"
         blocks = {"blockxsize": side, "blockysize": side, "interleave": interleave}
@@ -272,7 +273,7 @@ def cog_writer(
             resampling = Resampling.nearest if palette else Resampling.average
             with quiet(), rasterio.open(staged, "r+", driver="GTiff") as stage:
                 stage.build_overviews(factors, resampling)
-        kind = np.dtype(profile["dtype"]).kind
+        kind = np.dtype(numbers).kind
         predictor = "NO" if palette or kind not in "uif" else "YES"
         overviews = "AUTO" if factors else "NONE"  # GDAL would make them for small blocks
         options = {**_COG, "blocksize": side, "predictor": predictor, "overviews": overviews}
@@ -292,7 +293,7 @@ def _profile(raster: Raster, alpha: bool | None = None) -> dict[str, Any]:
         "width": width,
         "height": height,
         "count": source.bands + with_alpha,
-        "dtype": source.dtype,
+        "dtype": COMPLEX_INTEGERS if source.complex_integers else source.dtype,
         "photometric": _photometric(source),
     }
     # An alpha band made from nodata replaces it: GDAL ignores alpha where there is nodata.
