@@ -210,6 +210,45 @@ def test_statistics_are_those_of_all_pixels(tmp_path: Path) -> None:
             assert ("STATISTICS_MEAN" in out.tags(1)) == (name == "all")
 
 
+@pytest.mark.parametrize(
+    ("bits", "dtype", "photometric"),
+    [
+        (1, "uint8", "MINISWHITE"),
+        (1, "uint8", "MINISBLACK"),
+        (4, "uint8", "MINISBLACK"),
+        (4, "uint8", "MINISWHITE"),
+        (12, "uint16", "MINISBLACK"),
+        (16, "float32", "MINISBLACK"),
+    ],
+)
+def test_numbers_of_few_bits_stay_so(
+    bits: int, dtype: str, photometric: str, tmp_path: Path
+) -> None:
+    """Scans are shown as black where one of 255 would be white."""
+    side = 1200  # with overviews
+    values = np.random.default_rng(0).integers(0, 1 << min(bits, 11), (1, side, side))
+    form = {"width": side, "height": side, "count": 1, "dtype": dtype, "nbits": bits, "crs": UTM}
+    form |= {"photometric": photometric, "transform": YAWED}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **form) as out:
+        out.write(values.astype(dtype))
+    source = read_source(tmp_path / "a.tif", "a.tif")
+    write_gtiff(tmp_path / "out.tif", whole(source))
+    with rasterio.open(tmp_path / "out.tif") as got:
+        np.testing.assert_array_equal(got.read(), values)
+        assert got.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == str(bits)
+        assert got.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    if bits == 1:
+        grey = [np.asarray(Image.open(tmp_path / n).convert("L")) for n in ("a.tif", "out.tif")]
+        np.testing.assert_array_equal(*grey)
+        assert set(np.unique(grey[1])) == {0, 255}
+    if bits < 8 and not (bits == 1 and photometric == "MINISBLACK"):
+        write_png(tmp_path / "out.png", whole(source))
+        with rasterio.open(tmp_path / "out.png") as got:
+            white = (1 << bits) - 1
+            want = white - values if photometric == "MINISWHITE" else values
+            np.testing.assert_array_equal(got.read(), want)
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_gtiff_gives_back_pixels_mask_and_record(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path)

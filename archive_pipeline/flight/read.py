@@ -213,7 +213,7 @@ def _describe(
             # A JPEG's are only what its decoder can scale to.
             "overviews": [] if dataset.driver == "JPEG" else dataset.overviews(1),
             "image_structure": structure,
-            **({"sample": COMPLEX_INTEGERS} if {*dataset.dtypes} == {COMPLEX_INTEGERS} else {}),
+            **_samples(dataset),
         },
         descriptions=chosen(dataset.descriptions),
         units=chosen(dataset.units),
@@ -365,6 +365,14 @@ def _palette(dataset: rasterio.DatasetReader) -> tuple[tuple[int, int, int, int]
     except ValueError:  # it is said to be one, and has no colours
         return None
     return tuple(tuple(palette[index]) for index in sorted(palette))
+
+
+def _samples(dataset: rasterio.DatasetReader) -> dict[str, Any]:
+    """How numbers are stored that NumPy has no type for, see `SourceImage.layout`."""
+    if {*dataset.dtypes} == {COMPLEX_INTEGERS}:
+        return {"sample": COMPLEX_INTEGERS}
+    bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "")
+    return {"bits": int(bits)} if bits.isdecimal() else {}
 
 
 def _widest(dtypes: Sequence[str]) -> str:

@@ -66,7 +66,8 @@ class SourceImage:
         colorinterp: rasterio's name of each band's colour interpretation, alpha included.
         layout: ``photometric`` and ``compression`` (strings or ``None``), ``block_shape``
             ``[rows, cols]``, ``tiled`` (bool), ``overviews`` (list of factors) and
-            ``image_structure``, GDAL's items of that name (``INTERLEAVE``, ``NBITS``, ...).
+            ``image_structure``, GDAL's items of that name (``INTERLEAVE``, ...); ``bits`` of a
+            number or its ``sample`` type where NumPy has none for it.
         descriptions, units, scales, offsets: one entry a band, without alpha.
         colormap: band 1's palette, 256 or 65536 RGBA entries at most; ``None`` without one.
         tags: dataset tags by namespace (``""`` is the default one), derived ones left out.
@@ -114,6 +115,12 @@ class SourceImage:
         """Whether the pixels are photographic: 8-bit RGB once alpha is set aside."""
         rgb = self.colorinterp[:3] == ("red", "green", "blue")
         return self.dtype == "uint8" and self.bands == 3 and rgb
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a number, where pixels that are kept exactly have fewer than their type."""
+        bits = self.layout.get("bits")
+        return bits if isinstance(bits, int) and 0 < bits < 32 and not self.lossy else None
 
     @property
     def complex_integers(self) -> bool:

@@ -23,7 +23,8 @@ from archive_pipeline.flight.tiff_directory import (
 )
 from archive_pipeline.flight.tiff_tags import Tag, pack_directory
 
-PHOTOMETRIC = 262
+PHOTOMETRIC, COLOURS = 262, 320
+_GREY = (b"\1", b"\3")  # black is zero; of one bit, GDAL writes a palette of black and white
 _PIXEL_OFFSETS = (273, 324)  # of strips, of tiles
 _OFFSET_CODES = {4: "I", 16: "Q"}
 _ALIGNED = 16
@@ -98,8 +99,9 @@ def _first(
     for tag in tags:
         kept[tag.number] = tag
         placed.pop(tag.number, None)
-    if white_is_zero and kept[PHOTOMETRIC].value[:2] == b"\1\0":
+    if white_is_zero and kept[PHOTOMETRIC].value[:1] in _GREY:
         kept[PHOTOMETRIC] = Tag(PHOTOMETRIC, 3, 1, b"\0\0")
+        kept.pop(COLOURS, None)
     following = directories[1][0] + shift if len(directories) > 1 else 0
     return pack_directory(kept.values(), "<", big, start, following, placed)
 
@@ -134,7 +136,7 @@ def _move(
         if entry.tag in _PIXEL_OFFSETS:
             target.seek(field if inline else entry.offset + shift)
             target.write(_moved(_value(source, entry), entry.kind, shift))
-        elif entry.tag == PHOTOMETRIC and white_is_zero and directory.number(source, 262) == 1:
+        elif entry.tag == PHOTOMETRIC and white_is_zero and _value(source, entry)[:1] in _GREY:
             target.seek(field)
             target.write(b"\0\0")
     if directory.following:

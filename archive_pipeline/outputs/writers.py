@@ -28,14 +28,14 @@ from rasterio.windows import Window as RasterioWindow
 
 from archive_pipeline.flight.classes import classes_of
 from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
-from archive_pipeline.flight.raster import Pixels, Raster
+from archive_pipeline.flight.raster import Raster
 from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM, mark
-from archive_pipeline.flight.source_image import COMPLEX_INTEGERS, EXIF_PREFIX, SourceImage
+from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
 from archive_pipeline.flight.tiff_tags import Tag
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.mapping import window_transform
 from archive_pipeline.geo.rpc import with_camera_rpcs
-from archive_pipeline.outputs._blocks import COG_BLOCK, block_side, read_windows, write_parts
+from archive_pipeline.outputs._blocks import COG_BLOCK, read_windows, write_parts
 from archive_pipeline.outputs._documents import (
     embedded_documents,
     exif_tags,
@@ -47,6 +47,7 @@ from archive_pipeline.outputs._documents import (
     tiff_tags,
     without_statistics,
 )
+from archive_pipeline.outputs._samples import as_shown, packing, sample_options, stored_blocks
 from archive_pipeline.outputs._sidecar import MADE_NAMESPACES, auxiliary_xml
 from archive_pipeline.outputs._tiff_tags import insert_tags
 from archive_pipeline.outputs.nodata import avoid_nodata, storable_nodata
@@ -193,7 +194,7 @@ def write_jpeg(path: Path, raster: Raster, replace: Stamps = NOTHING, quality: i
             raise OutputError(
                 f"{source.id}: JPEG cannot store transparent pixels; use gtiff or png"
             )
-        pixels[r - row : r - row + h, c - col : c - col + w] = _shown(source, raster.read(window))
+        pixels[r - row : r - row + h, c - col : c - col + w] = as_shown(source, raster.read(window))
     whole = (col, row, width, height) == (0, 0, source.width, source.height)
     try:
         data = _encode_jpeg(source, pixels, quality, whole, raster.decoder)
@@ -259,8 +260,7 @@ def cog_writer(
     """
     with workdir(path) as work:
         staged, plain, final = (work / name for name in ("stage.tif", "plain.tif", "final.tif"))
-        numbers = {COMPLEX_INTEGERS: "complex64"}.get(profile["dtype"], profile["dtype"])
-        side = block_side(profile["count"], numbers)
+        side = stored_blocks(profile)
         # Band by band, overviews of many bands need no block of all of them.
         interleave = "band" if profile["count"] > MANY_BANDS else "pixel"
         blocks = {"blockxsize": side, "blockysize": side, "interleave": interleave}
@@ -273,10 +273,8 @@ def cog_writer(
             resampling = Resampling.nearest if palette else Resampling.average
             with quiet(), rasterio.open(staged, "r+", driver="GTiff") as stage:
                 stage.build_overviews(factors, resampling)
-        kind = np.dtype(numbers).kind
-        predictor = "NO" if palette or kind not in "uif" else "YES"
         overviews = "AUTO" if factors else "NONE"  # GDAL would make them for small blocks
-        options = {**_COG, "blocksize": side, "predictor": predictor, "overviews": overviews}
+        options = {**_COG, **packing(profile, palette), "blocksize": side, "overviews": overviews}
         rasterio.shutil.copy(staged, plain, **options)
         insert_tags(plain, final, tags, white_is_zero)
         if pam:
@@ -293,7 +291,7 @@ def _profile(raster: Raster, alpha: bool | None = None) -> dict[str, Any]:
         "width": width,
         "height": height,
         "count": source.bands + with_alpha,
-        "dtype": COMPLEX_INTEGERS if source.complex_integers else source.dtype,
+        **sample_options(source, with_alpha),
         "photometric": _photometric(source),
     }
     # An alpha band made from nodata replaces it: GDAL ignores alpha where there is nodata.
@@ -351,7 +349,7 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False, shown: boo
             pixels[~valid] = nodata
             avoid_nodata(pixels, valid, nodata)
         if shown:
-            pixels = _shown(source, pixels)
+            pixels = as_shown(source, pixels)
         write_parts(stage, np.moveaxis(pixels, 2, 0), [n + 1 for n in colours], target)
         if mask is None:
             mask = np.full((h, w), 255, np.uint8)
@@ -361,11 +359,6 @@ def _stage(stage: DatasetWriter, raster: Raster, alpha: bool = False, shown: boo
             stage.write(band, alpha_index + 1, window=target)
         elif source.mask == "mask" and "alpha" not in names:
             stage.write_mask(mask, window=target)
-
-
-def _shown(source: SourceImage, pixels: Pixels) -> Pixels:
-    """Unsigned pixels as formats have them that know no white zero."""
-    return np.iinfo(pixels.dtype).max - pixels if source.white_is_zero else pixels
 
 
 def _describe(
