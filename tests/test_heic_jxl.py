@@ -167,10 +167,11 @@ def test_damaged_files_are_named(flight: Path, tmp_path: Path, name: str) -> Non
     path = tmp_path / name
     (as_heic if name.endswith("heic") else as_jxl)(flight / "DJI_0001.JPG", path)
     data = path.read_bytes()
-    for broken in (data[: len(data) // 3], data[:40], data[:30] + bytes(200)):
+    for number, broken in enumerate((data[: len(data) // 3], data[:40], data[:30] + bytes(200))):
         path.write_bytes(broken)
         with pytest.raises(SourceError) as told:
             read_source(path, name)
+        assert told.value.reason.startswith("truncated: ") or number
         assert len(told.value.reason.splitlines()) == 1
         assert "Traceback" not in told.value.reason
 

@@ -237,6 +237,7 @@ def test_numbers_of_few_bits_stay_so(
         np.testing.assert_array_equal(got.read(), values)
         assert got.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == str(bits)
         assert got.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    assert dataclasses.replace(source, driver="JP2OpenJPEG").bits == (bits if bits < 8 else None)
     if bits == 1:
         grey = [np.asarray(Image.open(tmp_path / n).convert("L")) for n in ("a.tif", "out.tif")]
         np.testing.assert_array_equal(*grey)

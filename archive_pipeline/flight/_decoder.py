@@ -26,6 +26,7 @@ BOXES = {b"Exif": "EXIF", b"xml ": "XMP"}
 # What other boxes hold: a film, a picture for bright screens, ... Room and proofs of origin aside.
 _PLAIN = {b"ftyp", b"meta", b"mdat", b"free", b"skip", b"wide", b"idat"}
 _PLAIN |= {b"JXL ", b"jxll", b"jxlc", b"jxlp", b"jxli", b"jbrd", b"brob", b"jumb", *BOXES}
+_ENDS_EARLY = "NEED_MORE_INPUT", "end of file"  # what decoders say where data is missing
 
 
 def heif(data: bytes, most: int) -> Picture:
@@ -110,7 +111,9 @@ def main() -> None:
         decode = {"HEIF": heif, "JPEGXL": jpeg_xl}[kind]
         pixels, blocks, notes = decode(sys.stdin.buffer.read(), most)
     except Exception as error:
-        sys.exit(" ".join(str(error).split()) or type(error).__name__)
+        said = " ".join(str(error).split()) or type(error).__name__
+        cut = any(word in said for word in _ENDS_EARLY)
+        sys.exit(f"truncated: it ends inside its image data ({said})" if cut else said)
     head = {"shape": pixels.shape, "dtype": pixels.dtype.name, "notes": notes}
     head["blocks"] = [(name, len(block)) for name, block in blocks]
     out = sys.stdout.buffer

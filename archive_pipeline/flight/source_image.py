@@ -118,9 +118,13 @@ class SourceImage:
 
     @property
     def bits(self) -> int | None:
-        """Bits of a number, where pixels that are kept exactly have fewer than their type."""
+        """Bits of a number, where pixels that are kept exactly have fewer than their type.
+
+        Only TIFF's readers know TIFFs of 12 or 15 bits, as JPEG 2000 files have them.
+        """
         bits = self.layout.get("bits")
-        return bits if isinstance(bits, int) and 0 < bits < 32 and not self.lossy else None
+        most = 32 if self.driver in ("GTiff", "COG") else 8
+        return bits if isinstance(bits, int) and 0 < bits < most and not self.lossy else None
 
     @property
     def complex_integers(self) -> bool:
