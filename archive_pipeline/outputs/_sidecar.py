@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from xml.etree import ElementTree
+import re
 from xml.sax.saxutils import escape, quoteattr
 
 import pyproj
@@ -12,6 +11,8 @@ from rasterio.crs import CRS
 from archive_pipeline.flight.xmp import parsed
 from archive_pipeline.geo.georef import Georef
 
+DEEP = "/".join("*" * 64)
+_DECLARATION = re.compile(r"^\s*<\?xml\b[^>]*>")
 MADE_NAMESPACES = frozenset(
     ("COLOR_PROFILE", "IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "OVERVIEWS")
 )
@@ -79,10 +80,11 @@ def _pam_documents(namespace: str, items: dict[str, str]) -> list[str]:
     lines = []
     for document in items.values():
         root = parsed(document)
-        with suppress(RecursionError):
-            text = "" if root is None else ElementTree.tostring(root, "unicode")
-            head = f"  <Metadata domain={quoteattr(namespace)} format={quoteattr('xml')}>"
-            lines += [f"{head}{text}</Metadata>"] if text else []
+        if root is None or root.find(DEEP) is not None:
+            continue  # GDAL would read nothing of a file with it
+        text = _DECLARATION.sub("", document[: document.rfind(">") + 1])
+        head = f'  <Metadata domain={quoteattr(namespace)} format="xml">'
+        lines.append(f"{head}{text}</Metadata>")
     return lines
 
 
