@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,3 +169,32 @@ def server() -> Iterator[S3Server]:
         yield server
         server.stop()
         fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts file systems of their own with little room."""
+    disks: list[Path] = []
+
+    def mount(options: str) -> Path:
+        disk = tmp_path / f"disk{len(disks)}"
+        disk.mkdir()
+        line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        try:
+            subprocess.run(line, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting a small tmpfs is not permitted here")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no room for another byte."""
+    with suppress(OSError), open(disk / "ballast", "wb", buffering=0) as file:
+        while file.write(bytes(1 << 20)):
+            pass
+    assert os.statvfs(disk).f_bavail == 0

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Result, Run
+from conftest import Result, Run, fill
 
 from archive_pipeline.flight import aside
 from archive_pipeline.flight.find import find_images
@@ -30,6 +30,7 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.image_writer import ImageWriter
 from archive_pipeline.store.layout import ArchiveError
 from archive_pipeline.store.retired import read_retired
+from archive_pipeline.store.verdicts import Verdict, add_verdict, record_digest
 
 NAMES = ["DJI_0001.JPG", "DJI_0002.JPG", "DJI_0003.JPG"]
 
@@ -567,35 +568,6 @@ def kept_as_files(own_flight: Path, run: Run, tmp_path: Path) -> Path:
     return url
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts file systems of their own with little room."""
-    disks: list[Path] = []
-
-    def mount(options: str) -> Path:
-        disk = tmp_path / f"disk{len(disks)}"
-        disk.mkdir()
-        line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-        try:
-            subprocess.run(line, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("mounting a small tmpfs is not permitted here")
-        disks.append(disk)
-        return disk
-
-    yield mount
-    for disk in disks:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Leave no room for another byte."""
-    with suppress(OSError), open(disk / "ballast", "wb", buffering=0) as file:
-        while file.write(bytes(1 << 20)):
-            pass
-    assert os.statvfs(disk).f_bavail == 0
-
-
 def test_originals_go_from_a_full_disk(
     run: Run, kept_as_files: Path, own_flight: Path, mounted: Callable[[str], Path]
 ) -> None:
@@ -699,3 +671,31 @@ def test_images_are_removed_on_a_full_disk(
     assert run("check", "--archive", url, "--json").json["images"] == 2
     [flight] = run("info", "--archive", url, "--json").json["flights"]
     assert [v["images"] for v in flight["verdicts"]] == [[NAMES[0], NAMES[2]]]
+
+
+def test_a_clock_that_is_wrong_changes_nothing(
+    run: Run, kept_as_files: Path, own_flight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verdict that was given last counts, whatever its date; so do records and files."""
+    archive = Archive.open(kept_as_files, writable=True)
+    digests = {entry.id: record_digest(entry) for entry in archive.images()}
+    for passed, date, names in ((True, "2099-01-01", NAMES), (False, "1970-01-01", NAMES[:1])):
+        images = {name: digests[name] for name in names}
+        add_verdict(archive, Verdict("beach", "detection", passed, {}, "0", date, images))
+    for path in kept_as_files.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    for path in own_flight.iterdir():
+        os.utime(path, (0, 0))
+    back = iter(f"20{year}-01-01T00:00:00+00:00" for year in range(99, 9, -1))
+    monkeypatch.setattr(_deleting, "_now", lambda: next(back))
+    done = retire(run, kept_as_files, own_flight, "--yes", "--require", "detection", "--json")
+    assert (done.code, kept(done)) == (3, {f"beach/{NAMES[0]}": "it failed verify-detection"})
+    again = retire(run, kept_as_files, own_flight, "--yes", "--json")
+    assert (again.code, again.json["already"], len(again.json["files"])) == (0, 2, 1)
+    [note] = read_retired(Archive.open(kept_as_files), "beach", NAMES[0])
+    assert note["deleted"] < note["date"]
+    assert run("check", "--archive", kept_as_files).code == 0
+    assert run("remove", "beach", NAMES[0], "--archive", kept_as_files, "--yes").code == 0
+    [flight] = run("info", "--archive", kept_as_files, "--json").json["flights"]
+    assert [image["id"] for image in flight["images"]] == NAMES[1:]
+    assert [v["images"] for v in flight["verdicts"]] == [NAMES[1:]]

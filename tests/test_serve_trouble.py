@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import shutil
@@ -10,8 +11,10 @@ import subprocess
 import threading
 import time
 import urllib.request
+import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -59,6 +62,13 @@ NAMES = [
 def client(archive: Path) -> Iterator[TestClient]:
     with client_of(archive) as client:
         yield client
+
+
+@dataclass
+class Disk:
+    """A folder of temporary files."""
+
+    name: str
 
 
 def quoted(name: str) -> str:
@@ -202,6 +212,28 @@ def test_an_archive_that_is_away_comes_back(own_archive: Path) -> None:
         away.rename(own_archive)
         assert client.get(f"{IMAGE}/window.png").status_code == 200
         assert client.get("/api").json()["images"] == 3
+
+
+@pytest.mark.parametrize("options", ["nr_inodes=1", "size=20k"])
+def test_a_full_disk_is_busy_until_there_is_room(
+    archive: Path, mounted: Callable[[str], Path], options: str
+) -> None:
+    disk = mounted(options)
+    made = site.Site(ServeOptions(str(archive)))
+    elsewhere = made.temporary
+    app = make_app(made.options, made)
+    with TestClient(app, base_url=LOCAL, raise_server_exceptions=False) as client:
+        made.temporary = Disk(str(disk))  # type: ignore[assignment]
+        for _ in range(site.MOST_SENT + 1 if "inodes" in options else 2):
+            answer = client.get(f"{IMAGE}/window.tif?window=0,0,400,300")
+            assert (answer.status_code, answer.json()["detail"]) == (503, site.NO_ROOM)
+        zipped = client.get("/frames.zip?flight=beach")
+        with zipfile.ZipFile(io.BytesIO(zipped.content)) as file:  # it says what is missing
+            assert file.read("FAILED.txt").decode().count(site.NO_ROOM) == 3
+        made.temporary = elsewhere
+        assert client.get(f"{IMAGE}/window.tif?window=0,0,400,300").status_code == 200
+    made.close()
+    elsewhere.cleanup()
 
 
 def test_a_damaged_tile_is_an_error_of_that_tile(own_archive: Path) -> None:

@@ -28,6 +28,10 @@ class OutputError(ArchivePipelineError):
     """An image that cannot be written as asked; the message is one line and names the image."""
 
 
+class DiskError(OutputError):
+    """A file that cannot be written where it should be: a full disk, say."""
+
+
 def output_path(
     directory: Path, flight: str, image_id: str, window: Window, full: bool, suffix: str
 ) -> Path:

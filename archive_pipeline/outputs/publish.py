@@ -17,7 +17,7 @@ from rasterio.errors import RasterioError
 
 from archive_pipeline.errors import root_cause
 from archive_pipeline.locks import is_locked, locked
-from archive_pipeline.outputs.paths import OutputError
+from archive_pipeline.outputs.paths import DiskError, OutputError
 
 Stamps = Mapping[Path, tuple[int, int]]
 """Files by what tells whether they changed: bytes and time of modification in nanoseconds."""
@@ -30,7 +30,7 @@ LOCK = "archive-restore.lock"  # no folder of somebody else's has one
 
 @contextmanager
 def workdir(path: Path) -> Iterator[Path]:
-    """Make a hidden folder beside ``path``, removed afterwards; failures become `OutputError`.
+    """Make a hidden folder beside ``path``, removed afterwards; failures become `DiskError`.
 
     A file in it is locked meanwhile, by which `sweep` tells it from one whose process has died.
     """
@@ -45,7 +45,7 @@ def workdir(path: Path) -> Iterator[Path]:
     except (OSError, RasterioError, CPLE_BaseError) as error:
         cause = root_cause(error)
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-        raise OutputError(f"{path}: {' '.join(reason.split())}") from error
+        raise DiskError(f"{path}: {' '.join(reason.split())}") from error
 
 
 @contextmanager

@@ -21,5 +21,9 @@ class Unavailable(ArchivePipelineError):
         self.seconds = seconds
 
 
+class NoRoom(Unavailable):
+    """A full disk."""
+
+
 class Gone(Exception):
     """The client is not there any more."""

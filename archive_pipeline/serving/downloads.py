@@ -20,7 +20,7 @@ from archive_pipeline.jobs.restore import MOSAIC_NAME, restore
 from archive_pipeline.jobs.restoring import RestoreTask, restore_image
 from archive_pipeline.jobs.selection import Selection
 from archive_pipeline.outputs.paths import OutputError, output_path
-from archive_pipeline.serving._errors import Gone, NotFound, Unavailable
+from archive_pipeline.serving._errors import Gone, NoRoom, NotFound, Unavailable
 from archive_pipeline.serving._queries import parse_bbox
 from archive_pipeline.serving._responses import MEDIA_TYPES, Written, attachment
 from archive_pipeline.serving.catalogue import DEGREE, Snapshot
@@ -196,6 +196,8 @@ async def _patiently(
     while True:
         try:
             return await site.write(request, write, large=True)
+        except NoRoom:
+            raise
         except Unavailable as busy:
             await asyncio.sleep(busy.seconds)
 

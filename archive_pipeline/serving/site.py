@@ -19,8 +19,9 @@ from archive_pipeline.errors import UsageError, require
 from archive_pipeline.jobs.composing import PlacedImage
 from archive_pipeline.jobs.decoding import Decoding
 from archive_pipeline.jobs.views import View
+from archive_pipeline.outputs.paths import DiskError
 from archive_pipeline.pcdc.reader.decoder import core_count
-from archive_pipeline.serving._errors import NotFound, Unavailable
+from archive_pipeline.serving._errors import NoRoom, NotFound, Unavailable
 from archive_pipeline.serving._kept import Kept
 from archive_pipeline.serving._original_files import OriginalFiles
 from archive_pipeline.serving._responses import Made, Sent, Written, is_known
@@ -40,6 +41,7 @@ METADATA_BYTES = 64 << 20  # of images that are open
 LIGHT, WAITING_LIGHT = 4, 512  # threads that look things up, and requests for that
 WAITING = 128  # requests for pixels
 MOST_SENT = 16  # files that lie on disk to be sent
+NO_ROOM = "the server cannot write the file: its disk may be full"
 WAITING_LARGE = 8  # requests for whole images and mosaics; one is made at a time
 KEPT_LEVELS = 1000  # images
 KEPT_PLACES = 2000  # images and overviews
@@ -123,11 +125,15 @@ class Site:
 
         Raises:
             Unavailable, Gone: as `Workers.run` has it.
+            NoRoom: the file cannot be written.
         """
         if self._sending >= MOST_SENT:
             raise Unavailable("too many files are being sent")
+        try:
+            folder, left = Path(mkdtemp(dir=self.temporary.name)), threading.Event()
+        except OSError as error:  # a full disk
+            raise NoRoom(NO_ROOM) from error
         self._sending += 1
-        folder, left = Path(mkdtemp(dir=self.temporary.name)), threading.Event()
 
         def done() -> None:
             self._sending -= 1
@@ -137,6 +143,8 @@ class Site:
         def job() -> Path:
             try:
                 return write(folder)
+            except DiskError as error:
+                raise NoRoom(NO_ROOM) from error
             finally:
                 if left.is_set():  # by whom it was for
                     shutil.rmtree(folder, ignore_errors=True)
