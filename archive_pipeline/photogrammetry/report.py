@@ -28,7 +28,7 @@ FRAMES, PAIRS = "frames.csv", "pairs.csv"
 FILES = RESULT, FRAMES, PAIRS, PAGE
 EXTRA = "pip install 'archive-pipeline[photogrammetry]'"
 WIDTH, HEIGHT = 560, 420  # of a drawing, in its own units
-MARGIN = 46
+MARGIN = 60
 DOTS = 4000  # points or pairs drawn at most
 LISTED = 200  # frames in the page's table; all are in frames.csv
 ARROW = 0.08  # of a plan's width: what the longest of the cameras' ways is drawn as
@@ -171,7 +171,8 @@ def _tie_points(flight: FlightReport) -> Drawing:
     scale = _Scale(np.zeros(2), np.full(2, 1.05 * most), equal=False)
     drawing = Drawing(
         "Tie points by pair",
-        "Each dot is a pair of frames. On the line both versions have as many.",
+        "Each dot is a pair of frames, red where less than 90 % are kept. On the line both "
+        "versions have as many.",
         ("in the originals", "in the restored frames"),
         ticks=scale.ticks(),
     )

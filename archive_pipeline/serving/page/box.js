@@ -61,8 +61,7 @@ export class Box {
       el("button", { type: "button", class: "plain", onclick: () => this.set(this.archiveMap.bbox()) }, "Use what the map shows"),
       el("label", { class: "field" }, el("span", {}, "Flight"), this.flight),
       el("label", { class: "field" }, el("span", {}, "Metres a pixel of the mosaic"), this.resolution),
-      el("div", { class: "actions" }, this.buttons),
-      progress);
+      el("div", { class: "end" }, el("div", { class: "actions" }, this.buttons), progress));
     $("card").hidden = false;
   }
 
