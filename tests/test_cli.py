@@ -173,7 +173,7 @@ def test_info(run: Run, archive: Path) -> None:
         assert len(image["footprint"]) == 5
         assert image["crs"] == "EPSG:32615"
     result = run("info", "--archive", archive)
-    assert len(result.out.splitlines()) == FRAMES + 2
+    assert len(result.out.splitlines()) == FRAMES + 3  # flight, totals, model
     assert len(run("info", "--archive", archive, "-q").out.splitlines()) == 2
 
 
@@ -251,7 +251,7 @@ def test_info_lists_the_first_images_of_a_large_flight(
     images = [{"id": f"{n}.jpg", **image, "footprint": None, "crs": None} for n in range(30)]
     totals = {"images": 30, "source_bytes": 1500, "archive_bytes": 210, "model_bytes": 0}
     result = {"flights": [{"id": "coast", "images": images}], "totals": totals}
-    result["written_by"] = __version__
+    result |= {"written_by": __version__, "models": {"ab" * 32: ["deterministic"]}}
     print_info(result, False, 20)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("coast: 30 images, ")
@@ -259,7 +259,8 @@ def test_info_lists_the_first_images_of_a_large_flight(
     assert lines[21] == "  ... and 10 more (--all lists them)"
     print_info(result | {"written_by": None}, False)
     *lines, last = capsys.readouterr().out.splitlines()
-    assert (len(lines), last) == (32, f"made by version 0.1.0, this is {__version__}")
+    assert lines[-1] == "model abababababab, decoders: deterministic (--steps 0)"
+    assert (len(lines), last) == (33, f"made by version 0.1.0, this is {__version__}")
 
 
 def test_help_and_info_fit_a_terminal(run: Run, archive: Path) -> None:

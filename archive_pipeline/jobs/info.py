@@ -12,6 +12,7 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.documents import documents
 from archive_pipeline.store.index import look
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, quote_name
+from archive_pipeline.store.stored_models import stored_decoders
 
 
 @contextmanager
@@ -31,9 +32,10 @@ def describe(archive_url: str) -> dict[str, Any]:
     """Return flights, their images and totals, as `archive info --json` prints them.
 
     Footprints are [[lon, lat], ...] rings in EPSG:4326, transforms six numbers in rasterio's
-    order, both None where unknown; sizes are bytes. Images and documents whose record is damaged
-    are under "damaged", name and error each; "written_by" is the version that made the archive,
-    None before 0.2.0.
+    order, both None where unknown; sizes are bytes. "models" has, by their SHA-256, what the models
+    that the archive carries can decode with: "deterministic" and, with denoising steps,
+    "diffusion". Images and documents whose record is damaged are under "damaged", name and error
+    each; "written_by" is the version that made the archive, None before 0.2.0.
 
     Raises:
         ArchiveError: the archive cannot be used.
@@ -79,6 +81,7 @@ def describe(archive_url: str) -> dict[str, Any]:
     return {
         "flights": listed,
         "totals": totals,
+        "models": stored_decoders(archive),
         "damaged": damaged,
         "written_by": archive.written_by,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -89,7 +90,8 @@ class ArchivedImage:
         record, settings = self.entry.record, self.settings
         if record["codec"] != "pcdc":
             return "lossless"
-        text = f"pcdc {record['model'][:12]}, steps {settings.steps}"
+        known = re.match("[0-9a-f]{12}", str(record.get("model")))  # it may be a stranger's archive
+        text = f"pcdc {known[0] if known else 'unknown'}, steps {settings.steps}"
         if settings.steps:
             text += f", realism {settings.realism:g}, seed {settings.seed}"
         return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 
+from archive_pipeline.pcdc.model_files import DENOISER_WEIGHTS, WEIGHTS
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, policy_key
 
@@ -104,6 +105,22 @@ def read_policy(archive: Archive, sha256: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ArchiveError(f"{archive.url}: {policy_key(sha256)} is damaged: its hash is another")
     return data
+
+
+def stored_decoders(archive: Archive) -> dict[str, list[str]]:
+    """What the models in an archive can decode with, by their SHA-256: "deterministic", "diffusion"
+    or both.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    parts = {WEIGHTS: "deterministic", DENOISER_WEIGHTS: "diffusion"}
+    found: dict[str, list[str]] = {}
+    for key in sorted(archive.stored("models"), key=lambda key: key.endswith(DENOISER_WEIGHTS)):
+        _, sha256, *part = key.split("/", 2)
+        if part and part[0] in parts:
+            found.setdefault(sha256, []).append(parts[part[0]])
+    return dict(sorted(found.items()))
 
 
 def require_denoiser(archive: Archive, entry: ImageEntry) -> None:
