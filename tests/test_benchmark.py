@@ -387,7 +387,7 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert failures[0]["error"] == "OSError: disk is made of cheese"
 
     ratios = {(r["peer"], r["metric"]): r for r in rows(out / "ratios.csv")}
-    assert {m for _, m in ratios} == {"ssimulacra2", "ms_ssim", "psnr"}
+    assert {m for _, m in ratios} == {"ssimulacra2", "ms_ssim", "psnr", "texture"}
     found = ratios["jpeg2000", "psnr"]
     assert found["crops_compared"] == found["crops"] == "2"
     assert float(found["low"]) <= float(found["ratio"]) <= float(found["high"])

@@ -84,6 +84,8 @@ class Coder:
         """Encode into at most `budget` bytes, allocated as `worth` says."""
         return encode_tiles(self.codec, tiles, budget, self.worth(allocation))
 
-    def decode(self, streams: list[bytes], shape: tuple[int, int], steps: int) -> Pixels:
+    def decode(
+        self, streams: list[bytes], shape: tuple[int, int], steps: int, realism: float = 1.0
+    ) -> Pixels:
         """Decode what `encode` made of the tiles of an image of this height and width."""
-        return join(self.codec.decode(streams, TILE, TILE, steps), shape)
+        return join(self.codec.decode(streams, TILE, TILE, steps, 0, realism), shape)

@@ -143,7 +143,12 @@ def caption(panel: Panel) -> list[str]:
     if panel.size is None:
         return [f"{width} x {height} pixels", ""]
     first = f"{panel.size:,} bytes, {8 * panel.size / (width * height):.3f} bits a pixel"
-    shown = {"lpips": "LPIPS {:.3f}", "ssimulacra2": "SSIMULACRA 2 {:.1f}", "psnr": "PSNR {:.1f}"}
+    shown = {
+        "lpips": "LPIPS {:.3f}",
+        "ssimulacra2": "SSIMULACRA 2 {:.1f}",
+        "psnr": "PSNR {:.1f}",
+        "texture": "texture {:.2f}",
+    }
     known = [text.format(panel.quality[k]) for k, text in shown.items() if k in panel.quality]
     return [first, ", ".join(known)]
 

@@ -39,7 +39,8 @@ def label(codec: str) -> str:
     if codec == OURS:
         return "PCDC (ours)"
     if codec.startswith(f"{OURS}-"):
-        return f"PCDC, steps {codec.removeprefix(f'{OURS}-')}"
+        _, steps, *realism = codec.split("-")
+        return ", ".join([f"PCDC, steps {steps}", *(f"realism {share}" for share in realism)])
     return ALL_PEERS[codec].label
 
 

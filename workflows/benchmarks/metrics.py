@@ -9,15 +9,20 @@ import importlib
 import io
 import math
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+import texture
 
 Pixels = NDArray[np.uint8]
 Measure = Callable[[Pixels, Pixels], float]
@@ -64,6 +69,8 @@ METRICS = {
     "ms_ssim": Metric("MS-SSIM", decibels=True),
     "psnr": Metric("PSNR"),
     "dists": Metric("DISTS", "lower"),
+    "texture": Metric("texture", "lower"),
+    "orientation": Metric("orientation", "lower", headline=False),
     "ssim": Metric("SSIM", headline=False),
 }
 
@@ -113,7 +120,7 @@ def _ms_ssim() -> Measure:
 
 def _lpips() -> Measure:
     image = importlib.import_module("torchmetrics.image")
-    with _impatient():
+    with impatient():
         network = image.LearnedPerceptualImagePatchSimilarity("squeeze", normalize=True)
     return _on_tensors(network)
 
@@ -121,12 +128,12 @@ def _lpips() -> Measure:
 def _dists() -> Measure:
     # the metric class would load its 0.5 GB of weights anew for every picture
     module = importlib.import_module("torchmetrics.functional.image.dists")
-    with _impatient():
+    with impatient():
         return _on_tensors(module.DISTSNetwork().eval())
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def impatient() -> Iterator[None]:
     """Let downloads of weights fail soon where there is no network."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
@@ -142,6 +149,8 @@ LOADERS: dict[str, Callable[[], Measure]] = {
     "ms_ssim": _ms_ssim,
     "psnr": lambda: psnr,
     "dists": _dists,
+    "texture": lambda: texture.texture_error,
+    "orientation": lambda: texture.orientation_error,
     "ssim": _ssim,
 }
 
