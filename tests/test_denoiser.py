@@ -13,12 +13,21 @@ import pytest
 import torch
 from conftest import Run
 from golden import reference as ref
+from PIL import Image
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.decoding import tile_seed
-from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
+from archive_pipeline.pcdc.denoiser import (
+    LUMA,
+    NOISE_LEVELS,
+    PIXELS,
+    Denoiser,
+    grain_of,
+    sample,
+    scheduler,
+)
 from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.model_files import (
@@ -114,6 +123,45 @@ def test_an_untrained_denoiser_is_the_deterministic_decoder() -> None:
     torch.testing.assert_close(out, x_bar)
 
 
+def test_grain_is_noise_of_the_octaves_and_strengths_that_gains_ask_for() -> None:
+    noise = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    for octave in range(3):
+        for colour in range(2):
+            gains = torch.zeros(1, 6, 32, 32)
+            gains[:, 2 * octave + colour] = 0.1
+            grain = grain_of(noise, gains)
+            luma = (grain * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1)
+            # noise of three channels has less luma than each of them
+            assert luma.std().item() == pytest.approx(0 if colour else 0.067, abs=0.003)
+            power = np.abs(np.fft.fft2(grain[0, 0].numpy())) ** 2
+            far = np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(256)]))
+            middle = (power * far).sum() / power.sum()  # cycles a pixel
+            assert 0.25 / 2**octave < middle < 0.52 / 2**octave
+    half = torch.zeros(1, 6, 32, 32)
+    half[..., :16] = 0.1
+    grain = grain_of(noise, half)
+    assert grain[..., :116].std() > 0.05
+    assert not grain[..., 140:].any()
+
+
+def test_gains_see_the_noise_whatever_its_level() -> None:
+    """A denoiser that only adds grain adds the same at all levels: it knows the noise."""
+    denoiser = Denoiser(**ref.DENOISER_WIDTHS, grain=1).eval()
+    torch.nn.init.constant_(denoiser.unet.conv_out.bias[PIXELS:], 0.1)
+    y_hat, exponent, x_bar = (
+        torch.zeros(1, 24, 4, 4),
+        torch.zeros(1, 1, 4, 4),
+        torch.rand(1, 3, 64, 64),
+    )
+    noise = torch.randn(x_bar.shape, generator=torch.Generator().manual_seed(1))
+    for level in (20, NOISE_LEVELS - 1):
+        t = torch.tensor([level])
+        with torch.no_grad():
+            out = denoiser(scheduler().add_noise(x_bar, noise, t), t, y_hat, exponent, x_bar)
+        expected = x_bar + grain_of(noise, torch.full((1, 2, 8, 8), 0.1))
+        torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
+
+
 def test_a_model_without_denoiser_says_so(streams: list[bytes]) -> None:
     plain = Codec(Model(ref.tiny_files()))
     [stream] = encode_tiles(plain, [ref.texture(64, 64)], 2000)
@@ -144,6 +192,10 @@ BIAS = "unet.conv_out.bias"
         (changed(width_8=1 << 30), "width_8=1073741824 is out of range"),
         (changed(layers=5), "layers=5 is out of range"),
         (changed(layers=True), "layers=True is out of range"),
+        (changed(grain=5), "grain=5 is out of range"),
+        (changed(grain=-1), "grain=-1 is out of range"),
+        (changed(grain=False), "grain=False is out of range"),
+        (changed(grain=1), "cannot be read"),
         (changed(width_16="64"), "width_16='64' is out of range"),
         (changed(width_16=32), "cannot be read"),
         (changed(width_8=48), "width_8=48 is no multiple of 32"),
@@ -208,14 +260,34 @@ def test_archives_carry_the_denoiser(
         where = ["--archive", url, "--workers", 0, "--image", IMAGE, "-o", out]
         done = run("restore", *where, "--format", "png", *args)
         assert done.code == 0, done.err
-        return {p.name: p.read_bytes() for p in out.rglob("*.png")}
+        pixels = {}
+        for path in out.rglob("*.png"):
+            with Image.open(path) as picture:
+                pixels[path.name] = picture.tobytes()
+                said[name] = picture.text["archive_pipeline restored"].partition("pixels: ")[2]
+        return pixels
+
+    said: dict[str, str] = {}
 
     plain, first = restored("plain"), restored("first", "--steps", 1)
     assert first == restored("again", "--steps", 1, "--seed", 0)
     other = restored("other", "--steps", 1, "--seed", 9)
+    half = restored("half", "--steps", 1, "--seed", 9, "--realism", 0.5)
     assert plain == restored("after", "--steps", 0)
+    assert plain == restored("none", "--steps", 1, "--realism", 0)
     for name in plain:
-        assert len({plain[name], first[name], other[name]}) == 3
+        assert len({plain[name], first[name], other[name], half[name]}) == 4
+    sha256 = Model.from_folder(model_folder).sha256
+    model = f"pcdc {sha256[:12]}, steps"
+    assert said["plain"] == said["after"] == said["none"] == f"{model} 0"
+    assert said["first"] == said["again"] == f"{model} 1, realism 1, seed 0"
+    assert said["half"] == f"{model} 1, realism 0.5, seed 9"
+
+    both = ["deterministic", "diffusion"]
+    assert run("info", "--archive", url, "--json").json["models"] == {sha256: both}
+    told = run("info", "--archive", url).out
+    line = f"model {sha256[:12]}, decoders: deterministic (--steps 0), diffusion (--steps 1)"
+    assert line in told.splitlines()
 
     for part in (url / "models").rglob("diffusion*"):
         part.write_bytes(part.read_bytes()[:-1] + b"?")
@@ -238,3 +310,5 @@ def test_archives_without_denoiser_restore_with_steps_0_only(
     assert mosaic.code == 1
     assert "has no denoiser" in mosaic.err
     assert run("restore", "--archive", url, "--workers", 0, "-o", out).code == 0
+    [decoders] = run("info", "--archive", url, "--json").json["models"].values()
+    assert decoders == ["deterministic"]

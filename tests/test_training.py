@@ -884,7 +884,7 @@ def test_plots(measure: str, tmp_path: Path) -> None:
         "200,3.0,1e-3,9.0,0.4,31,1\n"  # lost: the session after resumed from step 120
         "150,3.1,1e-3,1.4,0.4,31,1\n"
     )
-    steps, more = ("", ",0.1,0.2") if measure == "bpp" else ("1,", "")
+    steps, more = ("", ",0.1,0.2") if measure == "bpp" else ("1,", ",31.0,0.4")
     (tmp_path / "validation.csv").write_text(
         f"60,1.2,16,{steps}1.2,35.0{more}\n60,1.2,24,{steps}0.7,33.0{more}\n"
         f"120,2.4,16,{steps}1.1,35.5{more}\n120,2.4,24,{steps}0.6,33.5{more}\n"

@@ -4,8 +4,14 @@ Data flow of one step, after CDC (Yang and Mandt 2023, the paper's reference 12:
 predicts the image, "x-prediction", not the noise)::
 
     y_hat, step exponents --features--+
-    x_bar (steps = 0 decoder) --------+--> U-Net on 8 px cells --> residual --> x_0 = x_bar + it
-    x_t (noisy image) ----------------+
+    x_bar (steps = 0 decoder) --------+--> U-Net on 8 px cells --+--> residual
+    x_t (noisy image) ----+-----------+                          +--> gains
+                          +--> its noise, by octaves, times the gains --> grain
+
+    x_0 = x_bar + residual + grain
+
+Grain is how detail that nobody knows looks like detail: a network that is to give texture the
+energy it had otherwise learns patterns, which are cheaper to draw than chance.
 
 Sampling starts from noise added to x_bar, not from noise alone, so few steps are enough. This
 module imports diffusers, which takes seconds: import it only where steps >= 1.
@@ -15,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DModel
@@ -32,6 +39,12 @@ NOISE_LEVELS = 100  # timesteps of the forward process
 NORM_GROUPS = 16
 MAX_WIDTH = 512
 MAX_LAYERS = 4
+MAX_GRAIN = 4
+CELL = 8  # pixels a side
+PIXELS = 3 * CELL**2  # values of a cell's pixels
+# of white noise of unit variance in its octaves, brought back to full size
+DEVIATIONS = (0.9034, 0.2531, 0.1107, 0.0540)
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 LAST_BETA = 0.014  # linear betas up to this leave half of the signal's power at the last level
 
 
@@ -48,6 +61,13 @@ def scheduler() -> DDIMScheduler:
     )
 
 
+@cache
+def signal_powers() -> list[float]:
+    """Share of the signal's power that is left at each noise level."""
+    powers: list[float] = scheduler().alphas_cumprod.tolist()
+    return powers
+
+
 class Denoiser(ModelMixin, ConfigMixin):
     """Predicts the image from a noisy one, the latents and the deterministic decoder's output.
 
@@ -57,6 +77,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         width_8, width_16: the U-Net's widths at 1/8 and 1/16 of the resolution, multiples of 32:
             a group of channels must have a variance even in a tile of one pixel.
         layers: residual layers a resolution.
+        grain: octaves of the noise that have gains, for luma and colours each, from the finest on.
     """
 
     @register_to_config
@@ -67,14 +88,16 @@ class Denoiser(ModelMixin, ConfigMixin):
         width_8: int = 64,
         width_16: int = 128,
         layers: int = 2,
+        grain: int = 0,
     ) -> None:
         super().__init__()
+        self.grain = grain
         self.reduce = nn.Sequential(
             nn.Conv2d(latents + 1, 4 * features, 1), nn.PixelShuffle(2), nn.SiLU()
         )
         self.unet = UNet2DModel(
-            in_channels=2 * 192 + features,
-            out_channels=192,
+            in_channels=2 * PIXELS + features,
+            out_channels=PIXELS + 2 * grain,
             block_out_channels=(width_8, width_16),
             down_block_types=("DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D"),
@@ -96,9 +119,52 @@ class Denoiser(ModelMixin, ConfigMixin):
         """
         plane = exponent.to(y_hat.dtype) / MAX_EXPONENT
         features = self.reduce(torch.cat([y_hat / LATENT_GAIN, plane], 1))
-        cells = F.pixel_unshuffle(torch.cat([x_t, x_bar], 1), 8)
-        residual = self.unet(torch.cat([cells, features], 1), timestep).sample
-        return x_bar + F.pixel_shuffle(residual, 8)
+        cells = F.pixel_unshuffle(torch.cat([x_t, x_bar], 1), CELL)
+        out = self.unet(torch.cat([cells, features], 1), timestep).sample
+        x_0 = x_bar + F.pixel_shuffle(out[:, :PIXELS], CELL)
+        if self.grain:
+            power = x_bar.new_tensor(signal_powers())[timestep].view(-1, 1, 1, 1)
+            noise = (x_t - power.sqrt() * x_bar) / (1 - power).sqrt()
+            x_0 = x_0 + grain_of(noise, out[:, PIXELS:].to(x_bar))
+        return x_0
+
+
+def grain_of(noise: Tensor, gains: Tensor) -> Tensor:
+    """Noise (N, 3, 8h, 8w) of unit variance by octaves, each times its gains; of the same shape.
+
+    Args:
+        gains: (N, 2 k, h, w), of luma and of colours for k octaves, the finest first.
+    """
+    octaves = gains.shape[1] // 2
+    luma = (noise * noise.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    bands = octaves_of(torch.cat([luma, noise - luma], 1), octaves)
+    total = torch.zeros_like(bands[-1][:, 1:])
+    for octave in reversed(range(octaves)):
+        band = bands[octave]
+        own = gains[:, 2 * octave : 2 * octave + 2] / DEVIATIONS[octave]
+        own = F.interpolate(own, band.shape[2:], mode="bilinear")
+        if octave < octaves - 1:
+            total = doubled(total)
+        total = total + own[:, :1] * band[:, :1] + own[:, 1:] * band[:, 1:]
+    return total
+
+
+def octaves_of(x: Tensor, octaves: int) -> list[Tensor]:
+    """Differences of (N, C, H, W) from its means of 2 x 2, at full size, of these at half size, ...
+
+    H and W are multiples of 2 to the power of `octaves`.
+    """
+    bands = []
+    for _ in range(octaves):
+        means = F.avg_pool2d(x, 2)
+        bands.append(x - doubled(means))
+        x = means
+    return bands
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Twice the height and width of (N, C, H, W), bilinear."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear")
 
 
 @torch.no_grad()
@@ -139,8 +205,8 @@ def load_denoiser(config: bytes, weights: bytes, latents: int) -> Denoiser:
         # names with an underscore are diffusers' notes on class and version
         settings = {k: v for k, v in json.loads(config).items() if not k.startswith("_")}
         for name, value in settings.items():
-            limit = MAX_LAYERS if name == "layers" else MAX_WIDTH
-            if type(value) is not int or not 1 <= value <= limit:
+            limit = {"layers": MAX_LAYERS, "grain": MAX_GRAIN}.get(name, MAX_WIDTH)
+            if type(value) is not int or not (name != "grain") <= value <= limit:
                 raise ValueError(f"{name}={value!r} is out of range")
             if name.startswith("width") and value % (2 * NORM_GROUPS):
                 raise ValueError(f"{name}={value} is no multiple of {2 * NORM_GROUPS}")

@@ -6,9 +6,10 @@
 Writes RUN/training.png and RUN/training.svg for each run, over minutes:
     log.csv         loss and the gradient's norm before clipping: each row one batch, and
                     running medians
-    validation.csv  of the transform bits a pixel, PSNR, 1 - SSIM and LPIPS, of the denoiser LPIPS
-                    and PSNR, of held-out crops, and their change since the first checkpoint: a
-                    colour for each image step g, a line style for each number of denoising steps
+    validation.csv  of the transform bits a pixel, PSNR, 1 - SSIM and LPIPS, of the denoiser LPIPS,
+                    PSNR at full and at quarter size and the error of texture, of held-out crops,
+                    and their change since the first checkpoint: a colour for each image step g, a
+                    line style for each number of denoising steps
 
 What a session logged after the checkpoint that a later one resumed from is left out.
 """
@@ -29,7 +30,10 @@ SMOOTH = 9  # rows of a running median
 STYLES = {0: ":", 1: "-", 2: "--", 4: "-.", 8: (0, (1, 4))}  # by denoising steps
 LPIPS, PSNR = "LPIPS (lower is better)", "PSNR (dB)"
 # by the fifth column of log.csv: what validation.csv has behind steps
-MEASURES = {"bpp": ("bits a pixel", PSNR, "1 - SSIM", LPIPS), "lpips": (LPIPS, PSNR)}
+MEASURES = {
+    "bpp": ("bits a pixel", PSNR, "1 - SSIM", LPIPS),
+    "lpips": (LPIPS, PSNR, "PSNR at quarter size (dB)", "texture, finest octaves (log2)"),
+}
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,10 @@ def release_denoiser(state: dict, folder: Path) -> None:
             f"this denoiser was trained for transform {state['model'][:12]}, "
             f"{folder} holds {transform[:12]}"
         )
-    from archive_pipeline.pcdc.denoiser import Denoiser
+    from archive_pipeline.pcdc.denoiser import PIXELS, Denoiser
 
-    denoiser = Denoiser(latents=model.networks.config.latents)
+    channels = len(state["average"]["unet.conv_out.bias"])
+    denoiser = Denoiser(latents=model.networks.config.latents, grain=(channels - PIXELS) // 2)
     denoiser.load_state_dict(state["average"])
     (folder / DENOISER_CONFIG).parent.mkdir(exist_ok=True)
     config = {"_class_name": "Denoiser", **denoiser.config}

@@ -4,10 +4,13 @@
     python workflows/training/train_denoiser.py crops.npy --model pcdc-drone-small \
         --run runs/denoiser
 
-The loss is LPIPS (SqueezeNet) + 1 - SSIM (at three scales) + k * squared error of 8-bit pixels of
-the predicted image: structure keeps LPIPS from textures that only it likes. Half of the samples
-are what sampling starts from, noise added to the deterministic decoder's output; the others are
-noisy originals at any noise level, for the later steps of several.
+A decoder that is paid for pixels blurs what few bits cannot tell. So where image steps are coarse
+the loss asks for the original's texture instead, by the statistics of features (`texture_loss.py`),
+and for its pixels at a quarter of the size; where they are fine, it is LPIPS (SqueezeNet)
++ 1 - SSIM (at three scales) + k * squared error of the predicted image. Most samples are what
+sampling starts from, noise added to the deterministic decoder's output; the others are noisy
+originals at any noise level, for the later steps of several. Every sample comes twice, with two
+noises.
 
 A denoiser belongs to one transform. When that was trained further, --start takes the weights of
 the denoiser before, with a new optimiser; --resume continues a run for the same transform.
@@ -18,27 +21,69 @@ LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from checkpoints import read_checkpoint
-from torch import Tensor
+from texture_loss import realism_loss
+from torch import Tensor, nn
+from torch.nn import functional as F
 from training import Run, Settings, common_options
 from training_samples import Crops, random_offsets, random_steps
-from transform_loss import border_weights, quantise, structural_error
+from transform_loss import border_weights, quantise
 from transform_start import with_more_latents
 
 from archive_pipeline.codec.models import load_named
-from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, Denoiser, sample, scheduler
+from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, PIXELS, Denoiser, sample, scheduler
 from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.model_files import ModelError, transform_digest
 from archive_pipeline.pcdc.training.judge import lpips
 from archive_pipeline.pcdc.transforms import TransformCodec
 
-SQUARED_ERROR_WEIGHT = 0.003  # beside LPIPS; HiFiC (Mentzer et al. 2020) has 0.0023
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_shared"))
+from texture import texture_error
+
 HELD_OUT = 8  # crops
 VALIDATION_STEPS = (24, 32, 40, 48)
+GRAIN = 3  # octaves
+FIRST_GAIN = 0.01  # of pixels in -1..1; without any, energy tells gains nothing
+FIRST = 0.75  # share of samples that are what sampling starts from
+COARSE = 0.75  # share of image steps from those where texture is generated
+COARSEST = (32, 56)
+
+
+def coarse_steps(count: int, generator: torch.Generator) -> Tensor:
+    """Image steps (count,), most of them where the denoiser has something to do."""
+    low, high = COARSEST
+    coarse = torch.randint(low, high + 1, (count,), generator=generator)
+    chosen = torch.rand(count, generator=generator) < COARSE
+    return torch.where(chosen, coarse, random_steps(count, generator))
+
+
+class Quality(NamedTuple):
+    """What pictures are validated by, means over them; PSNRs in dB, the second at quarter size."""
+
+    lpips: float
+    psnr: float
+    low_psnr: float
+    texture: float
+
+
+def quality(out: Tensor, x: Tensor) -> Quality:
+    """Of a decoded picture and its original, both (1, 3, H, W) in -1..1."""
+
+    def psnr(a: Tensor, b: Tensor) -> float:
+        return 10 * math.log10(255**2 / float((a - b).mul(127.5).square().mean()))
+
+    decoded, original = (
+        p[0].mul(127.5).add(128).clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        for p in (out, x)
+    )
+    low = psnr(F.avg_pool2d(out, 4), F.avg_pool2d(x, 4))
+    return Quality(lpips(out, x).item(), psnr(out, x), low, texture_error(original, decoded))
 
 
 @torch.no_grad()
@@ -57,25 +102,22 @@ def validate(
     codec: TransformCodec,
     crops: Tensor,
     counts: tuple[int, ...],
-) -> list[tuple[int, int, float, float]]:
-    """Mean (image step, denoising steps, LPIPS, PSNR) of `crops` at numbers of steps `counts`."""
+) -> list[tuple[int, int, Quality]]:
+    """Image step, denoising steps and mean quality of `crops` at numbers of steps `counts`."""
     device = denoiser.device
     denoiser.eval()
     rows = []
     for g in VALIDATION_STEPS:
-        results: dict[int, list[tuple[float, float]]] = {n: [] for n in counts}
+        results: dict[int, list[Quality]] = {n: [] for n in counts}
         for i, crop in enumerate(crops):
             x = crop[None].to(device).float() / 127.5 - 1
             offsets = torch.zeros(1, 1, x.shape[2] // 16, x.shape[3] // 16, device=device).long()
             y_hat, exponent, x_bar = decode(codec, x, torch.tensor([g], device=device), offsets)
             for steps, found in results.items():
                 out = sample(denoiser, y_hat, exponent, x_bar, steps, [i]) if steps else x_bar
-                out = out.clamp(-1, 1)
-                mse = float((out - x).mul(127.5).square().mean())
-                found.append((lpips(out, x).item(), 10 * math.log10(255**2 / mse)))
+                found.append(quality(out.clamp(-1, 1), x))
         for steps, found in results.items():
-            mean = torch.tensor(found).mean(0)
-            rows.append((g, steps, float(mean[0]), float(mean[1])))
+            rows.append((g, steps, Quality(*torch.tensor(found).mean(0).tolist())))
     denoiser.train()
     return rows
 
@@ -98,7 +140,7 @@ def start_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_start(denoiser: Denoiser, path: Path) -> None:
-    """Take over the weights that `start_weights` finds, also those for fewer latents.
+    """Take over the weights that `start_weights` finds, also those for fewer latents or gains.
 
     Raises:
         click.ClickException: there are none, or they are of other widths.
@@ -108,6 +150,10 @@ def load_start(denoiser: Denoiser, path: Path) -> None:
     shape = denoiser.state_dict()["reduce.0.weight"].shape
     try:
         weights["reduce.0.weight"] = with_more_latents(first, shape, first.shape[1] - 1)
+        for name in ("unet.conv_out.weight", "unet.conv_out.bias"):
+            more = denoiser.state_dict()[name].clone()
+            more[: len(weights[name])] = weights[name]
+            weights[name] = more
         denoiser.load_state_dict(weights)
     except RuntimeError as error:
         raise click.ClickException(f"{path} holds a denoiser of other widths") from error
@@ -115,7 +161,7 @@ def load_start(denoiser: Denoiser, path: Path) -> None:
 
 @click.command(help=__doc__)
 @common_options(
-    batch=4,
+    batch=2,
     lr=8e-4,
     start="Start from a released model's denoiser (its folder) or from a denoiser's checkpoint, "
     "also those for another transform.",
@@ -135,7 +181,8 @@ def main(settings: Settings, name: str) -> None:
         raise click.ClickException(str(error)) from error
     transform = transform_digest(model.files)
     codec = settings.place(model.networks)
-    denoiser = settings.place(Denoiser(latents=codec.config.latents))
+    denoiser = settings.place(Denoiser(latents=codec.config.latents, grain=GRAIN))
+    nn.init.constant_(denoiser.unet.conv_out.bias[PIXELS:], FIRST_GAIN)
     average = settings.place(Denoiser(**denoiser.config))
     notes = {"model": transform}
     run = Run(settings, "denoiser", denoiser, average, clip=1.0, measure="lpips", notes=notes)
@@ -164,31 +211,38 @@ def main(settings: Settings, name: str) -> None:
             return
         rows = validate(average, codec, held_out, counts)
         run.report(
-            [(g, n, f"{d:.4f}", f"{p:.3f}") for g, n, d, p in rows],
-            " ".join(f"g{g}/{n}: {d:.3f}/{p:.2f}" for g, n, d, p in rows if n < 2),
+            [(g, n, *(f"{value:.4f}" for value in q)) for g, n, q in rows],
+            " ".join(
+                f"g{g}/{n}: {q.lpips:.3f}/{q.psnr:.2f}/{q.low_psnr:.2f}/{q.texture:.2f}"
+                for g, n, q in rows
+                if n < 2
+            ),
         )
 
     run.begin()
     while not run.finished:
         x = settings.place(source.batch(batch)).float() / 127.5 - 1
-        image_step = random_steps(batch, generator).to(device)
+        image_step = coarse_steps(batch, generator).to(device)
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         y_hat, exponent, x_bar = decode(codec, x, image_step, offsets)
         timestep = torch.randint(NOISE_LEVELS, (batch,), generator=generator).to(device)
-        first = (torch.rand(batch, generator=generator) < 0.5).to(device)
+        first = (torch.rand(batch, generator=generator) < FIRST).to(device)
         timestep = torch.where(first, NOISE_LEVELS - 1, timestep)
         origin = torch.where(first.view(-1, 1, 1, 1), x_bar, x)
+        x, y_hat, exponent, x_bar, origin, timestep, image_step = (
+            torch.cat([part, part])  # all of it twice, with two noises
+            for part in (x, y_hat, exponent, x_bar, origin, timestep, image_step)
+        )
         noise = torch.randn(x.shape, generator=generator).to(device)
         x_t = process.add_noise(origin, noise, timestep)
         with settings.autocast():
             x_0 = predict(x_t, timestep, y_hat, exponent, x_bar).float()
-        error = (x_0 - x).mul(127.5).square()
-        perceptual = lpips(x_0.clamp(-1, 1), x).mean()
-        loss = perceptual + structural_error(x_0, x).mean()
-        loss = loss + SQUARED_ERROR_WEIGHT * (error * weight).mean()
+        loss, likeness, _ = realism_loss(x_0, x, image_step, weight)
+        loss = loss.mean()
         run.update(loss)
         if run.log_due:
-            run.log(loss.item(), perceptual.item(), error.mean().item())
+            error = (x_0 - x).mul(127.5).square().mean()
+            run.log(loss.item(), likeness.mean().item(), error.item())
         if run.save_due:
             save()
     save((0, 1, 2, 4, 8))

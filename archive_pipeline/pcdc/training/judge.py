@@ -92,10 +92,19 @@ def require_lpips() -> None:
     _lpips()
 
 
-def _features(x: Tensor) -> list[Tensor]:
-    """Unit-normalised LPIPS features of (N, 3, H, W) in -1..1."""
+def perceptual_layers(x: Tensor) -> list[Tensor]:
+    """What SqueezeNet makes of (N, 3, H, W) in -1..1 in the seven layers that LPIPS looks at.
+
+    Raises:
+        UtilityError: its weights, or the packages it needs, cannot be had.
+    """
     network = _lpips().to(x.device)
-    return [F.normalize(f, dim=1, eps=1e-8) for f in network.net(network.scaling_layer(x))]
+    return list(network.net(network.scaling_layer(x)))
+
+
+def _features(layers: list[Tensor]) -> list[Tensor]:
+    """LPIPS' features: what the layers hold, of unit length at every place."""
+    return [F.normalize(f, dim=1, eps=1e-8) for f in layers]
 
 
 def _distances(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
@@ -110,6 +119,11 @@ def lpips(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         UtilityError: its weights, or the packages it needs, cannot be had.
     """
+    return lpips_of(perceptual_layers(a), perceptual_layers(b))
+
+
+def lpips_of(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """LPIPS of pictures by their `perceptual_layers`, (N,)."""
     maps = _distances(_features(a), _features(b))
     return torch.stack([distance.mean((1, 2, 3)) for distance in maps]).sum(0)
 
@@ -162,7 +176,7 @@ class Judge:
         self.task = task
         self.blocks = (-(-original.shape[2] // BLOCK_SIDE), -(-original.shape[3] // BLOCK_SIDE))
         with torch.no_grad():
-            self._reference = _features(original)
+            self._reference = _features(perceptual_layers(original))
 
     @torch.no_grad()
     def terms(self, reconstruction: Tensor) -> Tensor:
@@ -175,7 +189,7 @@ class Judge:
         error = _pool((a - b).square().mean(1, keepdim=True), self.blocks)
         structure = _pool(1 - _ssim_map(a, b), self.blocks)
         perceived = torch.zeros_like(error)
-        for distance in _distances(self._reference, _features(reconstruction)):
+        for distance in _distances(self._reference, _features(perceptual_layers(reconstruction))):
             perceived += _pool(distance, self.blocks)
         lost = torch.zeros_like(error)
         if self.task is not None:
