@@ -197,8 +197,8 @@ def decoding(function: Callable[..., None]) -> Callable[..., None]:
             metavar="N",
             default=0,
             show_default=True,
-            help="Denoising steps: 0, the deterministic decoder, has the least error; more look "
-            "sharper.",
+            help="Denoising steps: 0, the deterministic decoder, has the least error and is for "
+            "measuring; 1 gives texture back, invented, for looking at.",
         ),
     ):
         function = option(function)
