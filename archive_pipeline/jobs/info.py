@@ -12,7 +12,7 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.documents import documents
 from archive_pipeline.store.index import look
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, quote_name
-from archive_pipeline.store.stored_models import stored_decoders
+from archive_pipeline.store.stored_models import decoders_of
 
 
 @contextmanager
@@ -54,6 +54,7 @@ def describe(archive_url: str) -> dict[str, Any]:
     for flight in kept:
         flights.setdefault(flight, [])
     every = [image for images in flights.values() for image in images]
+    models = archive.stored("models")
     totals = {
         "flights": len(flights),
         "images": len(every),
@@ -61,7 +62,7 @@ def describe(archive_url: str) -> dict[str, Any]:
         "archive_bytes": sum(i["archive_bytes"] for i in every),
         "documents": sum(map(len, kept.values())),
         "document_bytes": sum(d["archive_bytes"] for some in kept.values() for d in some),
-        "model_bytes": archive.size_of("models"),
+        "model_bytes": sum(key.size for key in models.values()),
     }
 
     def entries_of(flight: str) -> list[ImageEntry]:
@@ -81,7 +82,7 @@ def describe(archive_url: str) -> dict[str, Any]:
     return {
         "flights": listed,
         "totals": totals,
-        "models": stored_decoders(archive),
+        "models": decoders_of(models),
         "damaged": damaged,
         "written_by": archive.written_by,
     }

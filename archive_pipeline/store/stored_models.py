@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 
 from archive_pipeline.pcdc.model_files import DENOISER_WEIGHTS, WEIGHTS
@@ -107,16 +108,15 @@ def read_policy(archive: Archive, sha256: str) -> bytes:
     return data
 
 
-def stored_decoders(archive: Archive) -> dict[str, list[str]]:
-    """What the models in an archive can decode with, by their SHA-256: "deterministic", "diffusion"
-    or both.
+def decoders_of(keys: Iterable[str]) -> dict[str, list[str]]:
+    """What models can decode with, by their SHA-256: "deterministic", "diffusion" or both.
 
-    Raises:
-        ArchiveError: the store fails.
+    Args:
+        keys: of an archive, those below models/.
     """
     parts = {WEIGHTS: "deterministic", DENOISER_WEIGHTS: "diffusion"}
     found: dict[str, list[str]] = {}
-    for key in sorted(archive.stored("models"), key=lambda key: key.endswith(DENOISER_WEIGHTS)):
+    for key in sorted(keys, key=lambda key: key.endswith(DENOISER_WEIGHTS)):
         _, sha256, *part = key.split("/", 2)
         if part and part[0] in parts:
             found.setdefault(sha256, []).append(parts[part[0]])
