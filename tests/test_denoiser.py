@@ -20,7 +20,6 @@ from safetensors.torch import save as save_tensors
 from archive_pipeline.pcdc.codec import Codec
 from archive_pipeline.pcdc.decoding import tile_seed
 from archive_pipeline.pcdc.denoiser import (
-    LUMA,
     NOISE_LEVELS,
     PIXELS,
     Denoiser,
@@ -29,6 +28,7 @@ from archive_pipeline.pcdc.denoiser import (
     scheduler,
 )
 from archive_pipeline.pcdc.encoding import encode_tiles
+from archive_pipeline.pcdc.layers import luma
 from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.model_files import (
     DENOISER_CONFIG,
@@ -130,9 +130,8 @@ def test_grain_is_noise_of_the_octaves_and_strengths_that_gains_ask_for() -> Non
             gains = torch.zeros(1, 6, 32, 32)
             gains[:, 2 * octave + colour] = 0.1
             grain = grain_of(noise, gains)
-            luma = (grain * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1)
             # noise of three channels has less luma than each of them
-            assert luma.std().item() == pytest.approx(0 if colour else 0.067, abs=0.003)
+            assert luma(grain).std().item() == pytest.approx(0 if colour else 0.067, abs=0.003)
             power = np.abs(np.fft.fft2(grain[0, 0].numpy())) ** 2
             far = np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(256)]))
             middle = (power * far).sum() / power.sum()  # cycles a pixel

@@ -36,3 +36,4 @@ HYPER_LIMIT = 127  # hyper-latents are integers in -127..127
 # Of the encoder, not of the format: bits that the squared error of a symbol is worth, in steps. At
 # equal bits, lower ones gain SSIMULACRA 2 and lose LPIPS.
 ERROR_WEIGHT = 20.0
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archive_pipeline.pcdc.constants import LATENT_GAIN, MAX_EXPONENT
-from archive_pipeline.pcdc.layers import zero
+from archive_pipeline.pcdc.layers import luma, zero
 from archive_pipeline.pcdc.model_files import check_header
 
 NOISE_LEVELS = 100  # timesteps of the forward process
@@ -44,7 +44,6 @@ CELL = 8  # pixels a side
 PIXELS = 3 * CELL**2  # values of a cell's pixels
 # of white noise of unit variance in its octaves, brought back to full size
 DEVIATIONS = (0.9034, 0.2531, 0.1107, 0.0540)
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 LAST_BETA = 0.014  # linear betas up to this leave half of the signal's power at the last level
 
 
@@ -136,8 +135,8 @@ def grain_of(noise: Tensor, gains: Tensor) -> Tensor:
         gains: (N, 2 k, h, w), of luma and of colours for k octaves, the finest first.
     """
     octaves = gains.shape[1] // 2
-    luma = (noise * noise.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    bands = octaves_of(torch.cat([luma, noise - luma], 1), octaves)
+    grey = luma(noise)
+    bands = octaves_of(torch.cat([grey, noise - grey], 1), octaves)
     total = torch.zeros_like(bands[-1][:, 1:])
     for octave in reversed(range(octaves)):
         band = bands[octave]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from archive_pipeline.pcdc.constants import (
     ACTIVATION_BITS,
     ACTIVATION_LIMIT,
+    LUMA,
     WEIGHT_BITS,
     WEIGHT_LIMIT,
 )
@@ -75,6 +76,11 @@ class MixedSequential(nn.Sequential):
             else:
                 x = layer(x)
         return x
+
+
+def luma(x: Tensor) -> Tensor:
+    """Luma (N, 1, H, W) of red, green and blue (N, 3, H, W)."""
+    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def round_half_up(x: Tensor) -> Tensor:

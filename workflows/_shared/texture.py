@@ -9,16 +9,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from archive_pipeline.pcdc.constants import LUMA
+
 BLOCK = 32  # pixels of the picture a side
 OCTAVES = 3
 ROUNDING = 1 / 12  # the variance that rounding to whole levels makes: less energy is none
-LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue (ITU-R BT.601)
 
 
 def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Luma of the whole blocks of a picture."""
     height, width = (n // BLOCK * BLOCK for n in pixels.shape[:2])
-    return np.ascontiguousarray(pixels[:height, :width].astype(np.float32) @ LUMA)
+    return np.ascontiguousarray(pixels[:height, :width].astype(np.float32) @ np.float32(LUMA))
 
 
 def octave_energies(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archive_pipeline.pcdc.constants import HYPER_LIMIT, SCALE_COUNT
-from archive_pipeline.pcdc.layers import round_half_up
+from archive_pipeline.pcdc.layers import luma, round_half_up
 from archive_pipeline.pcdc.training.estimates import cheaper, gaussian_bits
 from archive_pipeline.pcdc.training.judge import UtilityWeights, lpips, similarity
 from archive_pipeline.pcdc.transforms import TransformCodec, scale_of, step_size
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 BORDER_WEIGHTS = (9.0, 1.4)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 CHROMA_WEIGHT = 0.5  # of what is left of an error without luma's
 COARSE_WEIGHTS = (
     0.5,
@@ -119,8 +118,8 @@ def squared_error(x_bar: Tensor, x: Tensor) -> Tensor:
     Eyes, and judges made after them, see less of it; in RGB it would count as much as luma.
     """
     error = (x_bar - x).mul(127.5)
-    luma = (error * error.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    return luma.square() + CHROMA_WEIGHT * (error - luma).square()
+    grey = luma(error)
+    return grey.square() + CHROMA_WEIGHT * (error - grey).square()
 
 
 def multiscale_squared_error(x_bar: Tensor, x: Tensor) -> Tensor:
