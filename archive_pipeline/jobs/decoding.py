@@ -17,8 +17,7 @@ class Decoding:
         steps: denoising steps; 0 is the deterministic decoder.
         seed: of the denoiser's noise.
         precision: of the codec's large networks.
-        realism: how much of the detail that denoising generates is in the pixels, 0..1. With none
-            of it there are no steps to take.
+        realism: how much of the detail that denoising generates is in the pixels, 0..1.
     """
 
     device: str
@@ -26,10 +25,6 @@ class Decoding:
     seed: int
     precision: Precision
     realism: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.realism:
-            object.__setattr__(self, "steps", 0)
 
     def settings(self) -> Settings:
         """The same for the codec, with the device that is there.

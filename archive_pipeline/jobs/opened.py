@@ -338,7 +338,7 @@ class OpenArchive:
 
     def reader(self, entry: ImageEntry) -> ArchivedImage:
         """One of its images for what reads rasters."""
-        if self._decoding.steps:
+        if self._settings.steps:
             require_denoiser(self._archive, entry)
         return ArchivedImage(self._archive, entry, self._settings, fixed=("georef",))
 

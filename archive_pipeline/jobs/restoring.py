@@ -101,7 +101,7 @@ def _write(task: RestoreTask) -> dict[str, Any]:
     with stage("start"):
         settings = task.decoding.settings()
     archive = Archive.reopen(task.archive)
-    if task.decoding.steps:
+    if settings.steps:
         require_denoiser(archive, task.entry)
     image, replace = ArchivedImage(archive, task.entry, settings), task.replace
     entry = None
@@ -149,7 +149,7 @@ def restore_mosaic(
         # where its pixels belong is computed once
         view = View(ArchivedImage(archive, entry, settings, fixed=("georef",)), window)
         try:
-            if task.decoding.steps:
+            if settings.steps:
                 require_denoiser(archive, entry)
             _ = view.source  # read here, where damage concerns this image alone
             views.append(view)
