@@ -132,15 +132,14 @@ class Bench:
             QUARTER: metrics.psnr(quarter(original), quarter(pixels)),
         }
 
-    def sheet(self, crop: Crop, rate: float) -> Image.Image:
-        """A crop and what all codecs make of it, side by side."""
-        original = crop.read()
-        panels = [figures.Panel(None, original, None, {})]
-        for decoded in self.decoded(original, rate):
-            quality = self.row(crop, rate, original, decoded)
-            panels.append(figures.Panel(*decoded, quality))
-        title = f"{crop.set}, {crop.scale} size, {crop.id}: {rate:g} bits a pixel"
-        return figures.draw_sheet(figures.Sheet(title, panels))
+
+def draw(
+    crop: Crop, rate: float, original: metrics.Pixels, panels: list[figures.Panel]
+) -> Image.Image:
+    """A crop and what all codecs make of it, side by side."""
+    title = f"{crop.set}, {crop.scale} size, {crop.id}: {rate:g} bits a pixel"
+    first = figures.Panel(None, original, None, {})
+    return figures.draw_sheet(figures.Sheet(title, [first, *panels]))
 
 
 def tables(rows: list[Row], crowds: dict[tuple, dict[str, float]]) -> list[str]:
@@ -216,7 +215,8 @@ def main(
     notes = [*bench.notes, *([note] if note else [])]
     for note in notes:
         click.echo(note, err=True)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "crops").mkdir(parents=True, exist_ok=True)
+    shown = first_of_each(crops, SHEET_CROPS)
     sha256 = bench.coder.codec.model.sha256
     settings = {
         **{"model": sha256, "decoders": decoders, "rates": rates, "size": size, "seed": seed},
@@ -236,11 +236,17 @@ def main(
             continue
         original, fresh = crop.read(), []
         for rate in rates:
+            panels = []
             for decoded in bench.decoded(original, rate):
-                fresh.append(bench.row(crop, rate, original, decoded))
+                row = bench.row(crop, rate, original, decoded)
+                fresh.append(row)
+                panels.append(figures.Panel(*decoded, row))
                 if judge is not None:
                     key = (crop.set, crop.scale), rate, decoded[0]
                     pictures[key].append((original, decoded[1]))
+            if crop in shown:
+                name = f"{'-'.join(crop.key)}-{rate:.2f}bpp.png"
+                draw(crop, rate, original, panels).save(out / "crops" / name, optimize=True)
         if crop.key not in done:
             rows += fresh
             write_rows(out / "texture.csv", FIELDS, rows)
@@ -263,12 +269,6 @@ def main(
     ]
     (out / "texture.md").write_text("\n".join(lines).rstrip() + "\n")
     click.echo("\n".join(lines))
-    (out / "crops").mkdir(exist_ok=True)
-    for crop in first_of_each(crops, SHEET_CROPS):
-        for rate in rates:
-            path = out / "crops" / f"{'-'.join(crop.key)}-{rate:.2f}bpp.png"
-            if not path.exists():
-                bench.sheet(crop, rate).save(path, optimize=True)
 
 
 if __name__ == "__main__":
