@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
 
 import pytest
 from click.testing import CliRunner
@@ -140,6 +141,20 @@ def lpips_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("no SqueezeNet weights in the torch hub cache: LPIPS needs them")
     # not set_dir: once called, $TORCH_HOME is not looked at again
     monkeypatch.setattr(torch.hub, "_hub_dir", str(folder))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights and no network."""
+    import torch
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import importlib
 import math
 from dataclasses import replace
 from pathlib import Path
-from urllib.error import URLError
 
 import benchmark
 import benchmark_frames
@@ -15,7 +14,6 @@ import click
 import metrics
 import numpy as np
 import pytest
-import torch
 from benchmark_crops import CropError, choose_crops
 from benchmark_summary import cell
 from click.testing import CliRunner, Result
@@ -249,18 +247,6 @@ def test_lpips(lpips_weights: None) -> None:
     a = ref.texture(192, 192, 1)
     assert measures["lpips"](a, a) == pytest.approx(0, abs=1e-6)
     assert 0.2 < measures["lpips"](a, ref.noise(192, 192)) < 2
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No weights and no network."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(torch.hub, "urlopen", refuse)
 
 
 @pytest.mark.usefixtures("offline")

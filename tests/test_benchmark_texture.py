@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -15,19 +14,6 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 bench = pytest.importorskip("benchmark_texture", reason="needs the `benchmark` extra")
 crowds = pytest.importorskip("patch_distances", reason="needs the `benchmark` extra")
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No weights and no network."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
 
 
 @pytest.fixture
