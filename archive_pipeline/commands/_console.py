@@ -259,7 +259,7 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
     if not quiet:
         steps = {"deterministic": "--steps 0", "diffusion": "--steps 1"}
         for sha256, decoders in result["models"].items():
-            told = ", ".join(f"{name} ({steps[name]})" for name in decoders)
+            told = ", ".join(f"{name} ({steps[name]})" for name in decoders) or "none"
             say(f"model {sha256[:12]}, decoders: {told}")
     if result["written_by"] != __version__:
         say(f"made by version {result['written_by'] or '0.1.0'}, this is {__version__}")

@@ -1,8 +1,8 @@
 """The mark on files that `restore` writes, so that none of them is archived as an original.
 
 Behind the mark's fixed text stands what made the pixels, so that detail which a denoiser generated
-is never taken for measured. The mark lies where copies keep it and where nothing of the original's
-is touched:
+is never taken for measured. The mark lies where most copies keep it (not those of PNGs by GDAL and
+Pillow) and where nothing of the original's is touched:
 
 - JPEG: a COM segment, behind the original's segments;
 - PNG: a tEXt chunk with the mark as its keyword;

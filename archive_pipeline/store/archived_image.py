@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -90,8 +89,7 @@ class ArchivedImage:
         record, settings = self.entry.record, self.settings
         if record["codec"] != "pcdc":
             return "lossless"
-        known = re.match("[0-9a-f]{12}", str(record.get("model")))  # it may be a stranger's archive
-        text = f"pcdc {known[0] if known else 'unknown'}, steps {settings.steps}"
+        text = f"pcdc {record['model'][:12]}, steps {settings.steps}"
         if settings.steps:
             text += f", realism {settings.realism:g}, seed {settings.seed}"
         return text
@@ -225,7 +223,7 @@ class ArchivedImage:
         col, row, width, height = window
         if name != "mask" and self.entry.record["codec"] == "pcdc":
             try:
-                ensure_model(self.archive, model_of(array) or self.entry.record["model"])
+                ensure_model(self.archive, self.entry.record["model"])
             except ArchiveError as error:
                 raise self._damaged(name, error) from error
         area = (slice(row, row + height), slice(col, col + width))
@@ -295,6 +293,9 @@ class ArchivedImage:
                 raise self._damaged(
                     name, ValueError(f"{array.dtype} {array.shape} contradicts the record")
                 )
+            model = record["model"] if record["codec"] == "pcdc" and name != "mask" else None
+            if sharded and model_of(array) != model:
+                raise self._damaged(name, ValueError("its codec contradicts the record"))
             self._arrays[name] = with_settings(array, self.settings)
         return self._arrays[name]
 

@@ -222,6 +222,11 @@ def group_json(attributes: dict[str, Any]) -> bytes:
     return json.dumps(group, separators=(",", ":")).encode()
 
 
+def is_model(name: object) -> bool:
+    """Whether this is how models are named: a SHA-256, in lower case."""
+    return isinstance(name, str) and re.fullmatch("[0-9a-f]{64}", name, re.ASCII) is not None
+
+
 def check_record(record: dict[str, Any]) -> None:
     """Refuse a record whose fields are not what readers rely on (ValueError, KeyError, ...)."""
     limits = {"width": MAX_SIDE, "height": MAX_SIDE, "bands": MAX_BANDS}
@@ -233,6 +238,8 @@ def check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"{name} {record[name]!r} is not a size")
     if record["codec"] not in CODECS:
         raise ValueError(f"codec {record['codec']!r} is unknown")
+    if record["codec"] == "pcdc" and not is_model(record.get("model")):
+        raise ValueError(f"model {record.get('model')!r} is no SHA-256")
     if record["mask"] not in ("none", "alpha", "mask", "nodata"):
         raise ValueError(f"mask {record['mask']!r} is unknown")
     if not all(isinstance(record[name], str) and record[name] for name in ("id", "sha256")):

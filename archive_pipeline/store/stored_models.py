@@ -6,9 +6,15 @@ import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 
-from archive_pipeline.pcdc.model_files import DENOISER_WEIGHTS, WEIGHTS
+from archive_pipeline.pcdc.model_files import CONFIG, DENOISER_FILES, WEIGHTS
 from archive_pipeline.store.archive import Archive
-from archive_pipeline.store.layout import ArchiveError, ImageEntry, policy_key
+from archive_pipeline.store.layout import ArchiveError, ImageEntry, is_model, policy_key
+
+_TRANSFORM = {CONFIG, WEIGHTS}
+_DECODERS = {
+    "deterministic": _TRANSFORM,
+    "diffusion": _TRANSFORM.union(DENOISER_FILES),
+}
 
 
 def add_model(archive: Archive, sha256: str, files: dict[str, bytes]) -> None:
@@ -114,13 +120,15 @@ def decoders_of(keys: Iterable[str]) -> dict[str, list[str]]:
     Args:
         keys: of an archive, those below models/.
     """
-    parts = {WEIGHTS: "deterministic", DENOISER_WEIGHTS: "diffusion"}
-    found: dict[str, list[str]] = {}
-    for key in sorted(keys, key=lambda key: key.endswith(DENOISER_WEIGHTS)):
-        _, sha256, *part = key.split("/", 2)
-        if part and part[0] in parts:
-            found.setdefault(sha256, []).append(parts[part[0]])
-    return dict(sorted(found.items()))
+    files: dict[str, set[str]] = {}
+    for key in keys:
+        _, sha256, *name = key.split("/", 2)
+        if is_model(sha256):
+            files.setdefault(sha256, set()).update(name)
+    return {
+        sha256: [decoder for decoder, needed in _DECODERS.items() if needed <= files[sha256]]
+        for sha256 in sorted(files)
+    }
 
 
 def require_denoiser(archive: Archive, entry: ImageEntry) -> None:

@@ -1,18 +1,18 @@
 """Texture that comes back at low rates, with and without the diffusion decoder.
 
-    python workflows/benchmarks/benchmark_texture.py OUT --set flight=FLIGHT_DIR \\
+    python workflows/benchmarks/benchmark_texture.py OUT --set flight=FLIGHT_DIR \
         --decoder 0 --decoder 1 --decoder 1:0.5 --codec hevc
 
 Every crop (as benchmark.py chooses them) is coded by our codec at each rate. Decoders are denoising
 steps and, behind a colon, --realism. Other codecs get as many bytes at most; where even their
 coarsest setting takes more, they are left out.
 
-\\b
+\b
 Texture, orientation     see workflows/_shared/texture.py: nobody trains on these
 KID, FID                 of patches of 64 x 64 pixels, every 32, of all crops of a set and scale
 PSNR / 4                 of both pictures at a quarter of their size
 
-\\b
+\b
 Writes to OUT:
     texture.csv   a row for each crop, rate and codec
     texture.md    means as a table for each set and scale, with settings
