@@ -14,6 +14,7 @@ other than 0 processes are started that import the calling script: it then needs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,9 +247,14 @@ def open(
     from archive_pipeline.jobs.opened import OpenArchive
 
     check_decoding(device, precision, steps, seed, realism)
-    if steps:
-        require("torch", "--steps")
+    _require_steps(steps, realism)
     return OpenArchive(str(archive), device, steps, seed, precision, realism)
+
+
+def _require_steps(steps: int, realism: float) -> None:
+    """Make sure that what takes denoising steps is installed: OpenVINO or, instead, PyTorch."""
+    if steps and realism and find_spec("openvino") is None:
+        require("torch", "--steps")
 
 
 def restore(
@@ -323,8 +329,8 @@ def restore(
     from archive_pipeline.jobs.selection import Selection
 
     check_decoding(device, precision, steps, seed, realism)
-    if steps and scheduler is None:
-        require("torch", "--steps")
+    if scheduler is None:
+        _require_steps(steps, realism)
     check_workers(workers)
     return run(
         str(archive),

@@ -18,15 +18,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from archive_pipeline.pcdc.codec import Codec
+from archive_pipeline.pcdc.constants import CELL_SAMPLES
 from archive_pipeline.pcdc.decoding import tile_seed
-from archive_pipeline.pcdc.denoiser import (
-    NOISE_LEVELS,
-    PIXELS,
-    Denoiser,
-    grain_of,
-    sample,
-    scheduler,
-)
+from archive_pipeline.pcdc.denoiser import Denoiser, grain_of, sample, scheduler
+from archive_pipeline.pcdc.diffusion import NOISE_LEVELS, signal_powers, timesteps, white_noise
 from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.layers import luma
 from archive_pipeline.pcdc.model import Model
@@ -36,6 +31,8 @@ from archive_pipeline.pcdc.model_files import (
     ModelError,
     read_folder,
 )
+from archive_pipeline.pcdc.reader.decoder import Reader
+from archive_pipeline.store.stored_models import decoders_of
 
 IMAGE = "DJI_0001.JPG"
 
@@ -146,7 +143,7 @@ def test_grain_is_noise_of_the_octaves_and_strengths_that_gains_ask_for() -> Non
 def test_gains_see_the_noise_whatever_its_level() -> None:
     """A denoiser that only adds grain adds the same at all levels: it knows the noise."""
     denoiser = Denoiser(**ref.DENOISER_WIDTHS, grain=1).eval()
-    torch.nn.init.constant_(denoiser.unet.conv_out.bias[PIXELS:], 0.1)
+    torch.nn.init.constant_(denoiser.unet.conv_out.bias[CELL_SAMPLES:], 0.1)
     y_hat, exponent, x_bar = (
         torch.zeros(1, 24, 4, 4),
         torch.zeros(1, 1, 4, 4),
@@ -164,8 +161,27 @@ def test_gains_see_the_noise_whatever_its_level() -> None:
 def test_a_model_without_denoiser_says_so(streams: list[bytes]) -> None:
     plain = Codec(Model(ref.tiny_files()))
     [stream] = encode_tiles(plain, [ref.texture(64, 64)], 2000)
-    with pytest.raises(ModelError, match="has no denoiser"):
-        plain.decode([stream], 64, 64, 1)
+    for decoder in (plain, Reader(ref.tiny_files())):
+        with pytest.raises(ModelError, match="has no denoiser"):
+            decoder.decode([stream], 64, 64, 1)
+
+
+def test_the_forward_process_is_that_of_diffusers() -> None:
+    process = scheduler()
+    np.testing.assert_allclose(signal_powers(), process.alphas_cumprod.numpy(), atol=1e-6)
+    for steps in (1, 2, 3, 4, 7, 8, 32, 100):
+        process.set_timesteps(steps)
+        assert timesteps(steps) == process.timesteps.tolist()
+
+
+def test_noise_is_the_same_for_a_seed_for_ever() -> None:
+    """Restored pictures can be made again. PyTorch draws these numbers, too, up to rounding."""
+    noise = white_noise(7, (1, 3, 16, 16))
+    known = [-0.8201345, 0.3956312, 0.8989085, -1.3884039, -0.1669960, 0.2851500]
+    np.testing.assert_allclose(noise.reshape(-1)[:6], known, atol=1e-6)
+    for seed in (0, 2**63 - 1):
+        drawn = torch.randn(1, 3, 64, 48, generator=torch.Generator().manual_seed(seed))
+        np.testing.assert_allclose(white_noise(seed, drawn.shape), drawn.numpy(), atol=2e-6)
 
 
 # -------------------------------------------------------------------- hostile files
@@ -173,6 +189,11 @@ def test_a_model_without_denoiser_says_so(streams: list[bytes]) -> None:
 
 def changed(**settings: object) -> dict[str, bytes]:
     config = {"_class_name": "Denoiser", **ref.DENOISER_WIDTHS, **settings}
+    return {**ref.denoising_files(), DENOISER_CONFIG: json.dumps(config).encode()}
+
+
+def without(name: str) -> dict[str, bytes]:
+    config = {k: v for k, v in ref.DENOISER_WIDTHS.items() if k != name}
     return {**ref.denoising_files(), DENOISER_CONFIG: json.dumps(config).encode()}
 
 
@@ -200,21 +221,48 @@ BIAS = "unet.conv_out.bias"
         (changed(width_8=48), "width_8=48 is no multiple of 32"),
         (changed(latents=25), "latents=25, but the codec has 24"),
         (changed(surprise=1), "surprise"),
+        (without("layers"), "layers is missing"),
+        (without("latents"), "latents is missing"),
         ({**ref.denoising_files(), DENOISER_CONFIG: b"[1, 2]"}, "cannot be read"),
         ({**ref.denoising_files(), DENOISER_CONFIG: b"{"}, "denoiser"),
         ({**ref.denoising_files(), DENOISER_CONFIG: b"\xff"}, "denoiser"),
         ({**ref.denoising_files(), DENOISER_WEIGHTS: b""}, "cannot be read"),
         ({**ref.denoising_files(), DENOISER_WEIGHTS: b"\xff" * 64}, "larger than allowed"),
         (with_tensors(lambda t: t.pop(BIAS)), "cannot be read"),
-        (with_tensors(lambda t: t.update(more=torch.zeros(1))), "cannot be read"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS].double()})), "neither"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS] * torch.inf})), "not finite"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS][:5]})), "cannot be read"),
     ],
 )
-def test_broken_denoisers_end_in_one_error(broken: dict[str, bytes], message: str) -> None:
+def test_broken_denoisers_end_in_one_error(
+    broken: dict[str, bytes], message: str, streams: list[bytes]
+) -> None:
     with pytest.raises(ModelError, match=message):
         Model(broken).denoiser()
+    symbols = codec().decode_symbols(streams[:1], 4096, 4096)
+    with pytest.raises(ModelError, match="its denoiser"):
+        Reader(broken).synthesise(symbols, 1)
+
+
+def test_pytorch_refuses_weights_that_it_does_not_know() -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        Model(with_tensors(lambda t: t.update(more=torch.zeros(1)))).denoiser()
+
+
+def test_errors_are_one_line_with_the_reason() -> None:
+    with pytest.raises(ModelError, match="size mismatch for unet") as caught:
+        Model(changed(width_16=32)).denoiser()
+    assert "\n" not in str(caught.value)
+
+
+def test_pixels_that_are_no_numbers_are_an_error(streams: list[bytes]) -> None:
+    """Of finite weights that are too large; not a black picture."""
+    huge = with_tensors(lambda t: t.update({BIAS: torch.full_like(t[BIAS].float(), 3e38)}))
+    symbols = codec().decode_symbols(streams[:1], 4096, 4096)
+    for decoder in (Codec(Model(huge)), Reader(huge)):
+        with pytest.raises(ModelError, match="its denoiser gives pixels that are no numbers"):
+            decoder.synthesise(symbols, 1)
+        assert decoder.synthesise(symbols, 0)[0].any()
 
 
 # ------------------------------------------------------------------------- archives
@@ -293,6 +341,49 @@ def test_archives_carry_the_denoiser(
     damaged = command("restore", "--archive", url, "--image", IMAGE, "-o", tmp_path / "no")
     assert damaged.code == 1
     assert "its hash is another" in damaged.err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("codec", "lossless", "its codec contradicts the record"),
+        ("codec", "jpeg", "its codec contradicts the record"),
+        ("model", "ab" * 32, "its codec contradicts the record"),
+        ("model", 5, "model 5 is no SHA-256"),
+        ("model", "../models/x", "model '../models/x' is no SHA-256"),
+        ("model", None, "model None is no SHA-256"),
+    ],
+)
+def test_records_cannot_lie_about_what_decodes(
+    field: str, value: object, problem: str, run: Run, archive: Path, tmp_path: Path
+) -> None:
+    """Or pixels that a denoiser made could be said to be lossless."""
+    url = Path(shutil.copytree(archive, tmp_path / "a.zarr"))
+    (url / "items.parquet").unlink()
+    [path] = [p for p in url.glob("flights/*/*/zarr.json") if IMAGE in str(p)]
+    group = json.loads(path.read_text())
+    [record] = [v for v in group["attributes"].values() if isinstance(v, dict) and "sha256" in v]
+    record[field] = value
+    path.write_text(json.dumps(group))
+    out = tmp_path / "out"
+    done = run("restore", "--archive", url, "--workers", 0, "-o", out)
+    assert done.code == 3, done.err
+    assert problem in done.err
+    assert {p.name.partition(".")[0] for p in out.rglob("*.tif")} == {"DJI_0002", "DJI_0003"}
+    check = run("check", "--archive", url)
+    assert check.code == 1
+    assert problem in check.err + check.out
+
+
+def test_what_models_can_decode_with_follows_from_all_of_their_files() -> None:
+    a, b, c = "a" * 64, "b" * 64, "c" * 64
+    transform, denoiser = ("config.json", "model.safetensors"), (DENOISER_CONFIG, DENOISER_WEIGHTS)
+    keys = [f"models/{a}/{name}" for name in (*transform, *denoiser)]
+    keys += [f"models/{b}/{name}" for name in (*transform, DENOISER_WEIGHTS)]
+    keys += [f"models/{c}/{DENOISER_WEIGHTS}", "models/x", f"models/{c}"]
+    keys += [f"models/{a[:12]}/{name}" for name in transform]
+    found = decoders_of(keys)
+    assert found == {a: ["deterministic", "diffusion"], b: ["deterministic"], c: []}
 
 
 def test_archives_without_denoiser_restore_with_steps_0_only(

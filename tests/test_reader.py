@@ -166,6 +166,37 @@ def test_pixels_are_those_of_pytorch(
         assert abs(error(found) - error(expected)) < 0.02
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_denoised_pixels_are_those_of_pytorch(
+    codec: Codec, readers: dict[str, Reader], streams: dict[int, bytes], precision: str, steps: int
+) -> None:
+    engine = "openvino" if precision == "float32" else precision
+    plain, expected = (codec.decode([streams[100]], SIDE, SIDE, n, 5)[0] for n in (0, steps))
+    [found] = readers[engine].decode([streams[100]], SIDE, SIDE, steps, 5)
+    difference = np.abs(found.astype(int) - expected)
+    assert np.abs(plain.astype(int) - expected).mean() > 1.5  # there is something to get wrong
+    assert (difference <= 1).mean() >= (0.999 if engine == "bfloat16" else 0.9999)
+    assert (difference == 0).mean() > (0.8 if engine == "bfloat16" else 0.999)
+    [half] = readers[engine].decode([streams[100]], SIDE, SIDE, steps, 5, 0.5)
+    [expected] = codec.decode([streams[100]], SIDE, SIDE, steps, 5, 0.5)
+    assert (np.abs(half.astype(int) - expected) <= 1).mean() >= 0.999
+
+
+@pytest.mark.parametrize("name", ["texture-1x1", "texture-128x128-0"])
+def test_denoised_pixels_of_a_model_without_grain(name: str) -> None:
+    """Of other widths, one layer a resolution, and a tile of one pixel."""
+    files = ref.denoising_files()
+    by_pytorch, by_openvino = Codec(Model(files)), reader(files, "openvino")
+    symbols = ref.tiny_codec().decode_symbols([base64.b64decode(GOLDEN[name]["stream"])], 128, 128)
+    [plain], [expected] = (by_pytorch.synthesise(symbols, n, [5]) for n in (0, 2))
+    [found] = by_openvino.synthesise(symbols, 2, [5])
+    assert (expected != plain).mean() > 0.1
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference == 0).mean() > 0.99
+
+
 def error(pixels: NDArray[np.uint8]) -> float:
     """PSNR against the photograph, in dB."""
     return float(-10 * np.log10(np.mean((pixels.astype(float) - photograph()) ** 2)))
@@ -181,6 +212,19 @@ def test_pixels_of_golden_streams(engine: str, name: str) -> None:
     difference = np.abs(found.astype(int) - expected)
     assert difference.max() <= 1
     assert (difference == 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_denoised_pixels_depend_neither_on_company_nor_on_threads(
+    streams: dict[int, bytes], precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = [*streams.values()] * 2
+    one = reader(RELEASED, "openvino", precision)
+    alone = [one.decode([s], SIDE, SIDE, 2, 5)[0] for s in batch[:3]]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    together = reader(RELEASED, "openvino", precision).decode(batch, SIDE, SIDE, 2, 5)
+    for a, b in zip(alone * 2, together, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_an_empty_tile(codec: Codec, readers: dict[str, Reader]) -> None:
@@ -255,21 +299,29 @@ def test_who_decodes_depends_on_the_settings_alone() -> None:
     decode = models.decoder_for(sha256, Settings())
     assert isinstance(decode, Reader)
     assert decode is models.decoder_for(sha256, Settings(seed=3))
+    assert decode is models.decoder_for(sha256, Settings(steps=1))
+
+
+def test_steps_without_openvino_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = models.register(RELEASED)
+    found = models.find_spec
+    monkeypatch.setattr(
+        models, "find_spec", lambda name: None if name == "openvino" else found(name)
+    )
     assert isinstance(models.decoder_for(sha256, Settings(steps=1)), Codec)
+    assert isinstance(models.decoder_for(sha256, Settings(steps=1, realism=0)), Reader)
 
 
 # ------------------------------------------------------------------------- imports
 
 EXTRAS = ("torch", "diffusers", "cv2", "dask", "distributed", "geopandas", "cryptography")
-ABSENT = f"""
-import sys
-for name in {EXTRAS}:
-    sys.modules[name] = None  # as if it were not installed
-"""
+PLAIN = (*EXTRAS, "openvino")  # what a plain install lacks
 
 
-def without_extras(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", ABSENT + code]
+def without(names: tuple[str, ...], code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run code as if some packages were not installed."""
+    absent = f"import sys; sys.modules.update(dict.fromkeys({names}))\n"
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", absent + code]
     return subprocess.run(
         [*command, *map(str, args)],
         capture_output=True,
@@ -295,8 +347,9 @@ def test_an_archive_is_read_without_the_extras(archive: Path, tmp_path: Path) ->
         ("restore", "--archive", archive, "-o", tmp_path / "a", "--bbox", *box_of(archive)),
         ("restore", "--archive", archive, "-o", tmp_path / "b"),
         ("restore", "--archive", archive, "-o", tmp_path / "c", "--mosaic"),
+        ("restore", "--archive", archive, "-o", tmp_path / "d", "--steps", 1),
     ):
-        done = without_extras(COMMAND, *args)
+        done = without(EXTRAS if 1 in args else PLAIN, COMMAND, *args)
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "b").rglob("*.tif"))) == 3
     assert (tmp_path / "c" / "mosaic.tif").is_file()
@@ -309,7 +362,7 @@ assert array[50:90, 60:80].any()
 lazy = xarray.open_zarr(group, consolidated=False)["pixels"]
 assert (lazy[50:90, 60:80].values == array[50:90, 60:80]).all()
 """
-    done = without_extras(code, archive)
+    done = without(PLAIN, code, archive)
     assert done.returncode == 0, done.stderr
 
 
@@ -326,7 +379,7 @@ def test_what_needs_the_extra_says_so(
     archive: Path, flight: Path, tmp_path: Path, args: list[str], needs: str
 ) -> None:
     places = {"archive": archive, "flight": flight, "out": tmp_path / "out"}
-    done = without_extras(COMMAND, *(arg.format(**places) for arg in args))
+    done = without(PLAIN, COMMAND, *(arg.format(**places) for arg in args))
     assert done.returncode == 1
     [line] = done.stderr.strip().splitlines()
     assert f"needs {needs}: pip install 'archive-pipeline[ingest]'" in line
@@ -343,7 +396,7 @@ try:
 except NotInstalled as error:
     print(error)
 """
-    done = without_extras(code, archive)
+    done = without(PLAIN, code, archive)
     assert "encoding needs torch: pip install 'archive-pipeline[ingest]'" in done.stdout
 
 
@@ -358,10 +411,8 @@ except SystemExit:
     pass
 print(sorted({name.partition(".")[0] for name in sys.modules} & set("""
     code += f"""{(*EXTRAS, "pandas", "matplotlib", "ultralytics")})))"""
-    for args in (
-        ["info", "--archive", archive],
-        ["restore", "-q", "--archive", archive, "-o", tmp_path, "--bbox", *box_of(archive)],
-    ):
+    restore = ["restore", "-q", "--archive", archive, "-o", tmp_path, "--bbox", *box_of(archive)]
+    for args in (["info", "--archive", archive], restore, [*restore, "--steps", 1]):
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, args)],
             capture_output=True,

@@ -223,16 +223,17 @@ def codec_for(sha256: str, device: str = "cpu", precision: Precision = "auto") -
 def decoder_for(sha256: str, settings: Settings) -> TileDecoder:
     """What decodes with a model; one for all that use it in this process.
 
-    On CPUs, without denoising steps, that is `Reader`, whether PyTorch is installed or not: what a
-    machine decodes does not depend on what else a process does.
+    On CPUs that is `Reader`, whether PyTorch is installed or not: what a machine decodes does not
+    depend on what else a process does. Denoising steps without OpenVINO are PyTorch's.
 
     Raises:
         UnknownModel: the model is neither registered nor in a search folder.
         ModelError: its files are damaged.
         NotInstalled: PyTorch is not, and is needed for these settings.
     """
-    if settings.steps or settings.device != "cpu":
-        require("torch", "--steps" if settings.steps else f"--device {settings.device}")
+    steps_by_torch = settings.steps and find_spec("openvino") is None
+    if steps_by_torch or settings.device != "cpu":
+        require("torch", "--steps" if steps_by_torch else f"--device {settings.device}")
         return _torch_codec(sha256, settings.device, settings.precision)
     with _lock:
         _require(sha256)

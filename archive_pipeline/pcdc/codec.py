@@ -143,5 +143,8 @@ class Codec(TileDecoder):
                 looks = sample(self.model.denoiser(), y_hat, exponent, x, steps, seeds)
             x = x + realism * (looks - x)
         x = x[:, :, : tiles[0].height, : tiles[0].width]
-        pixels = (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # + 127.5, and halves round up
+        levels = x * 127.5 + 128  # + 127.5, and halves round up
+        if steps:
+            self.require_numbers(bool(levels.isfinite().all()))
+        pixels = levels.clamp(0, 255).to(torch.uint8)
         return [*self.to_host(pixels.permute(0, 2, 3, 1).contiguous())]

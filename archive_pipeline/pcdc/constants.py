@@ -5,6 +5,9 @@ HYPER_STRIDE = 4  # latents per hyper-latent
 BLOCK = 2  # latents per side of an allocation block
 BLOCK_SIDE = BLOCK * STRIDE  # the same in pixels
 
+CELL = 8  # pixels a side of what networks have one place of features for, at their finest
+CELL_SAMPLES = 3 * CELL**2
+
 STEPS_PER_OCTAVE = 8  # steps and scales share this spacing, so a step shifts a scale index
 FINEST_STEP = 4.0  # step of exponent 0, in units of an orthonormal transform of 0..255 pixels
 MAX_EXPONENT = 63  # step exponents are 0..63: steps 4 .. 939

@@ -28,6 +28,7 @@ from archive_pipeline.pcdc.constants import (
     STRIDE,
 )
 from archive_pipeline.pcdc.entropy import CorruptStream, Tables
+from archive_pipeline.pcdc.model_files import ModelError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -291,6 +292,16 @@ class TileDecoder(ABC):
                 raise CorruptStream(f"tile {t} of {len(streams)}: {symbols}")
             tiles.append(symbols)
         return self.synthesise(tiles, steps, [tile_seed(s, seed) for s in streams], realism)
+
+    def require_numbers(self, finite: bool) -> None:
+        """Refuse what a denoiser made, unless it is finite: it would be a black picture.
+
+        Raises:
+            ModelError: it is not.
+        """
+        if not finite:
+            name = self.prefix.hex()[:12]
+            raise ModelError(f"model {name}: its denoiser gives pixels that are no numbers")
 
     def z_index(self, image_step: int, height: int, width: int) -> NDArray[np.int64]:
         """Scale indices of hyper-latents (Z, height, width)."""

@@ -19,52 +19,43 @@ module imports diffusers, which takes seconds: import it only where steps >= 1.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
+import numpy as np
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archive_pipeline.pcdc.constants import LATENT_GAIN, MAX_EXPONENT
+from archive_pipeline.pcdc.constants import CELL, CELL_SAMPLES, LATENT_GAIN, MAX_EXPONENT
+from archive_pipeline.pcdc.diffusion import (
+    DEVIATIONS,
+    FIRST_BETA,
+    LAST_BETA,
+    NOISE_LEVELS,
+    NORM_GROUPS,
+    signal_powers,
+    timesteps,
+    white_noise,
+)
 from archive_pipeline.pcdc.layers import luma, zero
-from archive_pipeline.pcdc.model_files import check_header
-
-NOISE_LEVELS = 100  # timesteps of the forward process
-NORM_GROUPS = 16
-MAX_WIDTH = 512
-MAX_LAYERS = 4
-MAX_GRAIN = 4
-CELL = 8  # pixels a side
-PIXELS = 3 * CELL**2  # values of a cell's pixels
-# of white noise of unit variance in its octaves, brought back to full size
-DEVIATIONS = (0.9034, 0.2531, 0.1107, 0.0540)
-LAST_BETA = 0.014  # linear betas up to this leave half of the signal's power at the last level
+from archive_pipeline.pcdc.model_files import DenoiserConfig
 
 
 def scheduler() -> DDIMScheduler:
-    """The forward process and its deterministic sampler (DDIM, eta 0)."""
+    """The forward process."""
     return DDIMScheduler(
         num_train_timesteps=NOISE_LEVELS,
-        beta_start=1e-4,
+        beta_start=FIRST_BETA,
         beta_end=LAST_BETA,
         beta_schedule="linear",
         prediction_type="sample",
         clip_sample=False,
         timestep_spacing="trailing",
     )
-
-
-@cache
-def signal_powers() -> list[float]:
-    """Share of the signal's power that is left at each noise level."""
-    powers: list[float] = scheduler().alphas_cumprod.tolist()
-    return powers
 
 
 class Denoiser(ModelMixin, ConfigMixin):
@@ -95,8 +86,8 @@ class Denoiser(ModelMixin, ConfigMixin):
             nn.Conv2d(latents + 1, 4 * features, 1), nn.PixelShuffle(2), nn.SiLU()
         )
         self.unet = UNet2DModel(
-            in_channels=2 * PIXELS + features,
-            out_channels=PIXELS + 2 * grain,
+            in_channels=2 * CELL_SAMPLES + features,
+            out_channels=CELL_SAMPLES + 2 * grain,
             block_out_channels=(width_8, width_16),
             down_block_types=("DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D"),
@@ -120,12 +111,17 @@ class Denoiser(ModelMixin, ConfigMixin):
         features = self.reduce(torch.cat([y_hat / LATENT_GAIN, plane], 1))
         cells = F.pixel_unshuffle(torch.cat([x_t, x_bar], 1), CELL)
         out = self.unet(torch.cat([cells, features], 1), timestep).sample
-        x_0 = x_bar + F.pixel_shuffle(out[:, :PIXELS], CELL)
+        x_0 = x_bar + F.pixel_shuffle(out[:, :CELL_SAMPLES], CELL)
         if self.grain:
-            power = x_bar.new_tensor(signal_powers())[timestep].view(-1, 1, 1, 1)
-            noise = (x_t - power.sqrt() * x_bar) / (1 - power).sqrt()
-            x_0 = x_0 + grain_of(noise, out[:, PIXELS:].to(x_bar))
+            noise = noise_in(x_t, x_bar, timestep)
+            x_0 = x_0 + grain_of(noise, out[:, CELL_SAMPLES:].to(x_bar))
         return x_0
+
+
+def noise_in(x_t: Tensor, x_0: Tensor, timestep: Tensor) -> Tensor:
+    """The noise of unit variance in x_t (N, C, H, W) at timesteps (N,) or (), if it shows x_0."""
+    power = x_t.new_tensor(signal_powers())[timestep].view(-1, 1, 1, 1)
+    return (x_t - power.sqrt() * x_0) / (1 - power).sqrt()
 
 
 def grain_of(noise: Tensor, gains: Tensor) -> Tensor:
@@ -177,51 +173,28 @@ def sample(
 ) -> Tensor:
     """Decode N tiles with `steps` >= 1 DDIM steps; shapes as in `Denoiser.forward`.
 
-    The noise comes from a CPU generator, so a tile's seed means the same picture on every device.
+    The noise is `white_noise`, so a tile's seed means the same picture on every device.
     """
     process = scheduler()
-    process.set_timesteps(steps)
-    noise = torch.cat(
-        [
-            torch.randn(x_bar[:1].shape, generator=torch.Generator().manual_seed(seed))
-            for seed in seeds
-        ]
-    ).to(x_bar)
-    x = process.add_noise(x_bar, noise, process.timesteps[:1])
-    for t in process.timesteps:
-        x_0 = denoiser(x, t.to(x.device), y_hat, exponent, x_bar)
-        x = process.step(x_0, t, x).prev_sample
-    return x
+    drawn = np.concatenate([white_noise(seed, x_bar[:1].shape) for seed in seeds])
+    noise, x_0 = torch.from_numpy(drawn).to(x_bar), x_bar
+    # not the scheduler's `step`: where steps do not divide the levels, it leaves another level
+    # of noise than its next timestep says
+    for t in torch.tensor(timesteps(steps), device=x_bar.device):
+        x_t = process.add_noise(x_0, noise, t)
+        x_0 = denoiser(x_t, t, y_hat, exponent, x_bar)
+        noise = noise_in(x_t, x_0, t)
+    return x_0
 
 
-def load_denoiser(config: bytes, weights: bytes, latents: int) -> Denoiser:
-    """Build a denoiser from its files' contents, for a codec of so many latents.
+def load_denoiser(config: DenoiserConfig, tensors: Mapping[str, NDArray[np.float32]]) -> Denoiser:
+    """Build a denoiser from what `model_files.read_denoiser` found.
 
     Raises:
-        ValueError: they are damaged or out of range.
+        RuntimeError: the weights are not those of this configuration.
     """
-    try:
-        # names with an underscore are diffusers' notes on class and version
-        settings = {k: v for k, v in json.loads(config).items() if not k.startswith("_")}
-        for name, value in settings.items():
-            limit = {"layers": MAX_LAYERS, "grain": MAX_GRAIN}.get(name, MAX_WIDTH)
-            if type(value) is not int or not (name != "grain") <= value <= limit:
-                raise ValueError(f"{name}={value!r} is out of range")
-            if name.startswith("width") and value % (2 * NORM_GROUPS):
-                raise ValueError(f"{name}={value} is no multiple of {2 * NORM_GROUPS}")
-        if settings.get("latents") != latents:
-            raise ValueError(f"latents={settings.get('latents')}, but the codec has {latents}")
-        check_header(weights)
-        tensors = load_tensors(weights)
-        if any(t.dtype not in (torch.float16, torch.float32) for t in tensors.values()):
-            raise ValueError("weights are neither float16 nor float32")
-        if any(not t.isfinite().all() for t in tensors.values()):
-            raise ValueError("weights are not finite")
-        with torch.device("meta"):
-            denoiser = Denoiser(**settings)
-        denoiser.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
-    except ValueError:
-        raise
-    except (TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot be read: {error}") from error
+    with torch.device("meta"):
+        denoiser = Denoiser(**asdict(config))
+    weights = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    denoiser.load_state_dict(weights, assign=True)
     return denoiser.eval().requires_grad_(False)

@@ -29,12 +29,12 @@ from archive_pipeline.pcdc.layers import IntegerConv2d
 from archive_pipeline.pcdc.model_files import (
     CONFIG,
     DENOISER_CONFIG,
-    DENOISER_FILES,
     FORMAT,
     KNOT_BITS,
     WEIGHTS,
-    ModelError,
+    denoiser_reported,
     read,
+    read_denoiser,
     read_folder,
     reported,
 )
@@ -100,15 +100,11 @@ class Model:
             ModelError: there is none, or its files are damaged.
         """
         if self._denoiser is None:
-            if not self.has_denoiser:
-                raise ModelError(f"model {self.sha256[:12]} has no denoiser: decode with steps 0")
+            config, tensors = read_denoiser(self.files, self.networks.config.latents, self.sha256)
             from archive_pipeline.pcdc.denoiser import load_denoiser  # diffusers takes seconds
 
-            config, weights = (self.files[name] for name in DENOISER_FILES)
-            try:
-                loaded = load_denoiser(config, weights, self.networks.config.latents)
-            except ValueError as error:
-                raise ModelError(f"model {self.sha256[:12]}: its denoiser: {error}") from error
+            with denoiser_reported(self.sha256):
+                loaded = load_denoiser(config, tensors)
             self._denoiser = loaded.to(self.device, memory_format=torch.channels_last)
         return self._denoiser
 

@@ -30,6 +30,7 @@ from archive_pipeline.pcdc.constants import (
     WEIGHT_BITS,
     WEIGHT_LIMIT,
 )
+from archive_pipeline.pcdc.diffusion import NORM_GROUPS
 from archive_pipeline.pcdc.entropy import Tables
 
 CONFIG = "config.json"
@@ -59,6 +60,8 @@ MAX_BYTES = {
 MAX_HEADER = 1 << 20  # bytes of a safetensors header: names, types and places of the tensors
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
+MAX_DENOISER = {"layers": 4, "grain": 4}
+MAX_DENOISER_WIDTH = 512
 CHOICES = {"edge_kernel": (1, 3), "shortcut": (0, 1), "extra_depth_16": range(MAX_DEPTH + 1)}
 KNOT_BITS = 10  # the prior's knots are multiples of 2^-10: interpolating eighths is exact
 MAX_KNOT = 1 << 6
@@ -91,6 +94,21 @@ class TransformConfig:
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Widths and depths of the diffusion decoder, see `denoiser.Denoiser`.
+
+    `grain`, the octaves of noise that it adds, is 0 in releases that do not name it.
+    """
+
+    latents: int
+    features: int
+    width_8: int
+    width_16: int
+    layers: int
+    grain: int = 0
 
 
 @dataclass(frozen=True)
@@ -228,6 +246,66 @@ def _read(files: dict[str, bytes], sha256: str, without: tuple[str, ...]) -> Con
     if not all(_on_grid(name, array) for name, array in tensors.items()):
         raise ModelError(f"model {sha256[:12]} has scale weights off their grid")
     return Contents(sha256, widths, tensors, Tables(*tables))
+
+
+def read_denoiser(
+    files: dict[str, bytes], latents: int, sha256: str
+) -> tuple[DenoiserConfig, dict[str, NDArray[np.float32]]]:
+    """Read the files of a model's denoiser, for a codec of so many latents.
+
+    Returns:
+        Its configuration, and its weights by name.
+
+    Raises:
+        ModelError: there is none, or its files are damaged.
+    """
+    if DENOISER_CONFIG not in files:
+        raise ModelError(f"model {sha256[:12]} has no denoiser: decode with steps 0")
+    with denoiser_reported(sha256):
+        return _denoiser_config(files[DENOISER_CONFIG], latents), _denoiser_weights(
+            files[DENOISER_WEIGHTS]
+        )
+
+
+@contextmanager
+def denoiser_reported(sha256: str) -> Iterator[None]:
+    """Raise `ModelError` for whatever a denoiser cannot be made of."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"model {sha256[:12]}: its denoiser cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"model {sha256[:12]}: its denoiser: {error}") from error
+
+
+def _denoiser_config(data: bytes, latents: int) -> DenoiserConfig:
+    # names with an underscore are diffusers' notes on class and version
+    settings = {k: v for k, v in json.loads(data).items() if not k.startswith("_")}
+    missing = DenoiserConfig.__annotations__.keys() - {"grain"} - settings.keys()
+    if missing:
+        raise ValueError(f"{min(missing)} is missing")
+    config = DenoiserConfig(**settings)
+    for name, value in settings.items():
+        limit = MAX_DENOISER.get(name, MAX_DENOISER_WIDTH)
+        if type(value) is not int or not (name != "grain") <= value <= limit:
+            raise ValueError(f"{name}={value!r} is out of range")
+        if name.startswith("width") and value % (2 * NORM_GROUPS):
+            raise ValueError(f"{name}={value} is no multiple of {2 * NORM_GROUPS}")
+    if config.latents != latents:
+        raise ValueError(f"latents={config.latents}, but the codec has {latents}")
+    return config
+
+
+def _denoiser_weights(data: bytes) -> dict[str, NDArray[np.float32]]:
+    check_header(data)
+    tensors = load_arrays(data)
+    if any(array.dtype.name not in ("float16", "float32") for array in tensors.values()):
+        raise ValueError("weights are neither float16 nor float32")
+    if not all(np.isfinite(array).all() for array in tensors.values()):
+        raise ValueError("weights are not finite")
+    return {name: array.astype(np.float32) for name, array in tensors.items()}
 
 
 def _on_grid(name: str, array: NDArray[np.float32]) -> bool:

@@ -14,11 +14,10 @@ from openvino import opset13 as op
 from torch import Tensor
 from torch.nn import functional as F
 
-from archive_pipeline.pcdc.constants import LATENT_GAIN, STRIDE
+from archive_pipeline.pcdc.constants import CELL, CELL_SAMPLES, LATENT_GAIN, STRIDE
 from archive_pipeline.pcdc.model_files import TransformConfig
 from archive_pipeline.pcdc.reader.layers import Array
 from archive_pipeline.pcdc.reader.openvino_graph import Graph, Runner
-from archive_pipeline.pcdc.reader.synthesis import CELL, CELL_SAMPLES
 from archive_pipeline.pcdc.transforms import Analysis
 
 

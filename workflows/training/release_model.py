@@ -30,6 +30,7 @@ from symbol_tables import fitted_tables
 from torch import Tensor
 from transform_start import config_of, take_over
 
+from archive_pipeline.pcdc.constants import CELL_SAMPLES
 from archive_pipeline.pcdc.layers import DepthConvBlock
 from archive_pipeline.pcdc.model import Model, build_files
 from archive_pipeline.pcdc.model_files import DENOISER_CONFIG, DENOISER_WEIGHTS, transform_digest
@@ -96,10 +97,10 @@ def release_denoiser(state: dict, folder: Path) -> None:
             f"this denoiser was trained for transform {state['model'][:12]}, "
             f"{folder} holds {transform[:12]}"
         )
-    from archive_pipeline.pcdc.denoiser import PIXELS, Denoiser
+    from archive_pipeline.pcdc.denoiser import Denoiser
 
     channels = len(state["average"]["unet.conv_out.bias"])
-    denoiser = Denoiser(latents=model.networks.config.latents, grain=(channels - PIXELS) // 2)
+    denoiser = Denoiser(latents=model.networks.config.latents, grain=(channels - CELL_SAMPLES) // 2)
     denoiser.load_state_dict(state["average"])
     (folder / DENOISER_CONFIG).parent.mkdir(exist_ok=True)
     config = {"_class_name": "Denoiser", **denoiser.config}

@@ -1,4 +1,4 @@
-"""The decoder of steps 0 on a CPU, without PyTorch."""
+"""The decoder on a CPU, without PyTorch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.pcdc.decoding import R, Symbols, T, TileDecoder
-from archive_pipeline.pcdc.model_files import ENCODER, Contents, read, reported
+from archive_pipeline.pcdc.model_files import (
+    ENCODER,
+    Contents,
+    DenoiserConfig,
+    denoiser_reported,
+    read,
+    read_denoiser,
+    reported,
+)
 from archive_pipeline.pcdc.precision import Precision, bfloat16_is_fast
+from archive_pipeline.pcdc.reader.layers import Array
 from archive_pipeline.pcdc.reader.scales import Prior, ScaleNetwork
 from archive_pipeline.pcdc.reader.synthesis import (
     HyperMean,
@@ -25,17 +34,22 @@ from archive_pipeline.pcdc.reader.synthesis import (
     latents,
     numpy_trunk,
     to_pixels,
+    with_exponents,
 )
+
+LARGEST = 1e30  # float32 that may become pixels: networks give -1..1 and a little beyond
+# latents with exponents, what g_s makes of them, steps and seed to pixels -1..1
+Denoiser = Callable[[Array, Array, int, int], Array]
 
 # how many threads a matrix product of NumPy's takes is the process's
 _lock = threading.Lock()
 
 
 class Reader(TileDecoder):
-    """Decodes tiles of one model, without denoising steps.
+    """Decodes tiles of one model.
 
     The large layers are run by OpenVINO where it is installed, else by NumPy: the same pixels but
-    for some that differ by one level.
+    for some that differ by one level. Denoising steps need OpenVINO.
     """
 
     def __init__(
@@ -53,6 +67,9 @@ class Reader(TileDecoder):
         contents = read(files, sha256, without=ENCODER)
         config, tensors = contents.config, contents.tensors
         super().__init__(contents.sha256, contents.tables, contents.level_tables, config.latents)
+        self._files, self._sha256, self._precision = files, contents.sha256, precision
+        self._denoiser: Denoiser | None = None
+        self._loading = threading.Lock()
         with reported(contents.sha256):
             self._prior = Prior(tensors, config.hyper_latents)
             self._scales = ScaleNetwork(tensors, config)
@@ -85,20 +102,33 @@ class Reader(TileDecoder):
         return [self._scales.index(one, step) for one, step in zip(z, image_steps, strict=True)]
 
     def _prepare(self, steps: int) -> None:
-        if steps:
-            raise ValueError("denoising steps need PyTorch")
+        if not steps or self._denoiser is not None:
+            return
+        with self._loading:
+            if self._denoiser is None:
+                config, tensors = read_denoiser(self._files, self._latents, self._sha256)
+                with denoiser_reported(self._sha256):
+                    self._denoiser = _denoiser(config, tensors, self._precision)
 
     def _synthesise(
         self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int], realism: float
     ) -> list[NDArray[np.uint8]]:
-        return [self._pixels(tile) for tile in tiles]
+        return [
+            self._pixels(tile, steps, seed, realism)
+            for tile, seed in zip(tiles, seeds, strict=True)
+        ]
 
-    def _pixels(self, symbols: Symbols) -> NDArray[np.uint8]:
+    def _pixels(self, symbols: Symbols, steps: int, seed: int, realism: float) -> NDArray[np.uint8]:
         h, w = symbols.q.shape[1:]
         mean = self._mean(symbols.z, symbols.image_step)[:h, :w]
         exponent = self.exponents(symbols.image_step, symbols.levels, h, w)
         plane = exponent[0, ..., None].astype(np.float32)
-        x = self._g_s(latents(mean, plane, symbols.q), plane)
+        y = latents(mean, plane, symbols.q)
+        x = self._g_s(y, plane)
+        if steps and self._denoiser is not None:
+            looks = self._denoiser(with_exponents(y, plane), x, steps, seed)
+            x = x + np.float32(realism) * (looks - x)
+            self.require_numbers(float(np.abs(x).max()) < LARGEST)
         return to_pixels(x, symbols.height, symbols.width)
 
 
@@ -122,8 +152,17 @@ def _trunk(contents: Contents, precision: Precision) -> Trunk:
         return numpy_trunk(contents.tensors, contents.config)
     from archive_pipeline.pcdc.reader.openvino_trunk import OpenVINOTrunk
 
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast())
-    return OpenVINOTrunk(contents.tensors, contents.config, bfloat16, thread_count())
+    return OpenVINOTrunk(contents.tensors, contents.config, _in_bfloat16(precision), thread_count())
+
+
+def _denoiser(config: DenoiserConfig, tensors: dict[str, Array], precision: Precision) -> Denoiser:
+    from archive_pipeline.pcdc.reader.openvino_denoiser import OpenVINODenoiser
+
+    return OpenVINODenoiser(config, tensors, _in_bfloat16(precision), thread_count())
+
+
+def _in_bfloat16(precision: Precision) -> bool:
+    return precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast())
 
 
 def _one_thread_a_product() -> AbstractContextManager[Any]:

@@ -23,7 +23,7 @@ from archive_pipeline.pcdc.reader.layers import SLOPE, Array, shaped
 
 
 class Runner:
-    """Runs a graph of one input and one output, both (1, channels, rows, columns) float32.
+    """Runs a graph of one output; that and its inputs are (1, channels, rows, columns) float32.
 
     Args:
         build: makes the graph.
@@ -45,8 +45,8 @@ class Runner:
         self._lock = threading.Lock()
         self._here = self._compile()
 
-    def __call__(self, x: Array) -> Array:
-        """What the graph makes of x; it is overwritten by the same thread's next call."""
+    def __call__(self, *inputs: Array) -> Array:
+        """What the graph makes of its inputs; the same thread's next call overwrites it."""
         with self._lock:
             if self._here.process != os.getpid():
                 _of_parents.append(self._here)
@@ -56,7 +56,7 @@ class Runner:
             request = here.idle.pop()
         except IndexError:
             request = here.compiled.create_infer_request()
-        [out] = request.infer([x]).values()
+        [out] = request.infer([*inputs]).values()
         here.idle.append(request)
         return out
 

@@ -8,10 +8,10 @@ import numpy as np
 import openvino
 from openvino import opset13 as op
 
+from archive_pipeline.pcdc.constants import CELL_SAMPLES
 from archive_pipeline.pcdc.model_files import TransformConfig
 from archive_pipeline.pcdc.reader.layers import Array
 from archive_pipeline.pcdc.reader.openvino_graph import Graph, Runner
-from archive_pipeline.pcdc.reader.synthesis import CELL_SAMPLES
 
 
 class OpenVINOTrunk:

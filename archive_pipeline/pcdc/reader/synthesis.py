@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.pcdc.constants import (
+    CELL,
+    CELL_SAMPLES,
     FINEST_STEP,
     LATENT_GAIN,
     MAX_EXPONENT,
@@ -28,8 +30,6 @@ from archive_pipeline.pcdc.reader.layers import (
     with_plane,
 )
 
-CELL = 8  # pixels a side of what the trunk gives as channels
-CELL_SAMPLES = 3 * CELL**2
 # Features (h, w, width_16) of latents to cells of pixels (2 h, 2 w, CELL_SAMPLES).
 Trunk = Callable[[Array], Array]
 
@@ -85,7 +85,7 @@ class Synthesis:
         Returns:
             (16 h, 16 w, 3), -1..1 and a little beyond.
         """
-        features = self.first(np.concatenate([y, exponent / MAX_EXPONENT], 2))
+        features = self.first(with_exponents(y, exponent))
         pixels = Shuffle(CELL)(self.trunk(features))
         if self.shortcut is not None:
             pixels += Shuffle(STRIDE)(self.shortcut(y))
@@ -109,6 +109,11 @@ def numpy_trunk(tensors: Mapping[str, Array], config: TransformConfig) -> Trunk:
         ),
     )
     return lambda x: run(layers, x)
+
+
+def with_exponents(y: Array, exponent: Array) -> Array:
+    """Latents (h, w, M) and, as one channel more, their step exponents (h, w, 1), in 0..1."""
+    return np.concatenate([y, exponent / MAX_EXPONENT], 2)
 
 
 def latents(mean: Array, exponent: Array, q: NDArray[np.int64]) -> Array:
