@@ -23,7 +23,7 @@ SQUARED_ERROR = (0.003, 0.0002)  # weights where detail is coded and where it ca
 SYSTEMATIC_ERROR = (0.0, 0.006)
 LOW_SQUARED_ERROR = (0.0, 0.01)  # at a quarter of the size
 STRUCTURE = (1.0, 0.0)
-LIKENESS = (1.0, 0.8)  # LPIPS
+LIKENESS = (1.0, 1.1)  # LPIPS
 TEXTURE = (0.0, 8.0)
 LAYERS = 2  # of SqueezeNet beside the pixels: deeper ones see things rather than texture
 

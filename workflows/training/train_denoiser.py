@@ -8,9 +8,10 @@ A decoder that is paid for pixels blurs what few bits cannot tell. So where imag
 the loss asks for the original's texture instead, by the statistics of features (`texture_loss.py`),
 and for its pixels at a quarter of the size; where they are fine, it is LPIPS (SqueezeNet)
 + 1 - SSIM (at three scales) + k * squared error of the predicted image. Most samples are what
-sampling starts from, noise added to the deterministic decoder's output; the others are noisy
-originals at any noise level, for the later steps of several. Every sample comes twice, with two
-noises.
+sampling starts from, noise added to the deterministic decoder's output; the others are what its
+later steps find, the network's own first prediction with less of the same noise: of noisy originals
+it would learn to take detail that is there for true, and then add its own once more. Every sample
+comes twice, with two noises.
 
 A denoiser belongs to one transform. When that was trained further, --start takes the weights of
 the denoiser before, with a new optimiser; --resume continues a run for the same transform.
@@ -37,7 +38,9 @@ from transform_loss import border_weights, quantise
 from transform_start import with_more_latents
 
 from archive_pipeline.codec.models import load_named
-from archive_pipeline.pcdc.denoiser import NOISE_LEVELS, PIXELS, Denoiser, sample, scheduler
+from archive_pipeline.pcdc.constants import CELL_SAMPLES
+from archive_pipeline.pcdc.denoiser import Denoiser, noise_in, sample, scheduler
+from archive_pipeline.pcdc.diffusion import NOISE_LEVELS
 from archive_pipeline.pcdc.model import Model
 from archive_pipeline.pcdc.model_files import ModelError, transform_digest
 from archive_pipeline.pcdc.training.judge import lpips
@@ -94,6 +97,18 @@ def decode(
     latents = quantise(codec, x, image_step, offsets)
     y_hat, exponent = latents.y_hat, latents.exponent
     return y_hat, exponent, codec.g_s(y_hat, exponent)
+
+
+@torch.no_grad()
+def found_later(first: Denoiser, x_t: Tensor, timestep: Tensor, *known: Tensor) -> Tensor:
+    """What sampling (DDIM, eta 0) has made of x_t (N, 3, H, W), its start, at later timesteps (N,).
+
+    Args:
+        known: latents, exponents and x_bar, as in `Denoiser.forward`.
+    """
+    begin = torch.full_like(timestep, NOISE_LEVELS - 1)
+    x_0 = first(x_t, begin, *known).float()
+    return scheduler().add_noise(x_0, noise_in(x_t, x_0, begin), timestep)
 
 
 @torch.no_grad()
@@ -182,7 +197,7 @@ def main(settings: Settings, name: str) -> None:
     transform = transform_digest(model.files)
     codec = settings.place(model.networks)
     denoiser = settings.place(Denoiser(latents=codec.config.latents, grain=GRAIN))
-    nn.init.constant_(denoiser.unet.conv_out.bias[PIXELS:], FIRST_GAIN)
+    nn.init.constant_(denoiser.unet.conv_out.bias[CELL_SAMPLES:], FIRST_GAIN)
     average = settings.place(Denoiser(**denoiser.config))
     notes = {"model": transform}
     run = Run(settings, "denoiser", denoiser, average, clip=1.0, measure="lpips", notes=notes)
@@ -225,17 +240,20 @@ def main(settings: Settings, name: str) -> None:
         image_step = coarse_steps(batch, generator).to(device)
         offsets = random_offsets(batch, size // 16, size // 16, generator).to(device)
         y_hat, exponent, x_bar = decode(codec, x, image_step, offsets)
-        timestep = torch.randint(NOISE_LEVELS, (batch,), generator=generator).to(device)
-        first = (torch.rand(batch, generator=generator) < FIRST).to(device)
-        timestep = torch.where(first, NOISE_LEVELS - 1, timestep)
-        origin = torch.where(first.view(-1, 1, 1, 1), x_bar, x)
-        x, y_hat, exponent, x_bar, origin, timestep, image_step = (
+        timestep = torch.randint(NOISE_LEVELS - 1, (batch,), generator=generator).to(device)
+        later = (torch.rand(batch, generator=generator) >= FIRST).to(device)
+        x, y_hat, exponent, x_bar, later, timestep, image_step = (
             torch.cat([part, part])  # all of it twice, with two noises
-            for part in (x, y_hat, exponent, x_bar, origin, timestep, image_step)
+            for part in (x, y_hat, exponent, x_bar, later, timestep, image_step)
         )
         noise = torch.randn(x.shape, generator=generator).to(device)
-        x_t = process.add_noise(origin, noise, timestep)
+        begin = torch.full_like(timestep, NOISE_LEVELS - 1)
+        x_t = process.add_noise(x_bar, noise, begin)
         with settings.autocast():
+            if later.any():
+                known = (part[later] for part in (y_hat, exponent, x_bar))
+                x_t[later] = found_later(denoiser, x_t[later], timestep[later], *known)
+            timestep = torch.where(later, timestep, begin)
             x_0 = predict(x_t, timestep, y_hat, exponent, x_bar).float()
         loss, likeness, _ = realism_loss(x_0, x, image_step, weight)
         loss = loss.mean()
