@@ -68,14 +68,16 @@ class OpenVINODenoiser:
         features = np.ascontiguousarray(y.transpose(2, 0, 1))[None]
         x_bar = np.ascontiguousarray(x_bar.transpose(2, 0, 1))[None]
         powers, noise = signal_powers(), white_noise(seed, x_bar.shape)
-        x_0 = x_bar
+        x_t = x_0 = x_bar
+        signal = spread = np.float32(1)
         for i, t in enumerate(timesteps(steps)):
-            signal, spread = np.float32(powers[t] ** 0.5), np.float32((1 - powers[t]) ** 0.5)
             # at the first step there is no x_0 yet but x_bar, and no noise but what was drawn
+            if i:
+                noise = (x_t - signal * x_0) / spread
+            signal, spread = np.float32(powers[t] ** 0.5), np.float32((1 - powers[t]) ** 0.5)
             x_t = signal * x_0 + spread * noise
             seen = (x_t - signal * x_bar) / spread if i else noise
             x_0 = x_bar + self._run(x_t, x_bar, seen, features, self._moment(t))
-            noise = (x_t - signal * x_0) / spread
         result: Array = x_0[0].transpose(1, 2, 0)
         return result
 
