@@ -253,8 +253,8 @@ def open(
 
 def _require_steps(steps: int, realism: float) -> None:
     """Make sure that what takes denoising steps is installed: OpenVINO or, instead, PyTorch."""
-    if steps and realism and find_spec("openvino") is None:
-        require("torch", "--steps")
+    if steps and realism and find_spec("torch") is None:
+        require("openvino", "--steps")
 
 
 def restore(

@@ -32,7 +32,7 @@ def run(out: Path, folder: Path, *args: str) -> Result:
 @pytest.mark.usefixtures("offline")
 def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    args = ["--rate", "0.1", "--rate", "1.5"]
+    args = ["--rate", "0.1", "--rate", "1.5", "--peer-rate", "4"]
     args += ["--decoder", "0", "--decoder", "1", "--decoder", "1:0.5", "--decoder", "1:0"]
     result = run(out, pictures, *args)
     assert result.exit_code == 0, result.output
@@ -44,7 +44,11 @@ def test_tiny_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = {(row["rate"], row["codec"]): row for row in rows}
     names = ["pcdc", "pcdc-1", "pcdc-1-0.5", "pcdc-1-0"]
     # JPEG cannot be as coarse as 0.1 bits a pixel
-    assert list(found) == [("0.1", n) for n in names] + [("1.5", n) for n in [*names, "jpeg"]]
+    assert list(found) == [
+        *(("0.1", n) for n in names),
+        *(("1.5", n) for n in [*names, "jpeg"]),
+        ("4", "jpeg"),
+    ]
     for rate in ("0.1", "1.5"):
         plain, looks, half, none = (found[rate, name] for name in names)
         judged = [k for k in plain if k != "codec"]

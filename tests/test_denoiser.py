@@ -31,6 +31,7 @@ from archive_pipeline.pcdc.model_files import (
     ModelError,
     read_folder,
 )
+from archive_pipeline.pcdc.reader import decoder
 from archive_pipeline.pcdc.reader.decoder import Reader
 from archive_pipeline.store.stored_models import decoders_of
 
@@ -97,9 +98,9 @@ def test_one_step_is_one_prediction_from_noise_on_x_bar() -> None:
     """Sampling, written out by hand for one step and for two."""
     denoiser = codec().model.denoiser()
     generator = torch.Generator().manual_seed(7)
-    y_hat = torch.randn(1, 24, 3, 2)
-    exponent = torch.full((1, 1, 3, 2), 30)
-    x_bar = torch.rand(1, 3, 48, 32) - 0.5
+    y_hat = torch.randn(1, 24, 17, 16)
+    exponent = torch.full((1, 1, 17, 16), 30)
+    x_bar = torch.rand(1, 3, 272, 256) - 0.5
     noise = torch.randn(x_bar.shape, generator=generator)
     kept = scheduler().alphas_cumprod
     last, half = kept[NOISE_LEVELS - 1], kept[NOISE_LEVELS // 2 - 1]
@@ -161,9 +162,9 @@ def test_gains_see_the_noise_whatever_its_level() -> None:
 def test_a_model_without_denoiser_says_so(streams: list[bytes]) -> None:
     plain = Codec(Model(ref.tiny_files()))
     [stream] = encode_tiles(plain, [ref.texture(64, 64)], 2000)
-    for decoder in (plain, Reader(ref.tiny_files())):
+    for made in (plain, Reader(ref.tiny_files())):
         with pytest.raises(ModelError, match="has no denoiser"):
-            decoder.decode([stream], 64, 64, 1)
+            made.decode([stream], 64, 64, 1)
 
 
 def test_the_forward_process_is_that_of_diffusers() -> None:
@@ -221,14 +222,16 @@ BIAS = "unet.conv_out.bias"
         (changed(width_8=48), "width_8=48 is no multiple of 32"),
         (changed(latents=25), "latents=25, but the codec has 24"),
         (changed(surprise=1), "surprise"),
+        (changed(**{60_000 * "x": 1}), "its denoiser"),
         (without("layers"), "layers is missing"),
         (without("latents"), "latents is missing"),
-        ({**ref.denoising_files(), DENOISER_CONFIG: b"[1, 2]"}, "cannot be read"),
+        ({**ref.denoising_files(), DENOISER_CONFIG: b"[1, 2]"}, "its configuration is no object"),
         ({**ref.denoising_files(), DENOISER_CONFIG: b"{"}, "denoiser"),
         ({**ref.denoising_files(), DENOISER_CONFIG: b"\xff"}, "denoiser"),
         ({**ref.denoising_files(), DENOISER_WEIGHTS: b""}, "cannot be read"),
         ({**ref.denoising_files(), DENOISER_WEIGHTS: b"\xff" * 64}, "larger than allowed"),
-        (with_tensors(lambda t: t.pop(BIAS)), "cannot be read"),
+        (with_tensors(lambda t: t.pop(BIAS)), f"{BIAS} is missing"),
+        (with_tensors(lambda t: t.update({BIAS: t[BIAS].bfloat16()})), "neither"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS].double()})), "neither"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS] * torch.inf})), "not finite"),
         (with_tensors(lambda t: t.update({BIAS: t[BIAS][:5]})), "cannot be read"),
@@ -244,37 +247,59 @@ def test_broken_denoisers_end_in_one_error(
         Reader(broken).synthesise(symbols, 1)
 
 
-def test_pytorch_refuses_weights_that_it_does_not_know() -> None:
-    with pytest.raises(ModelError, match="cannot be read"):
-        Model(with_tensors(lambda t: t.update(more=torch.zeros(1)))).denoiser()
+def test_weights_of_no_use_change_nothing(streams: list[bytes]) -> None:
+    more = with_tensors(lambda t: t.update(more=torch.zeros(1)))
+    symbols = codec().decode_symbols(streams[:1], 4096, 4096)
+    [expected] = codec().synthesise(symbols, 1)
+    np.testing.assert_array_equal(Codec(Model(more)).synthesise(symbols, 1)[0], expected)
+    by_reader = [Reader(f).synthesise(symbols, 1)[0] for f in (more, ref.denoising_files())]
+    np.testing.assert_array_equal(*by_reader)
+
+
+def test_a_broken_denoiser_is_read_once(
+    streams: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not again for every tile: it may be large."""
+    broken = Reader(with_tensors(lambda t: t.pop(BIAS)))
+    symbols = codec().decode_symbols(streams[:1], 4096, 4096)
+    with pytest.raises(ModelError) as first:
+        broken.synthesise(symbols, 1)
+    monkeypatch.setattr(decoder, "read_denoiser", None)
+    with pytest.raises(ModelError) as again:
+        broken.synthesise(symbols, 1)
+    assert str(again.value) == str(first.value)
 
 
 def test_errors_are_one_line_with_the_reason() -> None:
     with pytest.raises(ModelError, match="size mismatch for unet") as caught:
         Model(changed(width_16=32)).denoiser()
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
 
 
 def test_pixels_that_are_no_numbers_are_an_error(streams: list[bytes]) -> None:
     """Of finite weights that are too large; not a black picture."""
     huge = with_tensors(lambda t: t.update({BIAS: torch.full_like(t[BIAS].float(), 3e38)}))
     symbols = codec().decode_symbols(streams[:1], 4096, 4096)
-    for decoder in (Codec(Model(huge)), Reader(huge)):
-        with pytest.raises(ModelError, match="its denoiser gives pixels that are no numbers"):
-            decoder.synthesise(symbols, 1)
-        assert decoder.synthesise(symbols, 0)[0].any()
+    for made in (Codec(Model(huge)), Reader(huge)):
+        with pytest.raises(ModelError, match="its denoiser gives pixels out of all range"):
+            made.synthesise(symbols, 1)
+        assert made.synthesise(symbols, 0)[0].any()
 
 
 # ------------------------------------------------------------------------- archives
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    for name, content in ref.denoising_files().items():
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("models") / "tiny", ref.denoising_files())
 
 
 def test_the_denoiser_is_part_of_the_models_identity(model_folder: Path, tmp_path: Path) -> None:
@@ -343,6 +368,28 @@ def test_archives_carry_the_denoiser(
     assert "its hash is another" in damaged.err
 
 
+def test_a_broken_denoiser_is_no_fault_of_the_images(
+    run: Run, flight: Path, tmp_path: Path
+) -> None:
+    """What ingest can see of it without running it, ingest refuses."""
+    url, out = tmp_path / "archive.zarr", tmp_path / "out"
+    folder = write(tmp_path / "shapes", with_tensors(lambda t: t.pop(BIAS)))
+    ingest = ["ingest", flight, "--archive", url, "--ratio", 8, "--workers", 0, "--model"]
+    assert run(*ingest, folder).code == 0
+    done = run("restore", "--archive", url, "--workers", 0, "-o", out, "--steps", 1)
+    assert done.code == 1
+    assert f"{IMAGE}: model " in done.err
+    assert f"its denoiser cannot be read: {BIAS} is missing" in done.err
+    assert "damaged" not in done.err
+    assert run("restore", "--archive", url, "--workers", 0, "-o", out).code == 0
+
+    folder = write(tmp_path / "types", with_tensors(lambda t: t.update({BIAS: t[BIAS].double()})))
+    ingest[3] = tmp_path / "other.zarr"
+    refused = run(*ingest, folder)
+    assert refused.code != 0
+    assert "its denoiser: weights are neither float16 nor float32" in refused.err
+
+
 @pytest.mark.parametrize(
     ("field", "value", "problem"),
     [
@@ -383,7 +430,7 @@ def test_what_models_can_decode_with_follows_from_all_of_their_files() -> None:
     keys += [f"models/{c}/{DENOISER_WEIGHTS}", "models/x", f"models/{c}"]
     keys += [f"models/{a[:12]}/{name}" for name in transform]
     found = decoders_of(keys)
-    assert found == {a: ["deterministic", "diffusion"], b: ["deterministic"], c: []}
+    assert found == {a: ["deterministic", "diffusion"], b: [], c: []}
 
 
 def test_archives_without_denoiser_restore_with_steps_0_only(

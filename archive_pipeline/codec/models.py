@@ -24,6 +24,7 @@ from archive_pipeline.pcdc.model_files import (
     DENOISER_CONFIG,
     ModelError,
     digest,
+    read_denoiser,
     read_folder,
 )
 from archive_pipeline.pcdc.precision import Precision
@@ -157,6 +158,8 @@ def load_named(name: str) -> Model:
     from archive_pipeline.pcdc.model import Model
 
     model = Model.from_folder(find_folder(name))
+    if model.has_denoiser:  # archives would carry it, and only a restore would tell
+        read_denoiser(model.files, model.networks.config.latents, model.sha256)
     register(model.files)
     return model
 
@@ -233,7 +236,10 @@ def decoder_for(sha256: str, settings: Settings) -> TileDecoder:
     """
     steps_by_torch = settings.steps and find_spec("openvino") is None
     if steps_by_torch or settings.device != "cpu":
-        require("torch", "--steps" if steps_by_torch else f"--device {settings.device}")
+        if settings.device != "cpu":
+            require("torch", f"--device {settings.device}")
+        elif find_spec("torch") is None:
+            require("openvino", "--steps")
         return _torch_codec(sha256, settings.device, settings.precision)
     with _lock:
         _require(sha256)

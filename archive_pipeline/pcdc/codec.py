@@ -145,6 +145,6 @@ class Codec(TileDecoder):
         x = x[:, :, : tiles[0].height, : tiles[0].width]
         levels = x * 127.5 + 128  # + 127.5, and halves round up
         if steps:
-            self.require_numbers(bool(levels.isfinite().all()))
+            self.require_numbers(float(x.abs().max()))
         pixels = levels.clamp(0, 255).to(torch.uint8)
         return [*self.to_host(pixels.permute(0, 2, 3, 1).contiguous())]

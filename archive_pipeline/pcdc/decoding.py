@@ -30,6 +30,8 @@ from archive_pipeline.pcdc.constants import (
 from archive_pipeline.pcdc.entropy import CorruptStream, Tables
 from archive_pipeline.pcdc.model_files import ModelError
 
+LARGEST = 1e6  # magnitude of what becomes pixels
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -293,15 +295,18 @@ class TileDecoder(ABC):
             tiles.append(symbols)
         return self.synthesise(tiles, steps, [tile_seed(s, seed) for s in streams], realism)
 
-    def require_numbers(self, finite: bool) -> None:
-        """Refuse what a denoiser made, unless it is finite: it would be a black picture.
+    def require_numbers(self, largest: float) -> None:
+        """Refuse what a denoiser made if it is no picture: it would be a black or a white one.
+
+        Args:
+            largest: magnitude of its values, which are -1..1 and a little beyond.
 
         Raises:
-            ModelError: it is not.
+            ModelError: it is none.
         """
-        if not finite:
+        if not largest < LARGEST:  # NaN is not either
             name = self.prefix.hex()[:12]
-            raise ModelError(f"model {name}: its denoiser gives pixels that are no numbers")
+            raise ModelError(f"model {name}: its denoiser gives pixels out of all range")
 
     def z_index(self, image_step: int, height: int, width: int) -> NDArray[np.int64]:
         """Scale indices of hyper-latents (Z, height, width)."""

@@ -30,13 +30,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archive_pipeline.pcdc.constants import CELL, CELL_SAMPLES, LATENT_GAIN, MAX_EXPONENT
+from archive_pipeline.pcdc.constants import CELL, CELL_SAMPLES, LATENT_GAIN, MAX_EXPONENT, STRIDE
 from archive_pipeline.pcdc.diffusion import (
     DEVIATIONS,
     FIRST_BETA,
     LAST_BETA,
     NOISE_LEVELS,
     NORM_GROUPS,
+    mirrored,
     signal_powers,
     timesteps,
     white_noise,
@@ -173,8 +174,14 @@ def sample(
 ) -> Tensor:
     """Decode N tiles with `steps` >= 1 DDIM steps; shapes as in `Denoiser.forward`.
 
+    Small tiles are denoised with what `mirrored` adds to them.
+
     The noise is `white_noise`, so a tile's seed means the same picture on every device.
     """
+    height, width = x_bar.shape[2:]
+    y_hat, exponent, x_bar = (
+        with_mirrored(x, scale) for x, scale in ((y_hat, 1), (exponent, 1), (x_bar, STRIDE))
+    )
     process = scheduler()
     drawn = np.concatenate([white_noise(seed, x_bar[:1].shape) for seed in seeds])
     noise, x_0 = torch.from_numpy(drawn).to(x_bar), x_bar
@@ -184,17 +191,28 @@ def sample(
         x_t = process.add_noise(x_0, noise, t)
         x_0 = denoiser(x_t, t, y_hat, exponent, x_bar)
         noise = noise_in(x_t, x_0, t)
-    return x_0
+    return x_0[:, :, :height, :width]
+
+
+def with_mirrored(x: Tensor, scale: int) -> Tensor:
+    """(N, C, h, w), of so many places a latent, with the rows and columns that `mirrored` adds."""
+    for axis in (2, 3):
+        places = torch.from_numpy(mirrored(x.shape[axis], scale))
+        x = x.index_select(axis, places.to(x.device))
+    return x
 
 
 def load_denoiser(config: DenoiserConfig, tensors: Mapping[str, NDArray[np.float32]]) -> Denoiser:
     """Build a denoiser from what `model_files.read_denoiser` found.
 
     Raises:
-        RuntimeError: the weights are not those of this configuration.
+        KeyError, RuntimeError: weights are missing, or of another shape.
     """
     with torch.device("meta"):
         denoiser = Denoiser(**asdict(config))
     weights = {name: torch.from_numpy(array) for name, array in tensors.items()}
-    denoiser.load_state_dict(weights, assign=True)
+    # what else is there was of no use to the reader either
+    missing = denoiser.load_state_dict(weights, strict=False, assign=True).missing_keys
+    if missing:
+        raise KeyError(missing[0])
     return denoiser.eval().requires_grad_(False)

@@ -18,6 +18,7 @@ FIRST_BETA, LAST_BETA = 1e-4, 0.014  # half of the signal's power is left at the
 DEVIATIONS = (0.9034, 0.2531, 0.1107, 0.0540)
 NORM_GROUPS = 16  # of channels, which the U-Net normalises together
 CHUNK = 16  # normal numbers that come of 16 uniform ones
+LEAST_SIDE = 16  # latents; denoisers were trained on as many, and few have no statistics
 
 
 @cache
@@ -33,12 +34,22 @@ def timesteps(steps: int) -> list[int]:
     return [round((i + 1) * NOISE_LEVELS / steps) - 1 for i in reversed(range(steps))]
 
 
+def mirrored(count: int, scale: int = 1) -> NDArray[np.int64]:
+    """Places 0..count - 1 along a side, mirrored at its end until there are `LEAST_SIDE` latents.
+
+    So a denoiser is given the rows and columns of tiles that are smaller.
+
+    Args:
+        scale: places a latent.
+    """
+    return np.pad(np.arange(count), (0, max(0, LEAST_SIDE * scale - count)), "symmetric")
+
+
 def white_noise(seed: int, shape: Sequence[int]) -> NDArray[np.float32]:
     """Normal numbers of variance one, float32, the same for a seed for ever.
 
-    Generator: MT19937, seeded by the lowest 32 bits; its numbers' lowest 24 bits are uniform
-    numbers, of which Box and Muller's method makes normal ones: of 16, the first 8 are radii, the
-    others angles. (So does PyTorch's generator for CPUs; pictures made with it stay the same.)
+    docs/format.md, section 8, says how. PyTorch's generator for CPUs does the same, so that
+    pictures made with it stay the same.
 
     Args:
         shape: of a multiple of 16 values.

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ MAX_BYTES = {
     DENOISER_CONFIG: 64 << 10,
     DENOISER_WEIGHTS: 256 << 20,
 }
+LONGEST_ERROR = 300  # characters
 MAX_HEADER = 1 << 20  # bytes of a safetensors header: names, types and places of the tensors
 MAX_WIDTH = 1024
 MAX_DEPTH = 32
@@ -262,6 +264,8 @@ def read_denoiser(
     if DENOISER_CONFIG not in files:
         raise ModelError(f"model {sha256[:12]} has no denoiser: decode with steps 0")
     with denoiser_reported(sha256):
+        if DENOISER_WEIGHTS not in files:
+            raise ValueError("its weights are missing")
         return _denoiser_config(files[DENOISER_CONFIG], latents), _denoiser_weights(
             files[DENOISER_WEIGHTS]
         )
@@ -272,17 +276,24 @@ def denoiser_reported(sha256: str) -> Iterator[None]:
     """Raise `ModelError` for whatever a denoiser cannot be made of."""
     try:
         yield
-    except (TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"model {sha256[:12]}: its denoiser cannot be read: {' '.join(str(error).split())}"
-        ) from error
+    except (TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise _denoiser_error(sha256, f" cannot be read: {told}") from error
     except ValueError as error:
-        raise ModelError(f"model {sha256[:12]}: its denoiser: {error}") from error
+        raise _denoiser_error(sha256, f": {error}") from error
+
+
+def _denoiser_error(sha256: str, told: str) -> ModelError:
+    # a stranger's configuration and PyTorch's lists of names are of any length
+    return ModelError(shorten(f"model {sha256[:12]}: its denoiser{told}", LONGEST_ERROR))
 
 
 def _denoiser_config(data: bytes, latents: int) -> DenoiserConfig:
     # names with an underscore are diffusers' notes on class and version
-    settings = {k: v for k, v in json.loads(data).items() if not k.startswith("_")}
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise ValueError("its configuration is no object")
+    settings = {k: v for k, v in content.items() if not k.startswith("_")}
     missing = DenoiserConfig.__annotations__.keys() - {"grain"} - settings.keys()
     if missing:
         raise ValueError(f"{min(missing)} is missing")
@@ -300,8 +311,11 @@ def _denoiser_config(data: bytes, latents: int) -> DenoiserConfig:
 
 def _denoiser_weights(data: bytes) -> dict[str, NDArray[np.float32]]:
     check_header(data)
-    tensors = load_arrays(data)
-    if any(array.dtype.name not in ("float16", "float32") for array in tensors.values()):
+    try:
+        tensors = load_arrays(data)
+    except KeyError:  # a type that NumPy has not
+        tensors = {}
+    if {array.dtype.name for array in tensors.values()} - {"float16", "float32"} or not tensors:
         raise ValueError("weights are neither float16 nor float32")
     if not all(np.isfinite(array).all() for array in tensors.values()):
         raise ValueError("weights are not finite")

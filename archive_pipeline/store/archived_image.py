@@ -17,6 +17,7 @@ from archive_pipeline.codec.zarr_codec import with_settings
 from archive_pipeline.errors import NotInstalled
 from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.geo.georef import Window
+from archive_pipeline.pcdc.model_files import ModelError
 from archive_pipeline.store._arrays import FILE_OVERHEAD, model_of, open_array
 from archive_pipeline.store._backends import MissingShard, TooLarge
 from archive_pipeline.store.archive import Archive
@@ -91,7 +92,7 @@ class ArchivedImage:
             return "lossless"
         text = f"pcdc {record['model'][:12]}, steps {settings.steps}"
         if settings.steps:
-            text += f", realism {settings.realism:g}, seed {settings.seed}"
+            text += f", realism {str(settings.realism).removesuffix('.0')}, seed {settings.seed}"
         return text
 
     def take_blocks(self, blocks: Iterable[tuple[str, bytes]]) -> None:
@@ -235,6 +236,9 @@ class ArchivedImage:
             raise self._not_installed(error) from error
         except TooLarge as error:
             raise self._damaged(name, error) from error
+        except (ModelError, ImportError) as error:  # no fault of the image's
+            told = reason_of(error)
+            raise ArchiveError(f"{self.entry.flight}/{self.entry.id}: {told}") from error
         except Exception as error:  # codecs and stores raise what they like
             if array.shards is None:  # of a file, which is decoded as a whole
                 raise self._damaged(name, error) from error

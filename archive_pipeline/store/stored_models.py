@@ -10,11 +10,12 @@ from archive_pipeline.pcdc.model_files import CONFIG, DENOISER_FILES, WEIGHTS
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, is_model, policy_key
 
-_TRANSFORM = {CONFIG, WEIGHTS}
-_DECODERS = {
-    "deterministic": _TRANSFORM,
-    "diffusion": _TRANSFORM.union(DENOISER_FILES),
+_TRANSFORM = frozenset((CONFIG, WEIGHTS))
+_DECODERS = {  # by a model's files; with some of a denoiser's its hash is another
+    _TRANSFORM: ["deterministic"],
+    _TRANSFORM.union(DENOISER_FILES): ["deterministic", "diffusion"],
 }
+_FILES = _TRANSFORM.union(DENOISER_FILES)
 
 
 def add_model(archive: Archive, sha256: str, files: dict[str, bytes]) -> None:
@@ -125,10 +126,7 @@ def decoders_of(keys: Iterable[str]) -> dict[str, list[str]]:
         _, sha256, *name = key.split("/", 2)
         if is_model(sha256):
             files.setdefault(sha256, set()).update(name)
-    return {
-        sha256: [decoder for decoder, needed in _DECODERS.items() if needed <= files[sha256]]
-        for sha256 in sorted(files)
-    }
+    return {sha256: [*_DECODERS.get(_FILES & files[sha256], [])] for sha256 in sorted(files)}
 
 
 def require_denoiser(archive: Archive, entry: ImageEntry) -> None:

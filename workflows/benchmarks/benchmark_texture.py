@@ -1,11 +1,13 @@
 """Texture that comes back at low rates, with and without the diffusion decoder.
 
-    python workflows/benchmarks/benchmark_texture.py OUT --set flight=FLIGHT_DIR \
+\b
+    python workflows/benchmarks/benchmark_texture.py OUT --set flight=FLIGHT_DIR
         --decoder 0 --decoder 1 --decoder 1:0.5 --codec hevc
 
 Every crop (as benchmark.py chooses them) is coded by our codec at each rate. Decoders are denoising
 steps and, behind a colon, --realism. Other codecs get as many bytes at most; where even their
-coarsest setting takes more, they are left out.
+coarsest setting takes more, they are left out. At the rates of --peer-rate they are alone: they
+need more bytes for as much texture, and a table says how many times as many.
 
 \b
 Texture, orientation     see workflows/_shared/texture.py: nobody trains on these
@@ -37,8 +39,18 @@ import patch_distances
 from benchmark import parse_sets
 from benchmark_crops import Crop, CropError, choose_crops
 from benchmark_rows import Row, read_rows, resume, write_rows
-from benchmark_summary import OURS, first_of_each, groups_of, label, table
+from benchmark_summary import (
+    NO_CURVE,
+    OURS,
+    cell,
+    curves_of,
+    first_of_each,
+    groups_of,
+    label,
+    table,
+)
 from PIL import Image
+from rate_distortion import compare, rate_ratio
 
 from archive_pipeline.codec.models import DEFAULT_MODEL
 
@@ -48,6 +60,8 @@ from coding import Coder, split
 from peers import PEERS, search
 
 RATES = (0.03, 0.06, 0.12, 0.24)  # bits a pixel
+PEER_RATES = (0.48, 0.96)
+COMPARED = (0.05, 0.13)  # bits a pixel of ours over which bytes at equal texture are compared
 QUALITIES = ("texture", "orientation", "lpips", "ssimulacra2", "dists", "psnr")
 OCTAVES = ("octave_1", "octave_2", "octave_3")
 QUARTER = "psnr_quarter"
@@ -106,14 +120,15 @@ class Bench:
         self.measures, missing = metrics.load(QUALITIES)
         self.notes = list(missing.values())
 
-    def decoded(self, pixels: metrics.Pixels, rate: float) -> Iterator[Decoded]:
-        """What all codecs make of a crop in as many bytes as ours takes."""
+    def decoded(self, pixels: metrics.Pixels, rate: float, by_ours: bool) -> Iterator[Decoded]:
+        """What all codecs make of a crop in as many bytes as ours takes, or the others alone."""
         height, width = pixels.shape[:2]
-        budget = int(rate * height * width / 8)
-        streams = self.coder.encode(split(pixels), budget, "uniform")
-        size = sum(map(len, streams))
-        for name, (steps, realism) in self.decoders.items():
-            yield name, self.coder.decode(streams, (height, width), steps, realism), size
+        size = int(rate * height * width / 8)
+        if by_ours:
+            streams = self.coder.encode(split(pixels), size, "uniform")
+            size = sum(map(len, streams))
+            for name, (steps, realism) in self.decoders.items():
+                yield name, self.coder.decode(streams, (height, width), steps, realism), size
         for name, peer in self.peers.items():
             found = search(peer, pixels, size, at_most=True)
             if found is not None:
@@ -169,6 +184,34 @@ def tables(rows: list[Row], crowds: dict[tuple, dict[str, float]]) -> list[str]:
     return lines
 
 
+def at_equal_texture(rows: list[Row], seed: int) -> list[str]:
+    """Tables of other codecs' bytes over ours, a column for each of our decoders."""
+    curves = curves_of(rows, "texture")
+    codecs = dict.fromkeys(row["codec"] for row in rows)
+    decoders = [name for name in codecs if name.partition("-")[0] == OURS]
+    lines: list[str] = []
+    for group in groups_of(rows):
+        crops = dict.fromkeys(r["crop"] for r in rows if (r["set"], r["scale"]) == group)
+        cells = []
+        for peer in (name for name in codecs if name not in decoders):
+            found = []
+            for decoder in decoders:
+                ends = [
+                    [curves.get((group, c, n), NO_CURVE) for n in (decoder, peer)] for c in crops
+                ]
+                found.append(compare([rate_ratio(*pair, *COMPARED) for pair in ends], seed))
+            cells.append([label(peer), *map(cell, found)])
+        head = [f"{group[0]}, {group[1]} size", *map(label, decoders)]
+        lines += ["", *table(head, cells)] if cells else []
+    if lines:
+        low, high = COMPARED
+        lines[:0] = [
+            *("", "## Bytes of other codecs over ours at equal texture", ""),
+            f"Where ours takes {low:g} to {high:g} bits a pixel, as by benchmark.py.",
+        ]
+    return lines
+
+
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--set", "sets", multiple=True, required=True, callback=parse_sets, help="NAME=DIR.")
@@ -184,6 +227,15 @@ def tables(rows: list[Row], crowds: dict[tuple, dict[str, float]]) -> list[str]:
     help="Denoising steps, and how much of what they generate is shown.",
 )
 @click.option("--rate", "rates", type=click.FloatRange(0.01, 8), multiple=True, default=RATES)
+@click.option(
+    "--peer-rate",
+    "peer_rates",
+    type=click.FloatRange(0.01, 8),
+    multiple=True,
+    default=PEER_RATES,
+    show_default=True,
+    help="Bits a pixel, of other codecs alone.",
+)
 @click.option(
     "--codec",
     "peers",
@@ -201,6 +253,7 @@ def main(
     model: str,
     decoders: dict[str, Decoder],
     rates: tuple[float, ...],
+    peer_rates: tuple[float, ...],
     peers: tuple[str, ...],
     count: int,
     size: int,
@@ -220,6 +273,7 @@ def main(
     sha256 = bench.coder.codec.model.sha256
     settings = {
         **{"model": sha256, "decoders": decoders, "rates": rates, "size": size, "seed": seed},
+        "peer_rates": peer_rates,
         **{
             "crops": [c.key for c in crops],
             "measures": list(bench.measures),
@@ -235,16 +289,16 @@ def main(
         if crop.key in done and judge is None:
             continue
         original, fresh = crop.read(), []
-        for rate in rates:
+        for rate in sorted({*rates, *peer_rates}):
             panels = []
-            for decoded in bench.decoded(original, rate):
+            for decoded in bench.decoded(original, rate, rate in rates):
                 row = bench.row(crop, rate, original, decoded)
                 fresh.append(row)
                 panels.append(figures.Panel(*decoded, row))
                 if judge is not None:
                     key = (crop.set, crop.scale), rate, decoded[0]
                     pictures[key].append((original, decoded[1]))
-            if crop in shown:
+            if crop in shown and rate in rates:
                 name = f"{'-'.join(crop.key)}-{rate:.2f}bpp.png"
                 draw(crop, rate, original, panels).save(out / "crops" / name, optimize=True)
         if crop.key not in done:
@@ -264,6 +318,7 @@ def main(
         "in the finest two octaves of a Laplacian pyramid, 0 is the original's. Orientation: angle "
         "between gradients in degrees, 45 is chance.",
         *tables(rows, crowds),
+        *at_equal_texture(rows, seed),
         "",
         *(f"- {note}" for note in notes),
     ]

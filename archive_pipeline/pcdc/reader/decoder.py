@@ -19,6 +19,7 @@ from archive_pipeline.pcdc.model_files import (
     ENCODER,
     Contents,
     DenoiserConfig,
+    ModelError,
     denoiser_reported,
     read,
     read_denoiser,
@@ -37,7 +38,6 @@ from archive_pipeline.pcdc.reader.synthesis import (
     with_exponents,
 )
 
-LARGEST = 1e30  # float32 that may become pixels: networks give -1..1 and a little beyond
 # latents with exponents, what g_s makes of them, steps and seed to pixels -1..1
 Denoiser = Callable[[Array, Array, int, int], Array]
 
@@ -69,6 +69,7 @@ class Reader(TileDecoder):
         super().__init__(contents.sha256, contents.tables, contents.level_tables, config.latents)
         self._files, self._sha256, self._precision = files, contents.sha256, precision
         self._denoiser: Denoiser | None = None
+        self._failure: str | None = None
         self._loading = threading.Lock()
         with reported(contents.sha256):
             self._prior = Prior(tensors, config.hyper_latents)
@@ -105,10 +106,16 @@ class Reader(TileDecoder):
         if not steps or self._denoiser is not None:
             return
         with self._loading:
+            if self._failure is not None:  # or every tile would read it once more
+                raise ModelError(self._failure)
             if self._denoiser is None:
-                config, tensors = read_denoiser(self._files, self._latents, self._sha256)
-                with denoiser_reported(self._sha256):
-                    self._denoiser = _denoiser(config, tensors, self._precision)
+                try:
+                    config, tensors = read_denoiser(self._files, self._latents, self._sha256)
+                    with denoiser_reported(self._sha256):
+                        self._denoiser = _denoiser(config, tensors, self._precision)
+                except ModelError as error:
+                    self._failure = str(error)
+                    raise
 
     def _synthesise(
         self, tiles: Sequence[Symbols], steps: int, seeds: Sequence[int], realism: float
@@ -126,9 +133,10 @@ class Reader(TileDecoder):
         y = latents(mean, plane, symbols.q)
         x = self._g_s(y, plane)
         if steps and self._denoiser is not None:
-            looks = self._denoiser(with_exponents(y, plane), x, steps, seed)
-            x = x + np.float32(realism) * (looks - x)
-            self.require_numbers(float(np.abs(x).max()) < LARGEST)
+            with np.errstate(over="ignore", invalid="ignore"):  # told by the next line but two
+                looks = self._denoiser(with_exponents(y, plane), x, steps, seed)
+                x = x + np.float32(realism) * (looks - x)
+            self.require_numbers(float(np.abs(x).max()))
         return to_pixels(x, symbols.height, symbols.width)
 
 

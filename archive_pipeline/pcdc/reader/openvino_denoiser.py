@@ -14,10 +14,11 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
-from archive_pipeline.pcdc.constants import CELL, CELL_SAMPLES, LUMA
+from archive_pipeline.pcdc.constants import CELL, CELL_SAMPLES, LUMA, STRIDE
 from archive_pipeline.pcdc.diffusion import (
     DEVIATIONS,
     NORM_GROUPS,
+    mirrored,
     signal_powers,
     timesteps,
     white_noise,
@@ -56,7 +57,7 @@ class OpenVINODenoiser:
         self._run = Runner(lambda: _DenoiserGraph(tensors, config).model(), bfloat16, threads)
 
     def __call__(self, y: Array, x_bar: Array, steps: int, seed: int) -> Array:
-        """Take `steps` >= 1 DDIM steps.
+        """Take `steps` >= 1 DDIM steps, of small tiles with what `mirrored` adds to them.
 
         Args:
             y: latents (h, w, M + 1), divided by `LATENT_GAIN`, and their exponents in 0..1.
@@ -65,20 +66,19 @@ class OpenVINODenoiser:
         Returns:
             x_0 (16 h, 16 w, 3), -1..1 and beyond.
         """
-        features = np.ascontiguousarray(y.transpose(2, 0, 1))[None]
-        x_bar = np.ascontiguousarray(x_bar.transpose(2, 0, 1))[None]
+        height, width = x_bar.shape[:2]
+        features, x_bar = _with_mirrored(y, 1), _with_mirrored(x_bar, STRIDE)
         powers, noise = signal_powers(), white_noise(seed, x_bar.shape)
         x_t = x_0 = x_bar
-        signal = spread = np.float32(1)
+        share = 1.0  # of the signal's power
         for i, t in enumerate(timesteps(steps)):
             # at the first step there is no x_0 yet but x_bar, and no noise but what was drawn
-            if i:
-                noise = (x_t - signal * x_0) / spread
-            signal, spread = np.float32(powers[t] ** 0.5), np.float32((1 - powers[t]) ** 0.5)
-            x_t = signal * x_0 + spread * noise
-            seen = (x_t - signal * x_bar) / spread if i else noise
+            noise = _noise_in(x_t, x_0, share) if i else noise
+            share = powers[t]
+            x_t = np.float32(share**0.5) * x_0 + np.float32((1 - share) ** 0.5) * noise
+            seen = _noise_in(x_t, x_bar, share) if i else noise
             x_0 = x_bar + self._run(x_t, x_bar, seen, features, self._moment(t))
-        result: Array = x_0[0].transpose(1, 2, 0)
+        result: Array = x_0[0, :, :height, :width].transpose(1, 2, 0)
         return result
 
     def _moment(self, timestep: int) -> Array:
@@ -89,6 +89,17 @@ class OpenVINODenoiser:
         (first, first_bias), (second, second_bias) = self._embedding
         x = _silu(first @ waves.astype(np.float32) + first_bias)
         return _silu(second @ x + second_bias)[None, :, None, None]
+
+
+def _with_mirrored(x: Array, scale: int) -> Array:
+    """(rows, columns, channels) as (1, channels, rows, columns), with what `mirrored` adds."""
+    rows, columns = (mirrored(count, scale) for count in x.shape[:2])
+    return np.ascontiguousarray(x.transpose(2, 0, 1)[:, rows[:, None], columns])[None]
+
+
+def _noise_in(x_t: Array, x_0: Array, share: float) -> Array:
+    """The noise of unit variance in x_t, if it shows x_0 with this share of its power."""
+    return (x_t - np.float32(share**0.5) * x_0) * np.float32((1 - share) ** -0.5)
 
 
 def _silu(x: Array) -> Array:

@@ -46,7 +46,7 @@ class Runner:
         self._here = self._compile()
 
     def __call__(self, *inputs: Array) -> Array:
-        """What the graph makes of its inputs; the same thread's next call overwrites it."""
+        """What the graph makes of its inputs."""
         with self._lock:
             if self._here.process != os.getpid():
                 _of_parents.append(self._here)
