@@ -143,8 +143,7 @@ class Codec(TileDecoder):
                 looks = sample(self.model.denoiser(), y_hat, exponent, x, steps, seeds)
             x = x + realism * (looks - x)
         x = x[:, :, : tiles[0].height, : tiles[0].width]
-        levels = x * 127.5 + 128  # + 127.5, and halves round up
         if steps:
             self.require_numbers(float(x.abs().max()))
-        pixels = levels.clamp(0, 255).to(torch.uint8)
+        pixels = (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # + 127.5, and halves round up
         return [*self.to_host(pixels.permute(0, 2, 3, 1).contiguous())]

@@ -11,11 +11,11 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, is_model, policy_key
 
 _TRANSFORM = frozenset((CONFIG, WEIGHTS))
+_FILES = _TRANSFORM.union(DENOISER_FILES)
 _DECODERS = {  # by a model's files; with some of a denoiser's its hash is another
     _TRANSFORM: ["deterministic"],
-    _TRANSFORM.union(DENOISER_FILES): ["deterministic", "diffusion"],
+    _FILES: ["deterministic", "diffusion"],
 }
-_FILES = _TRANSFORM.union(DENOISER_FILES)
 
 
 def add_model(archive: Archive, sha256: str, files: dict[str, bytes]) -> None:

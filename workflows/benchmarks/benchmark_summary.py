@@ -111,12 +111,26 @@ def compare_all(points: list[Row], peers: list[str], metrics: list[str], seed: i
         for group in groups_of(points):
             crops = dict.fromkeys(r["crop"] for r in points if (r["set"], r["scale"]) == group)
             for peer in peers:
-                pairs = [
-                    (curves.get((group, c, OURS)), curves.get((group, c, peer))) for c in crops
-                ]
-                ratios = [rate_ratio(a, b, *RANGE) if a and b else None for a, b in pairs]
-                results.append(Result(group, peer, metric, compare(ratios, seed)))
+                found = compare_crops(curves, group, crops, (OURS, peer), RANGE, seed)
+                results.append(Result(group, peer, metric, found))
     return results
+
+
+def compare_crops(
+    curves: dict[tuple[Group, str, str], Curve],
+    group: Group,
+    crops: Iterable[str],
+    codecs: tuple[str, str],
+    ends: tuple[float, float],
+    seed: int,
+) -> Comparison:
+    """The second codec against the first over the crops of one set and scale.
+
+    Args:
+        ends: bits a pixel of the first over which rates are compared.
+    """
+    pairs = [[curves.get((group, c, name), NO_CURVE) for name in codecs] for c in crops]
+    return compare([rate_ratio(*pair, *ends) for pair in pairs], seed)
 
 
 def write_ratios(path: Path, results: list[Result]) -> None:

@@ -40,9 +40,9 @@ from benchmark import parse_sets
 from benchmark_crops import Crop, CropError, choose_crops
 from benchmark_rows import Row, read_rows, resume, write_rows
 from benchmark_summary import (
-    NO_CURVE,
     OURS,
     cell,
+    compare_crops,
     curves_of,
     first_of_each,
     groups_of,
@@ -50,7 +50,6 @@ from benchmark_summary import (
     table,
 )
 from PIL import Image
-from rate_distortion import compare, rate_ratio
 
 from archive_pipeline.codec.models import DEFAULT_MODEL
 
@@ -194,12 +193,10 @@ def at_equal_texture(rows: list[Row], seed: int) -> list[str]:
         crops = dict.fromkeys(r["crop"] for r in rows if (r["set"], r["scale"]) == group)
         cells = []
         for peer in (name for name in codecs if name not in decoders):
-            found = []
-            for decoder in decoders:
-                ends = [
-                    [curves.get((group, c, n), NO_CURVE) for n in (decoder, peer)] for c in crops
-                ]
-                found.append(compare([rate_ratio(*pair, *COMPARED) for pair in ends], seed))
+            found = [
+                compare_crops(curves, group, crops, (decoder, peer), COMPARED, seed)
+                for decoder in decoders
+            ]
             cells.append([label(peer), *map(cell, found)])
         head = [f"{group[0]}, {group[1]} size", *map(label, decoders)]
         lines += ["", *table(head, cells)] if cells else []

@@ -133,7 +133,7 @@ class Reader(TileDecoder):
         y = latents(mean, plane, symbols.q)
         x = self._g_s(y, plane)
         if steps and self._denoiser is not None:
-            with np.errstate(over="ignore", invalid="ignore"):  # told by the next line but two
+            with np.errstate(over="ignore", invalid="ignore"):  # told below
                 looks = self._denoiser(with_exponents(y, plane), x, steps, seed)
                 x = x + np.float32(realism) * (looks - x)
             self.require_numbers(float(np.abs(x).max()))
