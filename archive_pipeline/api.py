@@ -14,7 +14,6 @@ other than 0 processes are started that import the calling script: it then needs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from archive_pipeline.arguments import (
     places,
     texts,
 )
-from archive_pipeline.errors import UsageError, require
+from archive_pipeline.errors import UsageError, require, require_denoising
 
 if TYPE_CHECKING:
     from archive_pipeline.detection.verification import Verification
@@ -247,14 +246,9 @@ def open(
     from archive_pipeline.jobs.opened import OpenArchive
 
     check_decoding(device, precision, steps, seed, realism)
-    _require_steps(steps, realism)
+    if steps and realism:
+        require_denoising()
     return OpenArchive(str(archive), device, steps, seed, precision, realism)
-
-
-def _require_steps(steps: int, realism: float) -> None:
-    """Make sure that what takes denoising steps is installed: OpenVINO or, instead, PyTorch."""
-    if steps and realism and find_spec("torch") is None:
-        require("openvino", "--steps")
 
 
 def restore(
@@ -329,8 +323,8 @@ def restore(
     from archive_pipeline.jobs.selection import Selection
 
     check_decoding(device, precision, steps, seed, realism)
-    if scheduler is None:
-        _require_steps(steps, realism)
+    if scheduler is None and steps and realism:
+        require_denoising()
     check_workers(workers)
     return run(
         str(archive),

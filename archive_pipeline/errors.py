@@ -33,6 +33,16 @@ def require(module: str, what: str, extra: str = "ingest") -> None:
         raise NotInstalled(f"{what} needs {module}: pip install 'archive-pipeline[{extra}]'")
 
 
+def require_denoising() -> None:
+    """Make sure that what takes denoising steps on CPUs is installed: OpenVINO or PyTorch.
+
+    Raises:
+        NotInstalled: neither is.
+    """
+    if find_spec("torch") is None:
+        require("openvino", "--steps")
+
+
 def root_cause(error: BaseException) -> BaseException:
     """The first of the errors that led to one; GDAL says there what happened, and only there."""
     while error.__cause__ is not None:

@@ -272,6 +272,18 @@ def test_released_weights_are_a_start_with_the_same_output() -> None:
     torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
 
 
+def test_the_released_transform_grows_to_base_and_is_the_same_there() -> None:
+    base = train_transform.ARCHITECTURES["base"]
+    folder, seen = shipped() / DEFAULT_MODEL, textures(1)
+    released = Model.from_folder(folder).networks
+    assert base.depth_16 > released.config.depth_16  # else nothing grows
+    grown = train_transform.grown(base, folder, textures(4))
+    assert grown.config == base
+    a, b = (coded(networks, seen, 30) for networks in (released, grown))
+    torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
+    torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
+
+
 def test_a_wider_transform_starts_as_the_narrower_one_and_can_use_its_width() -> None:
     released = ref.tiny_codec().model.networks
     before = released.config

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.codec.settings import Settings
-from archive_pipeline.errors import require
+from archive_pipeline.errors import require, require_denoising
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.decoding import TileDecoder
@@ -238,8 +238,8 @@ def decoder_for(sha256: str, settings: Settings) -> TileDecoder:
     if steps_by_torch or settings.device != "cpu":
         if settings.device != "cpu":
             require("torch", f"--device {settings.device}")
-        elif find_spec("torch") is None:
-            require("openvino", "--steps")
+        else:
+            require_denoising()
         return _torch_codec(sha256, settings.device, settings.precision)
     with _lock:
         _require(sha256)

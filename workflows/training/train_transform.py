@@ -45,7 +45,10 @@ from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
 HELD_OUT = 32  # crops
-ARCHITECTURES = {"small": TransformConfig(), "base": TransformConfig(width_8=192, width_16=256)}
+ARCHITECTURES = {
+    "small": TransformConfig(),
+    "base": TransformConfig(depth_8=8, depth_16=12, extra_depth_16=0),
+}
 
 
 @torch.no_grad()
@@ -89,10 +92,12 @@ def grown(config: TransformConfig, folder: Path, crops: Tensor) -> TransformCode
         click.ClickException: the folder holds none.
     """
     released = read_release(folder).networks
-    before = released.config.to_json()
-    codec = TransformCodec(
-        TransformConfig(**{name: max(n, before[name]) for name, n in config.to_json().items()})
-    )
+    before, wanted = released.config.to_json(), config.to_json()
+    larger = {name: max(n, before[name]) for name, n in wanted.items()}
+    # g_a's own blocks are counted from g_s's on, so there are fewer of them where those grow
+    deepest = max(c["depth_16"] + c["extra_depth_16"] for c in (before, wanted))
+    larger["extra_depth_16"] = deepest - larger["depth_16"]
+    codec = TransformCodec(TransformConfig(**larger))
     load_released(codec, released, crops)
     return codec
 
