@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 BORDER_WEIGHTS = (9.0, 1.4)  # the outermost pixels, and the seven next to them
 SSIM_SCALES = 3
 CHROMA_WEIGHT = 0.5  # of what is left of an error without luma's
-COARSE_WEIGHTS = (
-    0.5,
-    0.5,
-)  # of the squared error at half and quarter size beside that at full size
+# of the squared error at half and quarter size beside that at full size
+COARSE_WEIGHTS = (0.5, 0.5)
+# in the utility's units; at its 0.5, LPIPS lost beside coarse squared errors, which buy bits
+LPIPS_WEIGHT = 0.65
 DETECTOR_WEIGHT = 0.15  # in the utility's units: as much as LPIPS then takes part
 
 
@@ -154,11 +154,10 @@ def structural_error(a: Tensor, b: Tensor) -> Tensor:
 def perceptual_error(x_bar: Tensor, x: Tensor, seen: DetectorFeatures | None = None) -> Tensor:
     """What is held against x_bar beside its squared error, (N,).
 
-    SSIM and LPIPS as in the utility (equation 5), and how differently a detector sees it. In units
-    of squared errors of 8-bit pixels, as the utility weighs them against each other. Both
-    (N, 3, H, W) in -1..1.
+    SSIM and LPIPS as in the utility (equation 5), LPIPS at `LPIPS_WEIGHT`, and how differently a
+    detector sees it. In units of squared errors of 8-bit pixels. Both (N, 3, H, W) in -1..1.
     """
-    weights = UtilityWeights()
+    weights = UtilityWeights(lpips=LPIPS_WEIGHT)
     error = weights.ssim * structural_error(x_bar, x) + weights.lpips * lpips(x_bar, x)
     if seen is not None:
         error = error + DETECTOR_WEIGHT * seen.distance(x_bar, x)
