@@ -8,8 +8,8 @@ all rates. The loss is bits + lambda(step) * error with lambda = 8.66 / step^2, 
 squared error at a uniform quantiser at high rate (dD/dR = -2 ln 2 * step^2 / 12), so a block
 coded with a finer step also weighs its error more, as the allocation means it to. The error is
 the allocation's utility (paper, equation 5): squared error, here with less weight on colour and
-also at half and quarter size, 1 - SSIM (at three scales) and LPIPS; with --detector also the
-distance of that detector's features, so that it sees what it saw before.
+also at half and quarter size, 1 - SSIM (at three scales) and LPIPS, which weighs more; with
+--detector also the distance of that detector's features, so that it sees what it saw before.
 
 LPIPS needs torchvision's SqueezeNet 1.1 features; they are downloaded, or found under $TORCH_HOME.
 
