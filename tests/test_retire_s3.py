@@ -482,6 +482,7 @@ def test_local_originals_of_an_archive_in_a_bucket(
         done = retire(run, remote, own_flight, "--yes")
     assert (done.code, "another one took over" in done.err) == (1, True)
     assert files() == [ONE, TWO, THREE]
+    s3().rm(f"{remote}/{leases.lease_key('beach')}")  # the other one is done
     done = retire(run, remote, own_flight, "--yes")
     assert (done.code, files()) == (0, []), done.err
 
