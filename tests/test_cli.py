@@ -248,6 +248,7 @@ def test_info_lists_the_first_images_of_a_large_flight(
     from archive_pipeline.commands._console import print_info
 
     image = {"width": 4, "height": 3, "codec": "pcdc", "source_bytes": 50, "archive_bytes": 7}
+    image["retired"] = False
     images = [{"id": f"{n}.jpg", **image, "footprint": None, "crs": None} for n in range(30)]
     totals = {"images": 30, "source_bytes": 1500, "archive_bytes": 210, "model_bytes": 0}
     result = {"flights": [{"id": "coast", "images": images}], "totals": totals}

@@ -79,6 +79,7 @@ def test_originals_go_and_nothing_else(run: Run, own_archive: Path, own_flight: 
         (own_flight / "sub" / name).write_bytes(data)
     files = {name: (own_flight / name).read_bytes() for name in NAMES}
     before = tree(own_archive)
+    assert "deleted by" not in run("info", "--archive", own_archive).out
     done = retire(run, own_archive, own_flight, "--yes", "--json")
     assert done.code == 0, done.err
     assert tree(own_flight) == {f"sub/{name}": data for name, data in beside.items()}
@@ -98,6 +99,8 @@ def test_originals_go_and_nothing_else(run: Run, own_archive: Path, own_flight: 
     again = retire(run, own_archive, own_flight, "--yes")
     assert again.code == 0, again.err
     assert "0 originals, 0 B deleted; 3 deleted before" in again.out
+    told = run("info", "--archive", own_archive).out.splitlines()
+    assert told[1] == "  3 originals deleted by archive retire: keep this archive"
     # removing the image for good tells that nothing else is left of it
     told = run("remove", "beach", NAMES[0], "--archive", own_archive, "--yes")
     assert "the originals of 1 of them were deleted by archive retire" in told.err

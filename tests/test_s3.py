@@ -187,10 +187,10 @@ def test_requests_of_info_and_of_a_window(
     with server.recorded() as requests:
         result = run("info", "--archive", twenty, "--json")
     assert result.json["totals"]["images"] == MANY
-    # the record, a listing of images, the index, two listings for documents and two for verdicts
-    # (there are none), and one of models
+    # the record, a listing of images, the index, two listings each for documents, deleted
+    # originals and verdicts (there are none), and one of models
     kinds = [(r.method, r.is_list) for r in requests]
-    assert kinds == [("GET", False), ("GET", True), ("GET", False), *[("GET", True)] * 5]
+    assert kinds == [("GET", False), ("GET", True), ("GET", False), *[("GET", True)] * 7]
     ring = np.array(result.json["flights"][0]["images"][0]["footprint"])
     middle, reach = ring.mean(0), np.ptp(ring, 0) / 10
     (west, south), (east, north) = middle - reach, middle + reach

@@ -247,6 +247,9 @@ def print_info(result: dict[str, Any], quiet: bool, most: int | None = None) -> 
             say(f"  {files} kept byte for byte, {byte_size(stored)}: {kinds}")
         for verdict in flight.get("verdicts", []):
             say(f"  {_verdict_line(verdict)}")
+        retired = sum(image["retired"] for image in images)
+        if retired:
+            say(f"  {counted(retired, 'original')} deleted by archive retire: keep this archive")
         for line in _table([_cells(image) for image in images[:most]]):
             say(line)
         if most is not None and len(images) > most:

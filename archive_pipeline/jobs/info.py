@@ -12,6 +12,7 @@ from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.documents import documents
 from archive_pipeline.store.index import look
 from archive_pipeline.store.layout import ArchiveError, ImageEntry, quote_name
+from archive_pipeline.store.retired import noted, retired_key
 from archive_pipeline.store.stored_models import decoders_of
 
 
@@ -35,7 +36,8 @@ def describe(archive_url: str) -> dict[str, Any]:
     order, both None where unknown; sizes are bytes. "models" has, by their SHA-256, what the models
     that the archive carries can decode with: "deterministic" and, with denoising steps,
     "diffusion". Images and documents whose record is damaged are under "damaged", name and error
-    each; "written_by" is the version that made the archive, None before 0.2.0.
+    each; "retired" of an image says that `retire` deleted its original, so this archive may be all
+    that is left of it; "written_by" is the version that made the archive, None before 0.2.0.
 
     Raises:
         ArchiveError: the archive cannot be used.
@@ -48,7 +50,9 @@ def describe(archive_url: str) -> dict[str, Any]:
         damaged.append({"image": name, "error": str(error)})
 
     contents = look(archive, damaged=note)
+    retired = noted(archive)
     for flight, image in contents.summaries():
+        image["retired"] = bool(retired) and retired_key(flight, image["id"]) in retired
         flights.setdefault(flight, []).append(image)
     kept = _documents(archive, note)
     for flight in kept:

@@ -117,6 +117,15 @@ def forget_retired(archive: Archive, flight: str, ids: Collection[str]) -> None:
         archive.prune(ROOT)
 
 
+def noted(archive: Archive) -> set[str]:
+    """Keys (`retired_key`) of all images of which originals are noted, without reading the notes.
+
+    Raises:
+        ArchiveError: the store fails.
+    """
+    return set(archive.stored(ROOT)) if archive.list_names(ROOT) else set()
+
+
 def _noted(archive: Archive, flight: str, ids: Collection[str]) -> list[str]:
-    there = set(archive.stored(ROOT)) if archive.list_names(ROOT) else set()
+    there = noted(archive)
     return [key for key in (retired_key(flight, id) for id in ids) if key in there]
