@@ -20,6 +20,8 @@ import pytest
 from conftest import FRAMES, Run, command_line
 from PIL import Image
 
+from archive_pipeline.jobs import cluster
+
 COMMANDS = ["ingest", "restore", "info", "check"]
 
 
@@ -199,7 +201,10 @@ def test_urls_that_do_not_work(run: Run, url: str) -> None:
     assert len(result.err.splitlines()) == 1
 
 
-def test_no_scheduler_answers(run: Run, flight: Path, tmp_path: Path) -> None:
+def test_no_scheduler_answers(
+    run: Run, flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "SCHEDULER_ANSWERS", 1)
     result = run(
         "ingest", flight, "--archive", tmp_path / "a.zarr", "--scheduler", "tcp://127.0.0.1:9",
     )  # fmt: skip

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SCHEDULER_ANSWERS = 10  # seconds, at most
 START_UP_TASKS = 1  # for each core; starting a worker takes about as long as an image
 FRAME_MEMORY = 2 << 30  # bytes a worker takes at most with a 20-megapixel frame
 QUEUED_PER_THREAD = 4  # tasks handed to the scheduler ahead of time, for each thread
@@ -104,7 +105,7 @@ def connect(
 
         with silence_logging_cmgr(logging.CRITICAL), ExitStack() as stack:
             try:
-                client = stack.enter_context(Client(scheduler, timeout="10s"))
+                client = stack.enter_context(Client(scheduler, timeout=SCHEDULER_ANSWERS))
             except (OSError, ValueError, TypeError) as error:
                 reason = "no Dask scheduler answers there"
                 if scheduler.startswith("tls:"):  # one that does not know us keeps silent as well
