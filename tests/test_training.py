@@ -218,7 +218,17 @@ def test_what_has_no_features(tmp_path: Path) -> None:
 def test_stage_1_trains_resumes_and_releases(crops: Path, tmp_path: Path) -> None:
     run, model = tmp_path / "run", tmp_path / "model"
     detector = random_detector(tmp_path)
-    workflow("train_transform.py", crops, "--run", run, *BRIEF, "--detector", detector)
+    workflow(
+        "train_transform.py",
+        crops,
+        "--run",
+        run,
+        *BRIEF,
+        "--architecture",
+        "fast",
+        "--detector",
+        detector,
+    )
     first = torch.load(run / "checkpoint.pt", weights_only=True)
     workflow("train_transform.py", crops, "--run", run, "--resume", *BRIEF, "--minutes", "0.08")
     second = torch.load(run / "checkpoint.pt", weights_only=True)
@@ -272,14 +282,16 @@ def test_released_weights_are_a_start_with_the_same_output() -> None:
     torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
 
 
-def test_the_released_transform_grows_to_base_and_is_the_same_there() -> None:
-    base = train_transform.ARCHITECTURES["base"]
-    folder, seen = shipped() / DEFAULT_MODEL, textures(1)
-    released = Model.from_folder(folder).networks
-    assert base.depth_16 > released.config.depth_16  # else nothing grows
-    grown = train_transform.grown(base, folder, textures(4))
-    assert grown.config == base
-    a, b = (coded(networks, seen, 30) for networks in (released, grown))
+def test_a_model_grows_to_the_releases_depth_and_is_the_same_there(tmp_path: Path) -> None:
+    fast, small = (train_transform.ARCHITECTURES[name] for name in ("fast", "small"))
+    assert Model.from_folder(shipped() / DEFAULT_MODEL).networks.config == small
+    before = train_transform.klt_codec(fast, textures(24))
+    for name, content in build_files(before).items():
+        (tmp_path / name).write_bytes(content)
+    grown = train_transform.grown(small, tmp_path, textures(4))
+    assert grown.config == small != fast
+    released = Model.from_folder(tmp_path).networks
+    a, b = (coded(networks, textures(1), 30) for networks in (released, grown))
     torch.testing.assert_close(a[0], b[0], rtol=1e-3, atol=1)
     torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=0.02)
 

@@ -46,8 +46,8 @@ from archive_pipeline.pcdc.transforms import TransformCodec, TransformConfig
 VALIDATION_STEPS = (16, 24, 32, 40, 48)
 HELD_OUT = 32  # crops
 ARCHITECTURES = {
-    "small": TransformConfig(),
-    "base": TransformConfig(depth_8=8, depth_16=12, extra_depth_16=0),
+    "small": TransformConfig(depth_8=8, depth_16=12, extra_depth_16=0),
+    "fast": TransformConfig(),
 }
 
 
@@ -118,7 +118,7 @@ def grown(config: TransformConfig, folder: Path, crops: Tensor) -> TransformCode
     type=click.Choice(list(ARCHITECTURES)),
     default="small",
     show_default=True,
-    help="Widths and depths; a --start that has less grows to it.",
+    help="Depth: that of the release, or of those before it. A --start that has less grows to it.",
 )
 def main(settings: Settings, detector: str | None, architecture: str) -> None:
     device, size, batch = settings.device, settings.size, settings.batch
