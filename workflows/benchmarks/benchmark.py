@@ -422,14 +422,14 @@ def main(
         (out / "summary.md").write_text(text)
         figures.draw_curves(points, names, list(measures), out / "curves")
         click.echo(text)
+        if folder is not None:
+            named = {summary.ours(n, steps[0]): summary.ours(n, 0) for n in steps}
+            kept = [{**r, "codec": named.get(r["codec"], r["codec"])} for r in points]
+            releases.record(folder, sha256, kept, [] if steps[0] else ties.pairs)
         (out / "crops").mkdir(exist_ok=True)
         chosen = summary.first_of_each(crops, SHEET_CROPS)
         for n, _ in enumerate(run(partial(_draw, folder=out / "crops"), chosen), 1):
             click.echo(f"side by side {n}/{len(chosen)}", err=True)
-    if folder is not None:
-        named = {summary.ours(n, steps[0]): summary.ours(n, 0) for n in steps}
-        kept = [{**r, "codec": named.get(r["codec"], r["codec"])} for r in points]
-        releases.record(folder, sha256, kept, [] if steps[0] else ties.pairs)
 
 
 if __name__ == "__main__":
