@@ -25,6 +25,7 @@ def run(*args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_all_parts_are_measured(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     done = run("--device", "cpu", *SMALL, *SMALLER, "--out", out)

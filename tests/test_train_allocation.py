@@ -35,6 +35,7 @@ def invoke(command: object, *args: object) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_objects_become_a_policy(tmp_path: Path, lpips_weights: None) -> None:
     rng = np.random.default_rng(0)
     flight = tmp_path / "flight"

@@ -155,6 +155,7 @@ processes.leave()
 """
 
 
+@pytest.mark.slow
 def test_processes_share_the_optimiser_and_a_checkpoint_has_all_of_it(tmp_path: Path) -> None:
     def take(numbers: range, before: str, after: str, by: tuple[str, ...]) -> dict[str, Any]:
         script = tmp_path / "steps.py"
