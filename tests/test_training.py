@@ -219,17 +219,8 @@ def test_what_has_no_features(tmp_path: Path) -> None:
 def test_stage_1_trains_resumes_and_releases(crops: Path, tmp_path: Path) -> None:
     run, model = tmp_path / "run", tmp_path / "model"
     detector = random_detector(tmp_path)
-    workflow(
-        "train_transform.py",
-        crops,
-        "--run",
-        run,
-        *BRIEF,
-        "--architecture",
-        "fast",
-        "--detector",
-        detector,
-    )
+    made = ("--architecture", "fast", "--detector", detector)
+    workflow("train_transform.py", crops, "--run", run, *BRIEF, *made)
     first = torch.load(run / "checkpoint.pt", weights_only=True)
     workflow("train_transform.py", crops, "--run", run, "--resume", *BRIEF, "--minutes", "0.08")
     second = torch.load(run / "checkpoint.pt", weights_only=True)
