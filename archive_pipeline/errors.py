@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 
@@ -30,7 +33,26 @@ def require(module: str, what: str, extra: str = "ingest") -> None:
         NotInstalled: it is not there.
     """
     if find_spec(module) is None:
-        raise NotInstalled(f"{what} needs {module}: pip install 'archive-pipeline[{extra}]'")
+        raise _missing(module, what, extra)
+
+
+@cache
+def importable(module: str) -> bool:
+    """Whether a package that only makes things faster is there and works; it is imported.
+
+    One that is installed but broken, as by a NumPy too new for it, is told in the log.
+    """
+    if find_spec(module) is None:
+        return False
+    try:
+        import_module(module)
+    except Exception as error:  # missing libraries, other versions, unknown processors
+        reason = " ".join(str(error).split())
+        logging.getLogger(__name__).warning(
+            "%s is installed but cannot be imported (%s): going on without it", module, reason
+        )
+        return False
+    return True
 
 
 def require_denoising() -> None:
@@ -39,8 +61,23 @@ def require_denoising() -> None:
     Raises:
         NotInstalled: neither is.
     """
-    if find_spec("torch") is None:
-        require("openvino", "--steps")
+    if find_spec("torch") is None and not importable("openvino"):
+        raise _missing("openvino", "--steps")
+
+
+def require_encoding() -> None:
+    """Make sure that what encodes is installed: PyTorch, and Numba for loops over symbols.
+
+    Raises:
+        NotInstalled: one is not, or Numba is broken, which the log then tells.
+    """
+    require("torch", "encoding")
+    if not importable("numba"):
+        raise _missing("numba", "encoding")
+
+
+def _missing(module: str, what: str, extra: str = "ingest") -> NotInstalled:
+    return NotInstalled(f"{what} needs {module}: pip install 'archive-pipeline[{extra}]'")
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 def reader(files: dict[str, bytes], engine: str, precision: Precision = "float32") -> Reader:
     with pytest.MonkeyPatch.context() as patch:
         if engine == "numpy":
-            patch.setattr(decoder, "find_spec", lambda name: None)
+            patch.setattr(decoder, "importable", lambda name: False)
         return Reader(files, precision)
 
 
@@ -320,10 +320,7 @@ def test_who_decodes_depends_on_the_settings_alone() -> None:
 
 def test_steps_without_openvino_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = models.register(RELEASED)
-    found = models.find_spec
-    monkeypatch.setattr(
-        models, "find_spec", lambda name: None if name == "openvino" else found(name)
-    )
+    monkeypatch.setattr(models, "importable", lambda name: False)
     assert isinstance(models.decoder_for(sha256, Settings(steps=1)), Codec)
     assert isinstance(models.decoder_for(sha256, Settings(steps=1, realism=0)), Reader)
 
@@ -400,6 +397,35 @@ def test_what_needs_the_extra_says_so(
     [line] = done.stderr.strip().splitlines()
     assert f"needs {needs}: pip install 'archive-pipeline[ingest]'" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_packages_that_are_broken_are_done_without(
+    archive: Path, flight: Path, tmp_path: Path
+) -> None:
+    """Numba refuses every NumPy that is newer than it knows, OpenVINO some systems."""
+    for name in ("numba", "openvino"):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "__init__.py").write_text("raise ImportError('too new')\n")
+    broken = f"import sys; sys.path.insert(0, {str(tmp_path / 'broken')!r})\n"
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        return without((), broken + COMMAND, *args, "--archive", archive)
+
+    plain = without(PLAIN, COMMAND, "restore", "--archive", archive, "-o", tmp_path / "plain")
+    assert plain.returncode == 0, plain.stderr
+    done = run("restore", "-o", tmp_path / "restored")
+    assert done.returncode == 0, done.stderr
+    assert "openvino is installed but cannot be imported (too new)" in done.stderr
+    [*files] = sorted((tmp_path / "plain").rglob("*.tif"))
+    assert len(files) == 3
+    for file in files:
+        again = tmp_path / "restored" / file.relative_to(tmp_path / "plain")
+        assert again.read_bytes() == file.read_bytes()
+
+    done = without((), broken + COMMAND, "ingest", flight, "--archive", tmp_path / "out")
+    assert done.returncode == 1
+    assert "numba is installed but cannot be imported (too new)" in done.stderr
+    assert "encoding needs numba: pip install 'archive-pipeline[ingest]'" in done.stderr
 
 
 def test_writing_an_array_without_pytorch_is_refused_by_name(archive: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive_pipeline.codec.settings import Settings
-from archive_pipeline.errors import require, require_denoising
+from archive_pipeline.errors import importable, require, require_denoising, require_encoding
 from archive_pipeline.pcdc.allocation import BudgetTooSmall
 from archive_pipeline.pcdc.bitstream import UnknownModel
 from archive_pipeline.pcdc.decoding import TileDecoder
@@ -152,9 +152,9 @@ def load_named(name: str) -> Model:
 
     Raises:
         ModelError: there is none of that name, or it is damaged.
-        NotInstalled: PyTorch is not.
+        NotInstalled: PyTorch or Numba is not.
     """
-    require("torch", "encoding")
+    require_encoding()
     from archive_pipeline.pcdc.model import Model
 
     model = Model.from_folder(find_folder(name))
@@ -217,9 +217,9 @@ def codec_for(sha256: str, device: str = "cpu", precision: Precision = "auto") -
     Raises:
         UnknownModel: the model is neither registered nor in a search folder.
         ModelError: its files are damaged.
-        NotInstalled: PyTorch is not.
+        NotInstalled: PyTorch or Numba is not.
     """
-    require("torch", "encoding")
+    require_encoding()
     return _torch_codec(sha256, device, precision)
 
 
@@ -234,7 +234,7 @@ def decoder_for(sha256: str, settings: Settings) -> TileDecoder:
         ModelError: its files are damaged.
         NotInstalled: PyTorch is not, and is needed for these settings.
     """
-    steps_by_torch = settings.steps and find_spec("openvino") is None
+    steps_by_torch = settings.steps and not importable("openvino")
     if steps_by_torch or settings.device != "cpu":
         if settings.device != "cpu":
             require("torch", f"--device {settings.device}")

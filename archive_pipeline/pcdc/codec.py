@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from archive_pipeline.errors import importable
 from archive_pipeline.pcdc.constants import SCALE_COUNT
 from archive_pipeline.pcdc.decoding import (
     R,
@@ -88,7 +88,7 @@ class Codec(TileDecoder):
         if self.batch_pixels > 1 or x.dtype != torch.float32:
             return self.model.networks.g_a(x)
         with self._lock:
-            if self._analysis is None and find_spec("openvino") is not None:
+            if self._analysis is None and importable("openvino"):
                 self._analysis = _openvino_analysis(self.model)
         return self.model.networks.g_a(x) if self._analysis is None else self._analysis(x)
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from archive_pipeline.errors import ArchivePipelineError
+from archive_pipeline.errors import ArchivePipelineError, importable
 from archive_pipeline.stages import stage
 
 PRECISION = 14
@@ -174,7 +173,7 @@ def one_by_one(function: Callable[[int], Any], items: Iterable[int]) -> list[Any
 
 def _is_worth_compiling(symbols: int) -> bool:
     loaded = "archive_pipeline.pcdc.kernels" in sys.modules
-    return loaded or (symbols >= WORTH_COMPILED and find_spec("numba") is not None)
+    return loaded or (symbols >= WORTH_COMPILED and importable("numba"))
 
 
 class Decoder:

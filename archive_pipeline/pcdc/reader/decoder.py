@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from archive_pipeline.errors import importable
 from archive_pipeline.pcdc.decoding import R, Symbols, T, TileDecoder
 from archive_pipeline.pcdc.model_files import (
     ENCODER,
@@ -156,7 +156,7 @@ def core_count() -> int:
 
 
 def _trunk(contents: Contents, precision: Precision) -> Trunk:
-    if find_spec("openvino") is None:
+    if not importable("openvino"):
         return numpy_trunk(contents.tensors, contents.config)
     from archive_pipeline.pcdc.reader.openvino_trunk import OpenVINOTrunk
 
