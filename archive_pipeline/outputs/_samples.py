@@ -10,6 +10,8 @@ from archive_pipeline.flight.raster import Pixels
 from archive_pipeline.flight.source_image import COMPLEX_INTEGERS, SourceImage
 from archive_pipeline.outputs._blocks import block_side
 
+UNPACKED_BYTES = 256 << 20  # of a temporary file
+
 
 def sample_options(source: SourceImage, alpha: bool) -> dict[str, Any]:
     """Options of rasterio's creation profile for a source's numbers.
@@ -35,7 +37,20 @@ def packing(profile: dict[str, Any], palette: bool) -> dict[str, Any]:
     """
     bits = {"nbits": profile["nbits"]} if "nbits" in profile else {}
     plain = palette or bits or _numpy_type(profile).kind not in "uif"
-    return {**bits, "predictor": "NO" if plain else "YES"}
+    level = {"level": 1} if is_photograph(profile) else {}
+    return {**bits, **level, "predictor": "NO" if plain else "YES"}
+
+
+def is_photograph(profile: dict[str, Any]) -> bool:
+    """Whether it is 8-bit RGB, whose noise packing harder makes little smaller."""
+    return profile["photometric"] == "RGB" and _numpy_type(profile) == np.uint8
+
+
+def staging(profile: dict[str, Any]) -> dict[str, Any]:
+    """Options of a temporary GeoTIFF: what is large is packed, as disks are small."""
+    pixel = profile["count"] * _numpy_type(profile).itemsize
+    small = profile["width"] * profile["height"] * pixel <= UNPACKED_BYTES
+    return {} if small else {"compress": "ZSTD", "zstd_level": 1}
 
 
 def as_shown(source: SourceImage, pixels: Pixels) -> Pixels:

@@ -47,7 +47,14 @@ from archive_pipeline.outputs._documents import (
     tiff_tags,
     without_statistics,
 )
-from archive_pipeline.outputs._samples import as_shown, packing, sample_options, stored_blocks
+from archive_pipeline.outputs._samples import (
+    as_shown,
+    is_photograph,
+    packing,
+    sample_options,
+    staging,
+    stored_blocks,
+)
 from archive_pipeline.outputs._sidecar import MADE_NAMESPACES, auxiliary_xml
 from archive_pipeline.outputs._tiff_tags import insert_tags
 from archive_pipeline.outputs.nodata import avoid_nodata, storable_nodata
@@ -56,12 +63,11 @@ from archive_pipeline.outputs.publish import NOTHING, Stamps, publish, workdir, 
 
 MANY_BANDS = 16
 JPEG_SIDE = 65535
+PNG_LEVEL = 3  # zlib's, of photographs
 
 _STAGE = {
     "driver": "GTiff",
     "tiled": True,
-    "compress": "ZSTD",
-    "zstd_level": 1,
     "sparse_ok": True,
     "bigtiff": "IF_SAFER",
     "num_threads": "ALL_CPUS",
@@ -142,11 +148,13 @@ def write_png(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     if palette and (source.mask in ("alpha", "mask") or source.dtype != "uint8"):
         raise OutputError(f"{source.id}: PNG cannot store this palette and its mask; use gtiff")
     alpha = source.mask != "none" and not palette and not own_alpha
+    profile = _profile(raster, alpha=alpha)
     with workdir(path) as work:
         staged, plain = work / "stage.tif", work / "plain.png"
-        with _open_new(staged, {**_STAGE, **_BLOCKS, **_profile(raster, alpha=alpha)}) as stage:
+        with _open_new(staged, {**_STAGE, **staging(profile), **_BLOCKS, **profile}) as stage:
             _stage(stage, raster, alpha=alpha, shown=True)
-        rasterio.shutil.copy(staged, plain, driver="PNG")
+        level = {"zlevel": PNG_LEVEL} if is_photograph(profile) else {}
+        rasterio.shutil.copy(staged, plain, driver="PNG", **level)
         final = work / "final.png"
         insert_chunks(plain, final, png_chunks(source, raster.decoder))
         pam = Path(f"{plain}.aux.xml")
@@ -264,7 +272,7 @@ def cog_writer(
         # Band by band, overviews of many bands need no block of all of them.
         interleave = "band" if profile["count"] > MANY_BANDS else "pixel"
         blocks = {"blockxsize": side, "blockysize": side, "interleave": interleave}
-        with _open_new(staged, {**_STAGE, **blocks, **profile}) as stage:
+        with _open_new(staged, {**_STAGE, **staging(profile), **blocks, **profile}) as stage:
             stage.update_tags(**{TIFF_ITEM: mark(decoder)})
             yield stage
         size = max(profile["width"], profile["height"])
