@@ -22,7 +22,7 @@ from archive_pipeline.flight.source_image import SourceImage
 from archive_pipeline.flight.tiff_directory import first_directory
 from archive_pipeline.flight.tiff_tags import MAKER_NOTE, Tag, exif_block, pack, read_block
 from archive_pipeline.flight.xmp import EXTENDED_PREFIX
-from archive_pipeline.outputs.writers import write_gtiff
+from archive_pipeline.outputs.writers import write_gtiff, write_jpeg
 
 needs_exiftool = pytest.mark.skipif(shutil.which("exiftool") is None, reason="no exiftool")
 BLACK_LEVEL, OPCODES, SERIAL, PRIVATE = 50714, 51022, 50735, 65000
@@ -118,6 +118,27 @@ def test_a_window_tells_its_own_size(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out.tif") as got:
         detail = got.getexif().get_ifd(0x8769)
         assert (detail[0xA002], detail[0xA003]) == (100, 50) == got.size
+
+
+def test_names_that_a_camera_filled_up_are_opened_without_warnings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DJI's FC300S writes its name in 32 bytes; libtiff calls it truncated, whenever it is read."""
+    exif = Image.Exif()
+    exif[0x010F] = "DJI" + "\0" * 28
+    exif[0x0110] = "FC300S" + "\0" * 25
+    Image.fromarray(np.moveaxis(noise(3), 0, -1)).save(tmp_path / "a.jpg", exif=exif)
+    source = read_source(tmp_path / "a.jpg", "a.jpg")
+    with caplog.at_level("WARNING"):
+        write_gtiff(tmp_path / "out.tif", whole(source))
+        with rasterio.open(tmp_path / "out.tif") as got:
+            assert got.tags()["EXIF_Make"] == "DJI"
+    assert "null byte" not in caplog.text
+    with Image.open(tmp_path / "out.tif") as image:
+        assert (image.getexif()[0x010F], image.getexif()[0x0110]) == ("DJI", "FC300S")
+    write_jpeg(tmp_path / "out.jpg", whole(source))
+    with Image.open(tmp_path / "out.jpg") as image, Image.open(tmp_path / "a.jpg") as original:
+        assert image.info["exif"] == original.info["exif"]
 
 
 def test_values_are_kept_byte_for_byte_in_both_orders(tmp_path: Path) -> None:

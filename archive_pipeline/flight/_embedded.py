@@ -17,7 +17,7 @@ from archive_pipeline.flight._metadata_blocks import (
 from archive_pipeline.flight.classes import class_blocks
 from archive_pipeline.flight.decoded import DECODERS
 from archive_pipeline.flight.jpeg_segments import PICTURES_LEFT_OUT, walk
-from archive_pipeline.flight.source_image import Notes, SourceError
+from archive_pipeline.flight.source_image import TIFF_DRIVERS, Notes, SourceError
 from archive_pipeline.flight.tiff_directory import count_pages, left_out
 
 
@@ -44,7 +44,7 @@ def _own(path: Path, dataset: rasterio.DatasetReader, notes: Notes) -> list[Bloc
     if driver in DECODERS:
         notes.leave_out(*dataset.notes)
         return list(dataset.blocks)
-    if driver in ("GTiff", "COG"):
+    if driver in TIFF_DRIVERS:
         return _tiff(path, notes)
     if driver in ("PNG", "WEBP", "GIF"):
         notes.leave_out(*_animation(path))

@@ -11,6 +11,7 @@ from archive_pipeline.flight.locations import Location, location
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.pose import CameraPose
 
+TIFF_DRIVERS = ("GTiff", "COG")  # GDAL's
 EXIF_PREFIX = b"Exif\0\0"
 COMPLEX_INTEGERS = "complex_int16"  # as rasterio names GDAL's CInt16
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
@@ -123,7 +124,7 @@ class SourceImage:
         Only TIFF's readers know TIFFs of 12 or 15 bits, as JPEG 2000 files have them.
         """
         bits = self.layout.get("bits")
-        most = 32 if self.driver in ("GTiff", "COG") else 8
+        most = 32 if self.driver in TIFF_DRIVERS else 8
         return bits if isinstance(bits, int) and 0 < bits < most and not self.lossy else None
 
     @property

@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -22,7 +22,12 @@ from rasterio.io import MemoryFile
 
 from archive_pipeline.flight.jpeg_segments import MAX_PAYLOAD, Segment, write_segments
 from archive_pipeline.flight.restored_tag import MARK, png_chunk
-from archive_pipeline.flight.source_image import EXIF_PREFIX, XMP_PREFIX, SourceImage
+from archive_pipeline.flight.source_image import (
+    EXIF_PREFIX,
+    TIFF_DRIVERS,
+    XMP_PREFIX,
+    SourceImage,
+)
 from archive_pipeline.flight.tiff_tags import Tag, read_block
 from archive_pipeline.flight.xmp import xmp_packet
 from archive_pipeline.geo.georef import Window
@@ -31,6 +36,7 @@ MAX_ICC = 16 << 20
 _ICC_PREFIX = b"ICC_PROFILE\0"
 _PHOTOSHOP_PREFIX = b"Photoshop 3.0\0"
 # Keyword, uncompressed, no language, no translated keyword.
+_ASCII = 2  # TIFF's type of texts
 _PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
 # Not among them: what belongs to animation or to the original's bit depth and palette.
 _PNG_KEPT = frozenset(b"cHRM gAMA iCCP sRGB cICP mDCV cLLI pHYs eXIf tIME tEXt zTXt iTXt".split())
@@ -89,7 +95,8 @@ def exif_tags(exif: bytes) -> dict[str, str]:
 def tiff_tags(source: SourceImage, window: Window) -> list[Tag]:
     """What a source's documents are in a TIFF's first directory: EXIF, XMP, IPTC, Photoshop's.
 
-    XMP is made UTF-8 and one packet, as TIFF's readers want it.
+    XMP is made UTF-8 and one packet, as TIFF's readers want it. Texts of a photograph's EXIF end
+    with one NUL: of more, as cameras fill up names with, libtiff warns whenever a file is opened.
 
     Args:
         window: of which EXIF gives the size, unless that is the whole image.
@@ -99,6 +106,8 @@ def tiff_tags(source: SourceImage, window: Window) -> list[Tag]:
     if window != (0, 0, source.width, source.height):
         exif = set_dimensions(exif, window[2], window[3])
     tags = list(read_block(exif.removeprefix(EXIF_PREFIX)))
+    if source.driver not in TIFF_DRIVERS:
+        tags = [_unpadded(tag) if tag.kind == _ASCII else tag for tag in tags]
     photoshop = b"".join(
         payload.removeprefix(_PHOTOSHOP_PREFIX)
         for name, payload in source.metadata
@@ -107,6 +116,11 @@ def tiff_tags(source: SourceImage, window: Window) -> list[Tag]:
     iptc = next((payload for name, payload in source.metadata if name == "IPTC"), b"")
     texts = {700: xmp_packet(source.metadata), 33723: iptc, 34377: photoshop}
     return [*tags, *(Tag(n, 1 if n == 700 else 7, len(t), t) for n, t in texts.items() if t)]
+
+
+def _unpadded(text: Tag) -> Tag:
+    value = text.value.rstrip(b"\0") + b"\0"
+    return replace(text, count=len(value), value=value) if len(value) < text.count else text
 
 
 def pack_segments(source: SourceImage) -> list[Segment]:

@@ -30,7 +30,7 @@ from archive_pipeline.flight.classes import classes_of
 from archive_pipeline.flight.jpeg_segments import fill_thumbnail, write_segments
 from archive_pipeline.flight.raster import Raster
 from archive_pipeline.flight.restored_tag import MARK, TIFF_ITEM, mark
-from archive_pipeline.flight.source_image import EXIF_PREFIX, SourceImage
+from archive_pipeline.flight.source_image import EXIF_PREFIX, TIFF_DRIVERS, SourceImage
 from archive_pipeline.flight.tiff_tags import Tag
 from archive_pipeline.geo.georef import Georef
 from archive_pipeline.geo.mapping import window_transform
@@ -117,7 +117,7 @@ def write_gtiff(path: Path, raster: Raster, replace: Stamps = NOTHING) -> None:
     tags = tiff_tags(source, raster.window)
     palette, white = source.colormap is not None, source.white_is_zero
     with cog_writer(path, profile, raster.decoder, palette, pam, replace, tags, white) as stage:
-        if source.driver not in ("GTiff", "COG"):
+        if source.driver not in TIFF_DRIVERS:
             exif = {k: v for k, v in exif_tags(embedded.exif).items() if k not in stage.tags()}
             _write_tags(stage, {"": exif})
         _stage(stage, raster)
