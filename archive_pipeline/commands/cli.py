@@ -5,6 +5,9 @@ Heavy modules are imported inside the commands: `archive --help` answers at once
 
 from __future__ import annotations
 
+import atexit
+import gc
+
 import click
 
 from archive_pipeline._version import __version__
@@ -41,6 +44,8 @@ class InOrderOfUse(click.Group):
 @click.version_option(__version__, prog_name="archive")
 def main() -> None:
     """Keep drone imagery small: archive flights, restore any area as georeferenced pixels."""
+    # A process that ends needs no search for cycles among all objects of all packages.
+    atexit.register(gc.freeze)
 
 
 for command in (
