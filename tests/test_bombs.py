@@ -273,6 +273,33 @@ def test_files_larger_than_memory(own: Path, key: str) -> None:
     assert "a.tif" in problems[0]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_never_opened(own: Path, tmp_path: Path, kind: str) -> None:
+    """A pipe would be waited for, and a device such as /dev/zero never ends."""
+    keys = ("metadata/c/0", "mask/c/0/0", "pixels/c/0/0/0")
+    for key in keys:
+        path = folder_of(own) / key
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/null")
+    for args in (["check"], ["restore", "-o", str(tmp_path / "out")]):
+        command = [sys.executable, "-m", "archive_pipeline.commands.cli", *args]
+        done = subprocess.run(
+            [*command, "--archive", own],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env=ref.subprocess_environment(),
+        )
+        assert done.returncode == 1
+        told = done.stdout + done.stderr
+        assert told.count("it is no file") == (len(keys) if args == ["check"] else 1)
+        assert "a.tif" in told
+        assert "Traceback" not in told
+
+
 def test_other_files_larger_than_memory(archive: Path, tmp_path: Path) -> None:
     url = Path(shutil.copytree(archive, tmp_path / "own.zarr"))
     opened = Archive.open(url)

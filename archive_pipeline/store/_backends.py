@@ -34,6 +34,22 @@ class Stored:
     version: str | None = None
 
 
+class Folder(LocalStore):
+    """A folder's files. Pipes and devices, to which a stranger's archive may have links, are none."""
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            mode = os.stat(self.root / key).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise OSError("it is no file")
+        return await super().get(key, prototype, byte_range)
+
+
 def is_url(path: str) -> bool:
     """Whether a path is an fsspec URL."""
     return "://" in path or "::" in path
@@ -49,7 +65,7 @@ def open_store(url: str, read_only: bool) -> Store:
     if url.startswith("file://"):
         url = url2pathname(urlsplit(url).path)  # zarr's own local store writes atomically
     if not is_url(url):
-        return LocalStore(url, read_only=read_only)
+        return Folder(url, read_only=read_only)
     options = remote_options(url)
     return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
 
