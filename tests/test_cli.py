@@ -294,6 +294,17 @@ def test_shells_can_complete_commands(tmp_path: Path) -> None:
     assert done.stdout.split() == ["plain,--mosaic"]
 
 
+@pytest.mark.parametrize("option", [(), ("--json",)], ids=["table", "json"])
+def test_a_reader_that_ends_is_no_error(archive: Path, option: tuple[str, ...]) -> None:
+    """As `head` does."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [*command_line("info"), "--archive", str(archive), *option]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_a_terminal_is_told_what_is_being_done(tmp_path: Path) -> None:
     """Before the first image and after the last, too; the last of it does not stay."""
     folder, url = tmp_path / "beach", tmp_path / "a.zarr"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -38,14 +39,24 @@ def _errors(verbose: int) -> Iterator[None]:
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     except Exception as error:
-        if verbose:
-            raise
+        if verbose or (isinstance(error, BrokenPipeError) and _nobody_reads()):
+            raise  # click ends in silence where nobody reads on
         line = " ".join(str(error).split()) or type(error).__name__
         # the project's own errors say all there is to say; others need their type's name
         if not isinstance(error, ArchivePipelineError | ValueError):
             line = f"{type(error).__name__}: {line}"
         say(f"Error: {line}", err=True)
         sys.exit(ERROR)
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads stdout has ended, as in `archive info | head -1`."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    stdout = select.poll()
+    with suppress(ValueError):
+        stdout.register(sys.stdout.fileno(), 0)  # errors are told unasked
+    return bool(stdout.poll(0))
 
 
 @contextmanager

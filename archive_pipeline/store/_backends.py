@@ -35,7 +35,7 @@ class Stored:
 
 
 class Folder(LocalStore):
-    """A folder's files. Pipes and devices, to which a stranger's archive may have links, are none."""
+    """A folder's files; pipes and devices, which a stranger's archive may lead to, are none."""
 
     async def get(
         self,
