@@ -713,3 +713,17 @@ def test_per_dataset_mask_is_internal(tmp_path: Path) -> None:
     assert not (tmp_path / "out.tif.msk").exists()
     with rasterio.open(tmp_path / "out.tif") as dataset:
         assert dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
+
+
+@pytest.mark.parametrize("writer", [write_gtiff, write_jpeg, write_png])
+@pytest.mark.parametrize("room", ["256k", "2m"], ids=["no-room", "room-for-a-part"])
+def test_a_full_disk_is_told_as_such(
+    tmp_path: Path, mounted: Callable[[str], Path], writer: Callable[..., None], room: str
+) -> None:
+    """GDAL tells of a scanline that was not written."""
+    source = make_tiff(tmp_path / "a.tif", noise(3, width=1500, height=1000))
+    disk = mounted(f"size={room}")
+    out = disk / ("out.jpg" if writer is write_jpeg else "out.tif")
+    with pytest.raises(OutputError, match=f"^{out}: No space left on device$"):
+        writer(out, whole(source))
+    assert not list(disk.iterdir())

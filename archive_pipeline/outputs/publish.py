@@ -26,6 +26,7 @@ NOTHING: Stamps = {}
 
 PREFIX = ".restore-"
 LOCK = "archive-restore.lock"  # no folder of somebody else's has one
+ROOM = 4 << 20  # bytes that a disk which is not full has room for
 
 
 @contextmanager
@@ -41,11 +42,23 @@ def workdir(path: Path) -> Iterator[Path]:
             _in_use(Path(folder)),
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         ):
-            yield Path(folder)
+            try:
+                yield Path(folder)
+            except (RasterioError, CPLE_BaseError):
+                _raise_if_full(Path(folder))
+                raise
     except (OSError, RasterioError, CPLE_BaseError) as error:
         cause = root_cause(error)
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         raise DiskError(f"{path}: {' '.join(reason.split())}") from error
+
+
+def _raise_if_full(folder: Path) -> None:
+    """Raise the `OSError` of a disk without room; GDAL's errors name a scanline instead."""
+    with open(folder / "room", "wb", buffering=0) as file:
+        data = memoryview(bytes(ROOM))
+        while data:
+            data = data[file.write(data) :]
 
 
 @contextmanager
