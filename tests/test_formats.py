@@ -449,6 +449,17 @@ def test_a_folder_is_listed_once_until_it_changes(
     assert server.connections() == 0
 
 
+def test_pipes_that_are_nobodys_sidecars(tmp_path: Path, bounded: None) -> None:
+    path = save(tmp_path / "a.jpg")
+    for name in (".sync", ".a", "queue", "other.tif"):
+        os.mkfifo(tmp_path / name)
+    open_image(path).close()
+    for name in ("a_rpc", "summary.txt"):
+        os.mkfifo(tmp_path / name)
+        assert refused(path) == f"{name} beside it is a pipe or a device"
+        (tmp_path / name).unlink()
+
+
 def test_hfa_files_name_only_files_beside_them(tmp_path: Path, bounded: None) -> None:
     path = save(tmp_path / "huge.img", "HFA", USE_SPILL="YES")
     data = path.read_bytes()

@@ -218,7 +218,7 @@ def _check_companions(path: Path, driver: str) -> None:
     except OSError as error:
         raise SourceError(path, f"its folder cannot be listed: {error.strerror}") from error
     for other in others.odd:
-        if other == path.name or (not external and _is_named_image(other)):
+        if other == path.name or not (external or _may_be_sidecar(other, stem)):
             continue
         if _would_block(path.with_name(other)):
             raise SourceError(path, f"{other} beside it is a pipe or a device")
@@ -238,8 +238,10 @@ def _check_companions(path: Path, driver: str) -> None:
     check_grids(path, driver, others)
 
 
-def _is_named_image(name: str) -> bool:
-    return os.path.splitext(name)[1].casefold() in IMAGE_SUFFIXES
+def _may_be_sidecar(name: str, stem: str) -> bool:
+    """Whether GDAL may look for a file beside an image: none by a hidden name or without suffix."""
+    suffix = os.path.splitext(name)[1].casefold()
+    return suffix not in IMAGE_SUFFIXES and (suffix != "" or name.casefold().startswith(stem))
 
 
 def _check_part(image: Path, part: Path, suffixes: str) -> None:
