@@ -9,7 +9,7 @@
 # recalculate", in the same words where the whole is written, which is right. `rio.bounds()` multiplies the
 # size of the first row and column as if nothing were turned, without a warning, so that most of the ground
 # of the whole raster, too, is outside. Cut with `rio.isel_window`, which keeps the transform, or write it
-# anew: `rio.write_transform(transform @ Affine.translation(col, row))`. The documentation names none of it.
+# anew: `rio.write_transform(transform @ Affine.translation(col, row))`. Issue 847 is about the bounds.
 #
 # Seen with rioxarray 0.19.0, xarray 2026.9.0, rasterio 1.4.4, affine 3.0.1, Python 3.11, Linux x86-64: pixels
 # of 0.5 m, a window 20 m and 10 m off the corner. Of the raster turned by 30 degrees its file is 22.4 m from
