@@ -14,7 +14,7 @@
 # Seen with rioxarray 0.19.0, xarray 2026.9.0, rasterio 1.4.4, affine 3.0.1, Python 3.11, Linux x86-64: pixels
 # of 0.5 m, a window 20 m and 10 m off the corner. Of the raster turned by 30 degrees its file is 22.4 m from
 # where it belongs, of the same raster north-up 0.0 m; reduced by half 0.50 m a pixel, and 1.00; the bounds
-# hold 32 % of the raster's ground, and 100 %.
+# hold 32 % of the raster's ground, and 100 %. rioxarray 0.23.0, for newer Pythons, does the same.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
