@@ -323,6 +323,18 @@ def test_gtiff_has_overviews_that_respect_the_mask(tmp_path: Path) -> None:
         assert not small.mask[113:].any()
 
 
+def test_overviews_of_classes_have_the_commonest(tmp_path: Path) -> None:
+    """Those by nearest pixels lie half of an overview's pixel beside those of photographs."""
+    pixels = np.full((1, 600, 700), 5, np.uint8)
+    pixels[:, ::2, ::2] = 1
+    make_tiff(tmp_path / "classes.tif", pixels)
+    with rasterio.open(tmp_path / "classes.tif", "r+") as out:
+        out.write_colormap(1, {1: (255, 0, 0, 255), 5: (0, 255, 0, 255)})
+    write_gtiff(tmp_path / "out.tif", whole(read_source(tmp_path / "classes.tif", "classes")))
+    with rasterio.open(tmp_path / "out.tif", overview_level=0) as small:
+        assert (small.read() == 5).all()
+
+
 def test_lossy_pixels_never_collide_with_nodata(tmp_path: Path) -> None:
     pixels = noise(3)
     pixels[:, :40] = 0

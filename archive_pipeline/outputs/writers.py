@@ -257,7 +257,7 @@ def cog_writer(
         path: the output file; its folder is created.
         profile: rasterio's creation profile: size, count, dtype, georeference, photometric, ...
         decoder: what made the pixels, for the mark.
-        palette: pixel values are classes: overviews pick pixels rather than average them.
+        palette: pixel values are classes: overviews have the commonest, where others average.
         pam: text of GDAL's ``.aux.xml`` beside the output; none where empty.
         replace: what may be replaced, see `publish`.
         tags: more tags for the file's first directory.
@@ -278,7 +278,7 @@ def cog_writer(
         size = max(profile["width"], profile["height"])
         factors = [2**n for n in range(1, 32) if size > COG_BLOCK * 2 ** (n - 1)]
         if factors:
-            resampling = Resampling.nearest if palette else Resampling.average
+            resampling = Resampling.mode if palette else Resampling.average
             with quiet(), rasterio.open(staged, "r+", driver="GTiff") as stage:
                 stage.build_overviews(factors, resampling)
         overviews = "AUTO" if factors else "NONE"  # GDAL would make them for small blocks
