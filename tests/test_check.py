@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zarr
 from conftest import FRAMES, Run
 
 from archive_pipeline.jobs.check import check
@@ -116,6 +117,29 @@ def test_check_finds_what_damage_leaves_readable(own_archive: Path) -> None:
         assert path.relative_to(own_archive / "flights").parts[1] in report.problems[0]
         path.write_bytes(data)
     assert check(str(own_archive)).problems == []
+
+
+def test_shards_that_are_not_the_images_own(own_archive: Path) -> None:
+    """Each tile is whole, so that checksums say nothing."""
+    one, two, *_ = Archive.open(str(own_archive)).images()
+    shards = [next((own_archive / entry.key / "pixels").glob("c*")) for entry in (one, two)]
+    files = [next(p for p in (s, *s.rglob("*")) if p.is_file()) for s in shards]
+    data = [file.read_bytes() for file in files]
+    assert len(data[0]) != len(data[1])
+    for file, other in zip(files, reversed(data), strict=True):
+        file.write_bytes(other)
+    first, second = check(str(own_archive)).problems
+    assert f"{one.id}: " in first
+    assert f"{two.id}: " in second
+    assert "bytes are stored" in first
+    for file, own in zip(files, data, strict=True):
+        file.write_bytes(own)
+    assert not check(str(own_archive)).problems
+
+    pixels = zarr.open_array(own_archive / one.key / "pixels", mode="r+")
+    pixels[:5, :5] = 0  # every tile that is touched is coded anew
+    [problem] = check(str(own_archive)).problems
+    assert "bytes are stored" in problem
 
 
 def test_index_damage(own_archive: Path) -> None:

@@ -12,14 +12,18 @@ from archive_pipeline.store.leftovers import leftovers, may_be_whole, settle
 
 def leftover_bytes(archive: Archive, key: str) -> int:
     """Bytes below an image that are no part of it; none of what may have lost its record."""
+    return stored_bytes(archive, key)[1]
+
+
+def stored_bytes(archive: Archive, key: str) -> tuple[int, int]:
+    """Bytes below an image, and `leftover_bytes` of them; none where its record is damaged."""
     try:
         found = archive.stored(key)
         names = leftovers(archive, key, found)
-    except ArchiveError:  # a damaged record, which is a problem of its own
-        return 0
-    if may_be_whole(key, found):
-        return 0
-    return sum(found[name].size for name in names)
+    except ArchiveError:  # a problem of its own
+        return 0, 0
+    left = () if may_be_whole(key, found) else names
+    return sum(one.size for one in found.values()), sum(found[name].size for name in left)
 
 
 def told(archive: Archive, key: str, size: int) -> str:

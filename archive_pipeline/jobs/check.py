@@ -14,7 +14,7 @@ from archive_pipeline.errors import UsageError
 from archive_pipeline.geo.georef import Window
 from archive_pipeline.jobs._adding_overviews import add_missing
 from archive_pipeline.jobs._documents import check_documents
-from archive_pipeline.jobs._leftovers import leftover_bytes, remove, told
+from archive_pipeline.jobs._leftovers import leftover_bytes, remove, stored_bytes, told
 from archive_pipeline.jobs._verdicts import check_verdicts
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
@@ -105,9 +105,12 @@ def check(
             report.images += 1
             found[key] = entry
         report.problems += problems
+        stored, left[key] = stored_bytes(archive, key)
+        if entry is not None and not problems and not left[key] and not archive.is_written():
+            problems = _compare_size(entry, stored)
+            report.problems += problems
         if problems:
             broken.add(key)
-        left[key] = leftover_bytes(archive, key)
         if entry is None and not problems and not archive.is_written():
             _see_to_lost(archive, report, key, key in listed)
         progress(len(keys))
@@ -207,6 +210,14 @@ def _check_key(archive: Archive, key: str) -> tuple[ImageEntry | None, list[str]
     except ArchiveError as error:
         return None, [str(error)]
     return entry, [] if entry is None else check_image(archive, entry)
+
+
+def _compare_size(entry: ImageEntry, stored: int) -> list[str]:
+    """Whether as many bytes are stored as were: others may have put whole shards there."""
+    expected = entry.record["archive_bytes"]
+    if stored == expected:
+        return []
+    return [f"{entry.flight}/{entry.id}: {stored} bytes are stored, and {expected} were written"]
 
 
 def _now(archive: Archive, key: str) -> ImageEntry | None:
