@@ -62,6 +62,24 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _done_once() -> Iterator[None]:
+    """Frames that were archived before are not encoded again, see `done_once`."""
+    import done_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        done_once.patch(patch)
+        yield
+
+
+@pytest.fixture
+def done_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But here they are."""
+    import done_once
+
+    done_once.unpatch(monkeypatch)
+
+
 @pytest.fixture
 def run() -> Run:
     """Run `archive` in this process: run("ingest", folder, "--archive", url)."""

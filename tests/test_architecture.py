@@ -8,6 +8,7 @@ import importlib
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,15 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, which many tests ask for."""
+    return ast.parse(path.read_text())
+
+
 def imported(name: str, lazy: bool) -> Iterator[str]:
     """Dotted names that a module imports of the package, those inside functions if `lazy`."""
-    todo: list[ast.AST] = [ast.parse(MODULES[name].read_text())]
+    todo: list[ast.AST] = [parsed(MODULES[name])]
     while todo:
         node = todo.pop()
         if not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -110,6 +117,11 @@ def test_the_codec_does_not_need_its_training() -> None:
         assert not targets, f"{name} imports {targets}"
 
 
+@cache
+def imports_from(path: Path) -> list[ast.ImportFrom]:
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom)]
+
+
 def used_elsewhere(room: str) -> set[str]:
     """Names that other rooms and scripts import of a room's modules."""
     paths = [path for name, path in MODULES.items() if name.partition(".")[0] != room]
@@ -118,8 +130,8 @@ def used_elsewhere(room: str) -> set[str]:
     ]
     paths.append(PACKAGE / "__init__.pyi")
     used = set()
-    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
-        if isinstance(node, ast.ImportFrom) and node.module:
+    for node in (node for path in paths for node in imports_from(path)):
+        if node.module:
             module = node.module if node.level == 0 else f"{PACKAGE.name}.{node.module}"
             if module.startswith(f"{PACKAGE.name}.{room}"):
                 used |= {alias.name for alias in node.names}
@@ -159,7 +171,7 @@ def test_workflows_find_the_modules_that_they_share() -> None:
         text = path.read_text()
         tops = {
             alias
-            for node in ast.walk(ast.parse(text))
+            for node in ast.walk(parsed(path))
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in [getattr(node, "module", None) or node.names[0].name]
         }

@@ -100,6 +100,7 @@ def test_workers_that_cannot_start_for_a_while_come_back(tmp_path: Path) -> None
 # Somebody else on this machine: tries a port in every way, without the key that the run has.
 STRANGER = """if True:
     import socket, ssl, sys, tempfile
+    from concurrent.futures import ThreadPoolExecutor
     from distributed import Client
     from distributed.security import Security
 
@@ -125,17 +126,25 @@ STRANGER = """if True:
             except OSError as error:  # TLS' refusals, too
                 return type(error).__name__
 
-    for port in map(int, sys.argv[2:]):
-        print(port, answer(port, None), answer(port, tls(False)), answer(port, tls(True)))
-    address = sys.argv[1]
-    for url, security in (
-        (address, None), (address.replace("tls:", "tcp:"), None), (address, Security.temporary())
-    ):
+    def answers(port):
+        return port, answer(port, None), answer(port, tls(False)), answer(port, tls(True))
+
+    def connection(how):
+        url, security = how
         try:
             Client(url, security=security, timeout="3s")
-            print("connected")
+            return "connected"
         except (OSError, TypeError):  # the latter of a client without certificates
-            print("refused")
+            return "refused"
+
+    address = sys.argv[1]
+    ways = [
+        (address, None), (address.replace("tls:", "tcp:"), None), (address, Security.temporary())
+    ]
+    with ThreadPoolExecutor() as pool:  # most are waited for, each for seconds
+        for found in pool.map(answers, map(int, sys.argv[2:])):
+            print(*found)
+        print(*pool.map(connection, ways), sep="\\n")
 """
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -380,18 +381,26 @@ def flight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache  # each frame has a neighbour before it and one behind it
+def described(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return features of a frame, in full-size pixels, and what they look like."""
+    gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert gray is not None
+    scale = min(1.0, width / gray.shape[1])
+    small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    points, descriptors = cv2.SIFT.create(3000).detectAndCompute(small, None)
+    # OpenCV counts from pixel centres.
+    return (np.array([p.pt for p in points]) + 0.5) / scale, descriptors
+
+
+@cache
+def georef_of(path: Path) -> Georef:
+    return read_source(path, path.name).georef
+
+
 def matched(one: Path, two: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the same ground points in two frames, in full-size pixels."""
-    found = []
-    sift = cv2.SIFT.create(3000)
-    for path in (one, two):
-        gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        assert gray is not None
-        scale = min(1.0, width / gray.shape[1])
-        small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        points, descriptors = sift.detectAndCompute(small, None)
-        # OpenCV counts from pixel centres.
-        found.append(((np.array([p.pt for p in points]) + 0.5) / scale, descriptors))
+    found = [described(path, width) for path in (one, two)]
     pairs = cv2.BFMatcher().knnMatch(found[0][1], found[1][1], k=2)
     good = [m for m, n in pairs if m.distance < 0.75 * n.distance]
     source = found[0][0][[m.queryIdx for m in good]]
@@ -405,7 +414,7 @@ def disagreement(one: Path, two: Path, width: int) -> float:
     """Median distance in metres of the same ground points as two frames place them."""
     source, target = matched(one, two, width)
     assert len(source) >= 15
-    first, second = (read_source(path, path.name).georef for path in (one, two))
+    first, second = georef_of(one), georef_of(two)
     return float(
         np.median(np.linalg.norm(ground(first, *source.T) - ground(second, *target.T), axis=1))
     )
@@ -431,7 +440,7 @@ def thumbnails(folder: Path) -> list[tuple[str, Georef, np.ndarray]]:
         assert gray is not None
         small = cv2.resize(gray, (640, round(640 * gray.shape[0] / gray.shape[1])),
                            interpolation=cv2.INTER_AREA)  # fmt: skip
-        found.append((path.name, read_source(path, path.name).georef, small))
+        found.append((path.name, georef_of(path), small))
     return found
 
 

@@ -34,6 +34,8 @@ from archive_pipeline.pcdc.policy import pack_policy
 from archive_pipeline.store.archive import Archive
 from archive_pipeline.store.archived_image import ArchivedImage
 
+pytestmark = pytest.mark.usefixtures("done_anew")
+
 T = TypeVar("T")
 ROUNDS = 3
 

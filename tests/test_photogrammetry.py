@@ -146,7 +146,8 @@ def test_a_frame_in_place_of_another_is_named(run: Run, town: Path, tmp_path: Pa
         return third if index == 1 else pixels
 
     url = lossless(town, tmp_path / "bad.zarr", replace)
-    found = run("verify-photogrammetry", "--archive", url, "--originals", town, "--workers", 0)
+    args = ("--archive", url, "--originals", town, "--workers", 0, "--features", 2000, "--quick")
+    found = run("verify-photogrammetry", *args)
     assert found.code == 4
     assert "below tolerance" in found.out
     lines = [line for line in found.out.splitlines() if "of a frame shifted" in line]

@@ -94,7 +94,8 @@ def test_originals_go_and_nothing_else(run: Run, own_archive: Path, own_flight: 
         assert note["date"] <= note["deleted"]
         assert note["sha256"] == sha256_of(files[name])
     assert run("check", "--archive", own_archive).code == 0
-    assert run("restore", "--archive", own_archive, "-o", own_flight.parent / "back").code == 0
+    back = ("-o", own_flight.parent / "back", "--workers", 0)
+    assert run("restore", "--archive", own_archive, *back).code == 0
     # run again, there is nothing to do
     again = retire(run, own_archive, own_flight, "--yes")
     assert again.code == 0, again.err

@@ -27,6 +27,8 @@ from archive_pipeline.pcdc.encoding import encode_tiles
 from archive_pipeline.pcdc.entropy import CorruptStream
 from archive_pipeline.pcdc.model_files import digest
 
+pytestmark = pytest.mark.usefixtures("done_anew")
+
 TILE = 128
 SHA256 = digest(ref.tiny_files())
 

@@ -160,7 +160,7 @@ def load_named(name: str) -> Model:
     model = Model.from_folder(find_folder(name))
     if model.has_denoiser:  # archives would carry it, and only a restore would tell
         read_denoiser(model.files, model.networks.config.latents, model.sha256)
-    register(model.files)
+    _keep(model.sha256, model.files)
     return model
 
 

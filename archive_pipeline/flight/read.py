@@ -22,7 +22,7 @@ from archive_pipeline.errors import root_cause
 from archive_pipeline.flight._embedded import embedded
 from archive_pipeline.flight._metadata_blocks import Block
 from archive_pipeline.flight.decoded import DECODERS
-from archive_pipeline.flight.formats import no_network, open_image, settle
+from archive_pipeline.flight.formats import local_env, no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import walk
 from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.placing import FLAT, Ground, placed
@@ -263,7 +263,7 @@ def _is_soft(dataset: rasterio.DatasetReader) -> bool:
 def _strict(source: SourceImage | None = None) -> rasterio.Env:
     """libjpeg's warnings as errors, but for a salvaged image: it would fill gaps with grey."""
     salvaged = source is not None and source.salvaged
-    return rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="NO" if salvaged else "YES")
+    return local_env(GDAL_ERROR_ON_LIBJPEG_WARNING="NO" if salvaged else "YES")
 
 
 def _damage(path: Path, dataset: rasterio.DatasetReader) -> str:

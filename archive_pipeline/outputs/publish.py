@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from archive_pipeline.errors import root_cause
+from archive_pipeline.flight.formats import local_env
 from archive_pipeline.locks import is_locked, locked
 from archive_pipeline.outputs.paths import DiskError, OutputError
 
@@ -40,7 +40,7 @@ def workdir(path: Path) -> Iterator[Path]:
         with (
             tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent) as folder,
             _in_use(Path(folder)),
-            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            local_env(GDAL_TIFF_INTERNAL_MASK=True),
         ):
             try:
                 yield Path(folder)
