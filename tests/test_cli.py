@@ -20,6 +20,7 @@ import pytest
 from conftest import FRAMES, Run, command_line
 from PIL import Image
 
+from archive_pipeline.commands._console import extent
 from archive_pipeline.jobs import cluster
 
 COMMANDS = ["ingest", "restore", "info", "check"]
@@ -135,6 +136,20 @@ def test_a_box_beside_all_images_is_told_where_they_are(run: Run, archive: Path)
     assert float(north) - 1e-4 < max(lat for _, lat in points) <= float(north)
     assert float(south) < float(north)
     assert float(west) < float(east)
+
+
+@pytest.mark.parametrize(
+    ("west", "east", "told"),
+    [
+        (10.0, 11.0, "10.0000 -5.0000 11.0000 5.0000"),
+        (179.0, 181.0, "179.0000 -5.0000 -179.0000 5.0000"),
+        (190.0, 191.0, "-170.0000 -5.0000 -169.0000 5.0000"),
+        (0.0, 360.0, "-180.0000 -5.0000 180.0000 5.0000"),
+    ],
+)
+def test_the_box_of_all_images_is_one_that_is_taken(west: float, east: float, told: str) -> None:
+    ring = [[west, -5.0], [east, -5.0], [east, 5.0], [west, 5.0], [west, -5.0]]
+    assert extent({"flights": [{"images": [{"footprint": ring}, {"footprint": None}]}]}) == told
 
 
 def test_verbose_shows_where_an_error_came_from(command: Run, tmp_path: Path) -> None:

@@ -322,9 +322,13 @@ def extent(result: dict[str, Any]) -> str | None:
     points = [point for ring in rings if ring for point in ring]
     if not points:
         return None
-    box = [f"{math.floor(1e4 * min(p[n] for p in points)) / 1e4:.4f}" for n in (0, 1)]
-    box += [f"{math.ceil(1e4 * max(p[n] for p in points)) / 1e4:.4f}" for n in (0, 1)]
-    return " ".join(box)
+    west, south = (math.floor(1e4 * min(p[n] for p in points)) / 1e4 for n in (0, 1))
+    east, north = (math.ceil(1e4 * max(p[n] for p in points)) / 1e4 for n in (0, 1))
+    if east - west >= 360:
+        west, east = -180, 180
+    elif east > 180:  # a ring counts on across the antimeridian; a box's west is then the greater
+        west, east = west - 360 if west >= 180 else west, east - 360
+    return " ".join(f"{degrees:.4f}" for degrees in (west, south, east, north))
 
 
 def print_verification(report: Verification, quiet: bool) -> None:
