@@ -331,7 +331,7 @@ def test_check_does_not_blame_images_that_are_written_anew(
 def test_repair_writes_the_index(run: Run, own_archive: Path) -> None:
     args = ("check", "--archive", own_archive, "--json")
     gone = own_archive / "flights" / "beach" / "DJI_0002.JPG" / "zarr.json"
-    record = json.loads(gone.read_bytes())
+    record = gone.read_bytes()
     gone.unlink()
     broken = run(*args)
     assert broken.code == 1
@@ -344,7 +344,7 @@ def test_repair_writes_the_index(run: Run, own_archive: Path) -> None:
     assert len(read_index(Archive.open(own_archive)) or {}) == FRAMES - 1
     again = run(*args, "--repair")  # nothing to do, and nothing says that it was an image
     assert (again.code, again.json["notes"]) == (0, broken.json["problems"][:1])
-    gone.write_text(json.dumps(record))
+    gone.write_bytes(record)
     (own_archive / "items.parquet").unlink()
     assert "is missing" in run(*args).json["problems"][0]
     assert run(*args, "--repair").code == 0
