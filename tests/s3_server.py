@@ -14,6 +14,13 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 
+class _S3Only(DomainDispatcherApplication):
+    """Moto looks through its folders, for every request, for the service that is meant."""
+
+    def get_backend_for_host(self, host: str | None) -> str:
+        return "moto_api" if host == "moto_api" else "s3"
+
+
 @dataclass(frozen=True)
 class Request:
     """One request: bytes are those of the bodies."""
@@ -45,7 +52,7 @@ class S3Server:
     before: Callable[[str, str, dict[str, Any]], None] = lambda method, path, environ: None
 
     def __post_init__(self) -> None:
-        self.app = DomainDispatcherApplication(create_backend_app)
+        self.app = _S3Only(create_backend_app)
         self._port = 0
         self.start()
         # moto keeps buckets for the whole process: those of an earlier server are not this one's

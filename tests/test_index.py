@@ -498,7 +498,9 @@ def boxes(rng: np.random.Generator, images: list[Georef]) -> Iterator[tuple[Any,
             yield (*low.tolist(), *high.tolist()), crs
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+)
 def test_a_box_meets_the_same_images_with_and_without_the_index(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     archive = Archive.create(tmp_path / "a.zarr")

@@ -365,12 +365,13 @@ def box_of(archive: Path) -> list[Any]:
 
 
 def test_an_archive_is_read_without_the_extras(archive: Path, tmp_path: Path) -> None:
+    box = box_of(archive)
     commands = [
         ("info", "--archive", archive),
         ("check", "--archive", archive),
-        ("restore", "--archive", archive, "-o", tmp_path / "a", "--bbox", *box_of(archive)),
+        ("restore", "--archive", archive, "-o", tmp_path / "a", "--bbox", *box),
         ("restore", "--archive", archive, "-o", tmp_path / "b"),
-        ("restore", "--archive", archive, "-o", tmp_path / "c", "--mosaic"),
+        ("restore", "--archive", archive, "-o", tmp_path / "c", "--mosaic", "--bbox", *box),
     ]
     done = without(PLAIN, COMMANDS, json.dumps([[str(a) for a in args] for args in commands]))
     assert done.returncode == 0, done.stderr

@@ -142,7 +142,7 @@ def _check_budget(run: Run, folder: Path, url: Path, ratio: int) -> None:
 
 
 @needs_brighton
-@pytest.mark.parametrize("ratio", [24, 160])
+@pytest.mark.parametrize("ratio", [24, pytest.param(160, marks=pytest.mark.slow)])
 def test_budget_of_a_real_frame(run: Run, tmp_path: Path, ratio: int) -> None:
     folder = tmp_path / "one"
     folder.mkdir()
