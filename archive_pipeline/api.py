@@ -357,7 +357,7 @@ def check(
     progress: Count = _silent,
     stage: Stage = _silent,
 ) -> CheckReport:
-    """Verify every checksum, decode every tile, compare the index with the contents.
+    """Verify every checksum, decode every tile, compare sizes and the index with the contents.
 
     Args:
         archive: path or fsspec URL.

@@ -143,14 +143,11 @@ def pixels_of(jpeg: bytes, shape: tuple[int, ...], salvaged: bool) -> NDArray[np
     import rasterio
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
-    from rasterio.session import DummySession
+
+    from archive_pipeline.gdal import local_env
 
     strict = "NO" if salvaged else "YES"
-    env = rasterio.Env(
-        session=DummySession(),  # keys for S3 in the environment are no business of GDAL's here
-        GDAL_ERROR_ON_LIBJPEG_WARNING=strict,
-        GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
-    )
+    env = local_env(GDAL_ERROR_ON_LIBJPEG_WARNING=strict, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
     try:
         with env, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)

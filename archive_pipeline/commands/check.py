@@ -43,7 +43,7 @@ from archive_pipeline.commands._options import (
 def check(
     archive_url: str, as_json: bool, quiet: bool, verbose: int, repair: bool, overviews: bool
 ) -> None:
-    """Verify every checksum, decode every tile, compare the index with the contents.
+    """Verify every checksum, decode every tile, compare sizes and the index with the contents.
 
     Broken images are mended by ingesting them again with --overwrite. What interrupted ingests
     left takes room, but breaks nothing: it is told with its bytes.

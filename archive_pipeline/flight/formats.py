@@ -22,7 +22,6 @@ from pathlib import Path
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.session import DummySession
 
 from archive_pipeline.flight._beside import beside
 from archive_pipeline.flight._grids import check_grids
@@ -31,6 +30,7 @@ from archive_pipeline.flight.decoded import DECODERS, open_decoded
 from archive_pipeline.flight.locations import Location, open_file
 from archive_pipeline.flight.source_image import SourceError
 from archive_pipeline.flight.tiff_directory import check_bands
+from archive_pipeline.gdal import local_env
 
 # What drones, cameras and photogrammetry write.  Raw files are documents: GDAL opens only the
 # preview inside them.
@@ -111,15 +111,6 @@ _NITF_OVERVIEW = re.compile(r"\.r[0-9]")
 def no_network() -> rasterio.Env:
     """GDAL without a network, in a `with` statement."""
     return local_env(**NO_NETWORK)
-
-
-def local_env(**options: object) -> rasterio.Env:
-    """Settings of GDAL for files of this machine, in a `with` statement.
-
-    Where there are keys for S3 in the environment, rasterio would take 10 ms each time to hand
-    them to GDAL, which needs none.
-    """
-    return rasterio.Env(session=DummySession(), **options)
 
 
 def open_image(path: Path, complaints: list[str] | None = None) -> rasterio.DatasetReader:
@@ -249,7 +240,7 @@ def _check_companions(path: Path, driver: str) -> None:
 
 
 def _may_be_sidecar(name: str, stem: str) -> bool:
-    """Whether GDAL may look for a file beside an image: none by a hidden name or without suffix."""
+    """Whether GDAL may look for a file beside an image: what has no suffix bears its name."""
     suffix = os.path.splitext(name)[1].casefold()
     return suffix not in IMAGE_SUFFIXES and (suffix != "" or name.casefold().startswith(stem))
 

@@ -22,7 +22,7 @@ from archive_pipeline.errors import root_cause
 from archive_pipeline.flight._embedded import embedded
 from archive_pipeline.flight._metadata_blocks import Block
 from archive_pipeline.flight.decoded import DECODERS
-from archive_pipeline.flight.formats import local_env, no_network, open_image, settle
+from archive_pipeline.flight.formats import no_network, open_image, settle
 from archive_pipeline.flight.jpeg_segments import walk
 from archive_pipeline.flight.locations import Location, sha256
 from archive_pipeline.flight.placing import FLAT, Ground, placed
@@ -32,6 +32,7 @@ from archive_pipeline.flight.source_image import (
     SourceError,
     SourceImage,
 )
+from archive_pipeline.gdal import local_env
 from archive_pipeline.geo.georef import Window
 
 T = TypeVar("T")

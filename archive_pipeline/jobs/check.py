@@ -65,7 +65,7 @@ def check(
     repair: bool = False,
     overviews: bool = False,
 ) -> CheckReport:
-    """Check every checksum, decode every tile, compare the index with the contents.
+    """Check every checksum, decode every tile, compare sizes and the index with the contents.
 
     Images that are written meanwhile are taken as they were or as they are then.
 

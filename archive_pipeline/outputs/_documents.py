@@ -35,8 +35,8 @@ from archive_pipeline.geo.georef import Window
 MAX_ICC = 16 << 20
 _ICC_PREFIX = b"ICC_PROFILE\0"
 _PHOTOSHOP_PREFIX = b"Photoshop 3.0\0"
-# Keyword, uncompressed, no language, no translated keyword.
 _ASCII = 2  # TIFF's type of texts
+# Keyword, uncompressed, no language, no translated keyword.
 _PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
 # Not among them: what belongs to animation or to the original's bit depth and palette.
 _PNG_KEPT = frozenset(b"cHRM gAMA iCCP sRGB cICP mDCV cLLI pHYs eXIf tIME tEXt zTXt iTXt".split())

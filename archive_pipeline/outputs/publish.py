@@ -15,7 +15,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from archive_pipeline.errors import root_cause
-from archive_pipeline.flight.formats import local_env
+from archive_pipeline.gdal import local_env
 from archive_pipeline.locks import is_locked, locked
 from archive_pipeline.outputs.paths import DiskError, OutputError
 
