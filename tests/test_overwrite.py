@@ -43,6 +43,7 @@ ID, KEY = "dsm.tif", image_key("f", "dsm.tif")
 SIDES = (40, 50)  # of the image, one tile
 FIRST = "flights/beach/DJI_0001.JPG"
 Killed = type("Killed", (BaseException,), {})
+DAMAGES = [b"{", b'{"attributes":{"archive_pipelinf":{}}}']  # of records
 
 
 @pytest.fixture(autouse=True)
@@ -424,14 +425,20 @@ def test_one_of_another_size_is_not_taken_for_it(
         held.read(WHOLE)
 
 
+@pytest.mark.parametrize(
+    "damages",
+    [
+        DAMAGES,  # in turn; each of them at every place takes as long again
+        *(pytest.param(DAMAGES[n : n + 1], marks=pytest.mark.slow) for n in range(len(DAMAGES))),
+    ],
+)
 def test_a_damaged_record_is_replaced_only_by_a_whole_image(
-    tmp_path: Path, images: tuple[Image, Image], model: str, faults: Faults
+    tmp_path: Path, images: tuple[Image, Image], model: str, faults: Faults, damages: list[bytes]
 ) -> None:
     """Plain readers still see its pixels."""
     old, new = images
     ends = []
-    damages = itertools.cycle([b"{", b'{"attributes":{"archive_pipelinf":{}}}'])
-    for at, damage in zip(range(1, 100), damages, strict=False):
+    for at, damage in zip(range(1, 100), itertools.cycle(damages), strict=False):
         url = str(tmp_path / f"{at}.zarr")
         Archive.create(url)
         new.put(url, model)
